@@ -1,0 +1,20 @@
+# Writes the commit and whether the tree differs from it; touches the file only when that changed.
+execute_process(COMMAND git rev-parse HEAD WORKING_DIRECTORY ${SOURCE_DIR} OUTPUT_VARIABLE commit
+                OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
+if(failed)
+  set(commit "unknown")
+endif()
+execute_process(COMMAND git status --porcelain --untracked-files=no WORKING_DIRECTORY ${SOURCE_DIR}
+                OUTPUT_VARIABLE changes ERROR_QUIET)
+set(dirty false)
+if(NOT "${changes}" STREQUAL "")
+  set(dirty true)
+endif()
+set(text "constexpr const char* kCommit = \"${commit}\";\nconstexpr bool kDirty = ${dirty};\n")
+set(old "")
+if(EXISTS ${OUT})
+  file(READ ${OUT} old)
+endif()
+if(NOT "${old}" STREQUAL "${text}")
+  file(WRITE ${OUT} "${text}")
+endif()

@@ -1,0 +1,44 @@
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace greta {
+
+/// A fixed set of threads for loops over independent items. Which thread takes which item is not promised and must
+/// not matter to a result. The caller works too, so `threads` = 1 starts no thread at all. Idle workers spin for some
+/// microseconds (the gap between two operators of a decode step), then sleep in the kernel.
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls body(begin, end, worker) on disjoint ranges that cover [0, count), each at most `grain` long; worker is in
+  /// [0, size()). Returns when all are done. The first exception of a body is thrown here, after all have ended.
+  /// Not reentrant: one loop at a time, from one thread.
+  using Body = std::function<void(int64_t begin, int64_t end, int worker)>;
+  void parallel_for(int64_t count, int64_t grain, const Body& body);
+
+ private:
+  void work(int worker);
+  void take_items(int worker);
+
+  std::vector<std::thread> workers_;
+  std::atomic<uint32_t> generation_{0};  ///< raised once for each loop: wakes the workers
+  std::atomic<int> active_{0};           ///< workers that have not yet left the current loop
+  std::atomic<int64_t> next_{0};
+  int64_t count_ = 0;
+  int64_t grain_ = 1;
+  const Body* body_ = nullptr;
+  std::exception_ptr error_;
+  std::atomic<bool> failed_{false};
+  bool stopping_ = false;
+};
+
+}  // namespace greta
