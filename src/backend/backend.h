@@ -1,0 +1,278 @@
+#pragma once
+// The operator table: everything that a device computes for a model, and nothing else. The one forward pass
+// (decoder/forward.cpp) calls these operators; bisect calls them again on the same inputs (replay). So an operator's
+// arguments are plain structs that can be made anew from the plan, and an operator has no memory of earlier calls but
+// the KV cache that it is handed.
+//
+// Contract of every backend but the judge's rounding (docs/numerics: one order of addition): each row of an output
+// depends on its own inputs alone, by a fixed order of operations that follows from the weight's shape and type (for
+// attention: from absolute key positions). Rows in a call, chunking, neighbours, threads and page addresses change no bit.
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "quant/types.h"
+
+namespace greta {
+
+enum class KvType { f16, bf16, f32, f64 };  ///< f64: the reference's own
+enum class WeightMode { stored, f32, int8 };
+enum class Activations { bits16, bits8 };  ///< numerics.md section 3; only for integer weights on the CPU
+
+/// Keys and values lie in pages of this many consecutive positions, aligned to absolute position. It is also the
+/// attention split: a softmax is merged split by split in ascending order.
+inline constexpr int kKvPage = 64;
+
+/// Which numbers a tensor holds for the engine.
+enum class WeightUse {
+  matmul,     ///< [n_out, n_in]: y = W x
+  embedding,  ///< [vocab, dim]: a row is looked up; kept as stored in every weight mode
+  vector,     ///< [n]: norm weights, biases; F32 on the device whatever the file's type
+};
+
+/// A tensor as the file has it.
+struct WeightSource {
+  std::string name;
+  quant::Type type = quant::Type::F32;
+  int64_t rows = 0;  ///< n_out, vocab, or 1
+  int64_t cols = 0;  ///< n_in: contiguous in the file (GGUF's first dimension)
+  std::span<const std::byte> bytes;
+};
+
+/// A tensor resident on a device.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  std::string name;
+  WeightUse use = WeightUse::matmul;
+  quant::Type file_type = quant::Type::F32;
+  std::string resident;  ///< how it lies there, for reports: "Q4_K/16-row tiles", "F16 in place", "int8"
+  int64_t rows = 0;
+  int64_t cols = 0;
+  uint64_t resident_bytes = 0;  ///< allocated on the device (0 where the file's mapping is used in place)
+  bool file_in_use = true;      ///< false: the file's pages may be dropped, everything is in resident memory
+
+  /// Row `row` as FP32, read back through the resident layout: [cols]. For `stored` it is the file's dequantised row,
+  /// bit for bit.
+  virtual void read_back(int64_t row, float* out) const = 0;
+};
+
+/// Rows of activations in a backend's memory: row-major [rows, width], contiguous; elements are FP32, the reference's
+/// FP64. Who owns it knows the row count.
+struct View {
+  void* data = nullptr;
+  int64_t width = 0;
+};
+
+/// Memory owned by a backend, freed with this handle. Zeroed when made.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  virtual void* data() = 0;
+  virtual size_t bytes() const = 0;
+};
+
+/// The rows of one call: which token, of which sequence, at which position. Host arrays, each [rows]; the page table is
+/// [sequences, page_stride]: pages[s * page_stride + position / kKvPage] is where that position's keys and values lie.
+/// Rows of a sequence are in ascending position; a row's own key is written before attention reads it.
+struct BatchView {
+  int64_t rows = 0;
+  const int32_t* tokens = nullptr;
+  const int32_t* positions = nullptr;
+  const int32_t* sequences = nullptr;  ///< index into the page table's rows
+  const int32_t* pages = nullptr;
+  int64_t page_stride = 0;
+  int64_t sequence_count = 0;
+};
+
+/// One layer's keys and values: a pool of pages (layout inside a page is the backend's own).
+struct KvLayer {
+  void* k = nullptr;
+  void* v = nullptr;
+  int kv_heads = 0;
+  int head_dim = 0;
+};
+
+/// How a rotary embedding turns a head: pair i is rotated by position * inv_freq[i].
+enum class RopeStyle {
+  adjacent,  ///< pair i is elements (2i, 2i + 1)
+  half,      ///< pair i is elements (i, i + dims / 2)
+};
+struct RopeSpec {
+  RopeStyle style = RopeStyle::adjacent;
+  int dims = 0;                  ///< rotated elements of a head, even; the rest pass through
+  std::vector<double> inv_freq;  ///< [dims / 2] radians a position, every scaling applied
+  double magnitude = 1.0;        ///< cos and sin are multiplied by it (YaRN)
+};
+
+enum class Activation { silu, gelu_tanh };
+
+// ---- arguments, one struct an operator ---------------------------------------------------------------------------
+
+/// out[r] = table[tokens[r]] * scale
+struct EmbedArgs {
+  const BatchView* batch = nullptr;
+  const Weight* table = nullptr;
+  float scale = 1.0f;
+  View out;
+};
+
+/// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
+struct RmsnormArgs {
+  int64_t rows = 0;
+  View x;
+  const Weight* weight = nullptr;
+  float eps = 0.0f;
+  View out;
+};
+
+/// One product of a matmul call: out[r] = w x[r] (+ bias).
+struct MatmulOutput {
+  const Weight* weight = nullptr;
+  const Weight* bias = nullptr;  ///< may be null; added last, one rounding
+  View out;
+};
+
+/// Up to three products that read the same rows (q, k and v; gate and up): one call, one reading of x.
+struct MatmulArgs {
+  int64_t rows = 0;
+  View x;
+  std::array<MatmulOutput, 3> outputs;
+  int count = 1;
+};
+
+/// q_out = rotate(q); the cache's rows of this layer = (rotate(k), v), rounded to the cache's type.
+struct RopeArgs {
+  const BatchView* batch = nullptr;
+  const RopeSpec* rope = nullptr;
+  int heads = 0;
+  View q;  ///< [rows, heads * head_dim]
+  View k;  ///< [rows, kv_heads * head_dim]
+  View v;
+  View q_out;
+  KvLayer cache;
+};
+
+/// out[r, h] = sum_j softmax_j(scale * q[r, h] . k[j]) v[j] over the keys j = 0 .. position[r] of row r's sequence;
+/// head h reads kv head h / (heads / kv_heads). Only the cache is read, the row's own key too.
+struct AttentionArgs {
+  const BatchView* batch = nullptr;
+  int heads = 0;
+  float scale = 0.0f;
+  View q;
+  KvLayer cache;
+  View out;
+};
+
+/// out = a + b. out may be a.
+struct AddArgs {
+  int64_t rows = 0;
+  View a;
+  View b;
+  View out;
+};
+
+/// out = activation(gate) * up. out may be gate.
+struct GluArgs {
+  int64_t rows = 0;
+  Activation activation = Activation::silu;
+  View gate;
+  View up;
+  View out;
+};
+
+/// out[i] = x[rows[i]]: a wire, it moves bits.
+struct GatherArgs {
+  std::span<const int32_t> rows;
+  View x;
+  View out;
+};
+
+// ---- the table ---------------------------------------------------------------------------------------------------
+
+enum class KvPart { k, v };
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string name() const = 0;         ///< "cpu", "reference", "cuda:0"
+  virtual std::string description() const = 0;  ///< with instruction set, threads, activation and KV mode, for the log
+  virtual size_t element_bytes() const = 0;     ///< of activations: 4, the reference's 8
+  virtual KvType kv_type() const = 0;
+
+  /// The capability query, asked by the plan before anything is allocated: nothing, or why this backend cannot use such
+  /// a tensor and what would help.
+  virtual std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const = 0;
+  /// Bytes that load() will allocate for it.
+  virtual uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const = 0;
+  /// Bytes of one page of one layer, keys and values each.
+  virtual uint64_t kv_page_bytes(int kv_heads, int head_dim) const = 0;
+  /// Bytes of scratch that operators of this width and row count need beside their arguments.
+  virtual uint64_t scratch_bytes(int64_t rows, int64_t widest) const = 0;
+  /// Bytes of memory free for us now.
+  virtual uint64_t available_bytes() const = 0;
+
+  virtual std::unique_ptr<Buffer> allocate(size_t bytes) = 0;
+  virtual std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) = 0;
+
+  /// Rows [first, first + count) of a view, as FP32 (the reference rounds) or FP64 (exact).
+  virtual void read(const View& view, int64_t first, int64_t count, float* out) const = 0;
+  virtual void read(const View& view, int64_t first, int64_t count, double* out) const = 0;
+  /// Writes rows (replay, tests): the opposite of read; FP64 is rounded to the element type.
+  virtual void write(const View& view, int64_t first, int64_t count, const double* in) = 0;
+  /// The cache's own values of batch row `row`: [kv_heads * head_dim].
+  virtual void read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row, double* out) const = 0;
+
+  virtual void embed(const EmbedArgs& args) = 0;
+  virtual void rmsnorm(const RmsnormArgs& args) = 0;
+  virtual void matmul(const MatmulArgs& args) = 0;
+  virtual void rope(const RopeArgs& args) = 0;
+  virtual void attention(const AttentionArgs& args) = 0;
+  virtual void add(const AddArgs& args) = 0;
+  virtual void glu(const GluArgs& args) = 0;
+  virtual void gather(const GatherArgs& args) = 0;
+
+  /// Kernels that ran since reset_route(), by name, with how often: recorded where a kernel is entered, never derived
+  /// from options.
+  const std::map<std::string, uint64_t, std::less<>>& route() const { return route_; }
+  void reset_route() { route_.clear(); }
+
+ protected:
+  void ran(std::string_view kernel) {
+    const auto found = route_.find(kernel);
+    if (found != route_.end()) {
+      ++found->second;
+    } else {
+      route_.emplace(kernel, 1);
+    }
+  }
+
+ private:
+  std::map<std::string, uint64_t, std::less<>> route_;
+};
+
+enum class Isa { automatic, avx512, avx2, portable };
+
+/// What is the same for every device.
+struct BackendOptions {
+  int threads = 0;  ///< 0: as many as the process may use
+  Isa isa = Isa::automatic;
+  WeightMode weights = WeightMode::stored;
+  Activations activations = Activations::bits16;
+  KvType kv_type = KvType::f16;
+};
+
+/// `device`: "cpu" or "reference" ("cuda:0" and "hip:0" in builds that have them). Errors: an unknown device, an
+/// instruction set that this machine lacks, an option that the device does not have (the reference keeps the file's own
+/// weights, unrounded activations and an FP64 cache): each says what there is instead.
+std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options);
+
+}  // namespace greta
