@@ -5,21 +5,21 @@
 namespace greta {
 
 const BuildInfo& build_info() {
-  static const BuildInfo info{
-      "0.1.0", kCommit, kDirty,
+  static const BuildInfo info {
+    "0.1.0", kCommit, kDirty,
 #if defined(__clang__)
-      "clang " __clang_version__,
+        "clang " __clang_version__,
 #else
-      "g++ " __VERSION__,
+        "g++ " __VERSION__,
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-      "address sanitizer"
+        "address sanitizer"
 #elif defined(__SANITIZE_THREAD__)
-      "thread sanitizer"
+        "thread sanitizer"
 #elif defined(__OPTIMIZE__)
-      "optimised"
+        "optimised"
 #else
-      "debug"
+        "debug"
 #endif
   };
   return info;

@@ -1,5 +1,6 @@
 #pragma once
-// 16-bit floats by integer arithmetic alone: the same bits on every machine, NaN payloads kept where they fit.
+// 16-bit floats by integer arithmetic alone: the same bits on every machine, NaN payloads kept where they
+// fit.
 #include <bit>
 #include <cstdint>
 
@@ -25,8 +26,8 @@ inline uint16_t f32_to_f16(float f) {
   const uint32_t magnitude = x & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and above
-  if (magnitude < 0x38800000u) {                                              // below 2^-14: subnormal
-    if (magnitude < 0x33000000u) return sign;                                 // below 2^-25, and ties go to 0
+  if (magnitude < 0x38800000u) {                                               // below 2^-14: subnormal
+    if (magnitude < 0x33000000u) return sign;  // below 2^-25, and ties go to 0
     const uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
     const int shift = 126 - static_cast<int>(magnitude >> 23);  // 14 .. 24
     const uint32_t half = 1u << (shift - 1);

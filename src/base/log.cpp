@@ -10,7 +10,8 @@ namespace {
 
 spdlog::logger& logger() {
   static const std::shared_ptr<spdlog::logger> instance = [] {
-    auto made = std::make_shared<spdlog::logger>("greta", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+    auto made =
+        std::make_shared<spdlog::logger>("greta", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
     made->set_pattern("greta: %v");
     made->flush_on(spdlog::level::debug);
     return made;

@@ -20,8 +20,8 @@ class MappedFile {
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::string& real_path() const { return real_path_; }
 
-  /// The pages wholly inside `part` are no longer needed: they leave this process's resident set (the page cache
-  /// keeps them). Reading them again is permitted and only costs time.
+  /// The pages wholly inside `part` are no longer needed: they leave this process's resident set (the page
+  /// cache keeps them). Reading them again is permitted and only costs time.
   void drop(std::span<const std::byte> part) const;
 
  private:
@@ -36,7 +36,8 @@ std::string resolve_path(const std::string& path);
 /// A whole file, byte for byte; "-" is standard input. Errors as above.
 std::string read_whole_file(const std::string& path);
 
-/// Writes `bytes` beside `path` and renames: the file is whole or absent. Errors: path and reason; nothing is left.
+/// Writes `bytes` beside `path` and renames: the file is whole or absent. Errors: path and reason; nothing is
+/// left.
 void write_whole_file(const std::string& path, std::span<const std::byte> bytes);
 
 /// SHA-256 of bytes as 64 lower-case hex digits.

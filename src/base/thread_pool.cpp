@@ -37,7 +37,8 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::work(int worker) {
   uint32_t seen = 0;
   for (;;) {
-    for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin) pause_briefly();
+    for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin)
+      pause_briefly();
     generation_.wait(seen, std::memory_order_acquire);
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_) return;
@@ -74,7 +75,8 @@ void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
   generation_.notify_all();
   take_items(0);
   for (int spin = 0; spin < kSpins && active_.load(std::memory_order_acquire) != 0; ++spin) pause_briefly();
-  for (int left = active_.load(std::memory_order_acquire); left != 0; left = active_.load(std::memory_order_acquire))
+  for (int left = active_.load(std::memory_order_acquire); left != 0;
+       left = active_.load(std::memory_order_acquire))
     active_.wait(left, std::memory_order_acquire);
   if (failed_.load(std::memory_order_acquire)) {
     failed_.store(false);

@@ -7,9 +7,9 @@
 
 namespace greta {
 
-/// A fixed set of threads for loops over independent items. Which thread takes which item is not promised and must
-/// not matter to a result. The caller works too, so `threads` = 1 starts no thread at all. Idle workers spin for some
-/// microseconds (the gap between two operators of a decode step), then sleep in the kernel.
+/// A fixed set of threads for loops over independent items. Which thread takes which item is not promised and
+/// must not matter to a result. The caller works too, so `threads` = 1 starts no thread at all. Idle workers
+/// spin for some microseconds (the gap between two operators of a decode step), then sleep in the kernel.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -19,9 +19,9 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Calls body(begin, end, worker) on disjoint ranges that cover [0, count), each at most `grain` long; worker is in
-  /// [0, size()). Returns when all are done. The first exception of a body is thrown here, after all have ended.
-  /// Not reentrant: one loop at a time, from one thread.
+  /// Calls body(begin, end, worker) on disjoint ranges that cover [0, count), each at most `grain` long;
+  /// worker is in [0, size()). Returns when all are done. The first exception of a body is thrown here, after
+  /// all have ended. Not reentrant: one loop at a time, from one thread.
   using Body = std::function<void(int64_t begin, int64_t end, int worker)>;
   void parallel_for(int64_t count, int64_t grain, const Body& body);
 
