@@ -1,7 +1,8 @@
 #pragma once
 // Tensor element types of GGUF (ggml), their block shapes, and both directions of conversion.
-// Source: the GGUF specification (ggml project, docs/gguf.md) for the type numbers; the block layouts are those that
-// the `gguf` Python package reads and writes, and the tests hold this code to that package bit for bit.
+// Source: the GGUF specification (ggml project, docs/gguf.md) for the type numbers; the block layouts are
+// those that the `gguf` Python package reads and writes, and the tests hold this code to that package bit for
+// bit.
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -53,12 +54,13 @@ std::string name_of_number(uint32_t number);
 /// Bytes of `elements` elements (a multiple of the block), or nothing on overflow or a broken block.
 std::optional<uint64_t> bytes_for(Type type, uint64_t elements);
 
-/// Block bytes to FP32, `elements` a multiple of the block. Bit-exact with gguf.quants.dequantize. The source needs no
-/// alignment.
+/// Block bytes to FP32, `elements` a multiple of the block. Bit-exact with gguf.quants.dequantize. The source
+/// needs no alignment.
 void dequantize(Type type, const std::byte* source, int64_t elements, float* out);
 
-/// FP32 to block bytes. Deterministic plain rounding to nearest (no search for better scales beyond each format's
-/// published formula), for `greta synth`, tests and tools; non-finite input is refused (greta::Error with the index).
+/// FP32 to block bytes. Deterministic plain rounding to nearest (no search for better scales beyond each
+/// format's published formula), for `greta synth`, tests and tools; non-finite input is refused (greta::Error
+/// with the index).
 void quantize(Type type, const float* source, int64_t elements, std::byte* out);
 
 }  // namespace greta::quant
