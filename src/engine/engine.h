@@ -30,7 +30,8 @@ struct EngineOptions {
   std::optional<int64_t> context;  ///< default: the model's
   int64_t chunk = 512;             ///< most rows in one forward call
   int64_t sequences = 1;
-  bool all_logits = false;         ///< room for the logits of every row of a call (traces, tests), not one a sequence
+  bool all_logits =
+      false;  ///< room for the logits of every row of a call (traces, tests), not one a sequence
   std::string expect;
 };
 
@@ -60,8 +61,9 @@ class Engine {
   int64_t chunk() const { return options_.chunk; }
   int64_t context() const { return cache_->context(); }
 
-  /// One forward call on all feeds together (at most chunk() tokens; a sequence at most once). Afterwards logits(i) is
-  /// the i-th row asked for, in the order of the feeds. Errors: token ids out of range, a sequence past the context.
+  /// One forward call on all feeds together (at most chunk() tokens; a sequence at most once). Afterwards
+  /// logits(i) is the i-th row asked for, in the order of the feeds. Errors: token ids out of range, a
+  /// sequence past the context.
   void evaluate(std::span<const Feed> feeds, Tap* tap = nullptr);
 
   struct LogitsRow {

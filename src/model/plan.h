@@ -31,6 +31,7 @@ struct PlanRequest {
   std::optional<int64_t> context;  ///< positions a sequence may reach; default: the model's
   int64_t sequences = 1;
   int64_t chunk = 512;             ///< most rows in one call
+  int64_t max_logits = 1;          ///< most rows of logits in one call (Workspace)
   std::string expect;              ///< "dim=4096,layers=32,...": pins (guard-rail.md)
   std::optional<std::string> file_sha256;  ///< computed by the caller where a sha256 pin asks for it
   std::string tokenizer;           ///< description of the tokenizer in use, for a tokenizer= pin and the printout

@@ -1,6 +1,6 @@
 #pragma once
-// safetensors files (format document: the safetensors project's README): an 8-byte header length, a JSON header, raw
-// little-endian data.
+// safetensors files (format document: the safetensors project's README): an 8-byte header length, a JSON
+// header, raw little-endian data.
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -19,8 +19,8 @@ struct SafeTensor {
   std::span<const std::byte> bytes;
 };
 
-/// Errors (greta::Error): not a safetensors file, header past the end, offsets that overlap or leave gaps, sizes that do
-/// not match shape and type; each with the tensor and the numbers.
+/// Errors (greta::Error): not a safetensors file, header past the end, offsets that overlap or leave gaps,
+/// sizes that do not match shape and type; each with the tensor and the numbers.
 class SafeTensorsFile {
  public:
   explicit SafeTensorsFile(const std::string& path);

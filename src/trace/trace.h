@@ -20,8 +20,8 @@ struct TraceSelection {
   bool wants_position(int64_t position) const { return positions.empty() || positions.contains(position); }
 };
 
-/// "0,1,2,4,8" or "0,5-9" as a set of non-negative numbers below `limit`. Errors: what is not such a list, a number past
-/// the limit; `what` names the option.
+/// "0,1,2,4,8" or "0,5-9" as a set of non-negative numbers below `limit`. Errors: what is not such a list, a
+/// number past the limit; `what` names the option.
 std::set<int64_t> parse_number_list(const std::string& text, int64_t limit, const std::string& what);
 /// "attn_out,logits": errors list the stages.
 std::set<Stage> parse_stage_list(const std::string& text);
