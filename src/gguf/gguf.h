@@ -103,9 +103,13 @@ double array_number(const Array& array, uint64_t i);
 int64_t array_integer(const Array& array, uint64_t i);
 
 /// Writes a GGUF v3 file in constant memory: metadata and tensor table first, then each tensor's bytes are asked for in
-/// order. The file appears under its name when it is whole; on any error nothing is left.
+/// order. The file appears under its name when it is whole; on any error nothing is left. Data is padded to the
+/// alignment, the last tensor's too. Errors (greta::Error): a key or tensor name given twice, a shape that the type
+/// cannot hold, a fill of the wrong length, whatever the system says about the path.
 class Writer {
  public:
+  /// A power of two from 8: the format allows any multiple of 8, other readers do not. `general.alignment` is written
+  /// where it is not 32, and may not be added by hand.
   explicit Writer(uint64_t alignment = 32);
 
   void add_u32(std::string key, uint32_t value);
@@ -134,6 +138,8 @@ class Writer {
     quant::Type type;
     Fill fill;
   };
+  void add_encoded(std::string key, std::vector<std::byte> bytes);
+
   uint64_t alignment_;
   std::vector<std::pair<std::string, std::vector<std::byte>>> metadata_;  ///< key, type and value as stored
   std::vector<Pending> tensors_;
