@@ -1,0 +1,37 @@
+# Shared by the scripts beside it; sourced, not run.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/greta
+
+# What building and running need, and what the tests need beside it.
+BUILD_PACKAGES=(g++ cmake ninja-build ccache git ca-certificates python3 python3-pip
+  libcli11-dev libfmt-dev libspdlog-dev nlohmann-json3-dev libssl-dev libgtest-dev libgmock-dev)
+CHECK_PACKAGES=(clang-format clang-tidy)
+
+say() { printf '\n== %s\n' "$*"; }
+
+# ensure_packages NAME...: installs those that are missing; offline, with all of them there, it does nothing.
+ensure_packages() {
+  local missing=() package
+  if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+    printf 'This system has no apt: install what corresponds to these Debian packages and run again:\n  %s\n' "$*" >&2
+    exit 2
+  fi
+  for package in "$@"; do
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return 0
+  say "installing: ${missing[*]}"
+  local as_root=()
+  [ "$(id -u)" -eq 0 ] || as_root=(sudo)
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# build PRESET [TARGET...]
+build() {
+  local preset=$1
+  shift
+  (cd "$ROOT" && cmake --preset "$preset" -Wno-dev >/dev/null && cmake --build --preset "$preset" ${1:+--target "$@"})
+}

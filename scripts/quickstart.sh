@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# From a bare Debian machine to generated text: packages, build, model, check, run.
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+
+ensure_packages "${BUILD_PACKAGES[@]}"
+say "building build/release/greta"
+build release greta
+say "getting SmolLM2-135M-Instruct (98 MB, once)"
+model=$("$ROOT/scripts/models.sh" smollm2)
+say "greta check"
+"$ROOT/build/release/greta" check "$model"
+say "greta run"
+"$ROOT/build/release/greta" run "$model" --greedy --max-tokens 64 --prompt "The capital of France is"

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# scripts/test.sh: what CI runs. scripts/test.sh --full: everything, hours of it; its output is kept under
+# docs/measurements/. Each step prints its time; the last lines are the test runner's summary and the count of skips.
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+cd "$ROOT"
+
+full=no
+case "${1:-}" in
+  "") ;;
+  --full) full=yes ;;
+  *) echo "usage: scripts/test.sh [--full]" >&2; exit 2 ;;
+esac
+
+step() {
+  local name=$1 start=$SECONDS
+  shift
+  say "$name"
+  "$@"
+  echo "-- $name: $((SECONDS - start)) s"
+}
+
+check_format() { git ls-files '*.cpp' '*.h' | xargs clang-format --dry-run --Werror; }
+check_tidy() { git ls-files 'src/*.cpp' | grep -v -e _avx512 -e _avx2 | xargs -P2 -n4 clang-tidy --quiet -p build/release 2>/dev/null; }
+# Programs named by folder (tests/CMakeLists.txt).
+sanitized() {
+  local preset=$1
+  shift
+  build "ci-$preset" $(printf '%s_tests ' "$@") greta
+  ctest --test-dir "build/$preset" --output-on-failure -j2 -R "^($(IFS='|'; echo "$*"))\\." --progress | tail -n 15
+}
+
+step "packages" ensure_packages "${BUILD_PACKAGES[@]}" "${CHECK_PACKAGES[@]}"
+step "format" check_format
+step "model" scripts/models.sh smollm2
+step "build (release, warnings are errors)" build ci
+step "clang-tidy" check_tidy
+if [ $full = yes ]; then
+  step "address and undefined-behaviour sanitizers, everything" sanitized asan "$(cd tests && ls -d */ | grep -v golden | tr -d / | paste -sd'|')"
+  step "thread sanitizer, everything" sanitized tsan "$(cd tests && ls -d */ | grep -v golden | tr -d / | paste -sd'|')"
+else
+  step "address and undefined-behaviour sanitizers" sanitized asan gguf quant model tokenizer cli
+  step "thread sanitizer" sanitized tsan base engine
+fi
+
+say "tests (release)"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+status=0
+ctest --test-dir build/release --output-on-failure -j2 | tee "$log" || status=$?
+skipped=$(grep -c '\*\*\*Skipped' "$log" || true)
+echo "scripts/test.sh: $SECONDS s in all, $skipped tests skipped"
+exit "$status"

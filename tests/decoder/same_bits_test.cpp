@@ -1,0 +1,148 @@
+// One order of addition (numerics.md section 2): chunk, phase, batch and threads change no bit of any stage's row.
+#include <bit>
+
+#include "support.h"
+#include "trace/row_hash.h"
+
+namespace greta {
+namespace {
+
+constexpr int64_t kVocab = 300;
+constexpr size_t kLong = 1300;  // 2.5 times the largest chunk
+
+using Hashes = std::map<HashTap::Key, uint64_t>;
+
+EngineOptions options(int64_t chunk, int64_t sequences, int threads) {
+  EngineOptions o;
+  o.chunk = chunk;
+  o.sequences = sequences;
+  o.context = static_cast<int64_t>(kLong) + 8;
+  o.all_logits = true;
+  o.backend.threads = threads;
+  return o;
+}
+
+Hashes solitary(Engine& engine, const std::vector<TokenId>& ids) {
+  HashTap tap;
+  engine.clear(0);
+  engine.feed_all(0, ids, Feed::Logits::all, &tap);
+  return tap.hashes();
+}
+
+/// All texts at once, each chunk of a call shared out unevenly, so that rows have unlike neighbours.
+Hashes batched(Engine& engine, const std::vector<std::vector<TokenId>>& texts) {
+  HashTap tap;
+  std::vector<size_t> fed(texts.size(), 0);
+  for (size_t turn = 0;; ++turn) {
+    std::vector<Feed> feeds;
+    auto room = static_cast<size_t>(engine.chunk());
+    for (size_t i = 0; i < texts.size() && room > 0; ++i) {
+      const size_t s = (i + turn) % texts.size();
+      const size_t want = 1 + (turn * 13 + s * 29) % 97;
+      const size_t count = std::min({want, room, texts[s].size() - fed[s]});
+      if (count == 0) continue;
+      feeds.push_back({static_cast<int64_t>(s), std::span(texts[s]).subspan(fed[s], count), Feed::Logits::all});
+      fed[s] += count;
+      room -= count;
+    }
+    if (feeds.empty()) return tap.hashes();
+    engine.evaluate(feeds, &tap);
+  }
+}
+
+Hashes of_sequence(const Hashes& all, int32_t sequence) {
+  Hashes chosen;
+  for (auto [key, hash] : all) {
+    if (key.sequence != sequence) continue;
+    key.sequence = 0;
+    chosen[key] = hash;
+  }
+  return chosen;
+}
+
+void expect_equal(const Hashes& got, const Hashes& expected, const std::string& what) {
+  ASSERT_EQ(got.size(), expected.size()) << what;
+  for (const auto& [key, hash] : expected) {
+    const auto found = got.find(key);
+    ASSERT_TRUE(found != got.end()) << what;
+    ASSERT_EQ(found->second, hash) << what << ": " << trace_name(key.layer, key.stage) << " at position " << key.position;
+  }
+}
+
+struct Mode {
+  std::string name;
+  quant::Type type;
+  WeightMode weights = WeightMode::stored;
+  Activations activations = Activations::bits16;
+};
+
+std::vector<Mode> modes() {
+  std::vector<Mode> all;
+  for (const auto& t : quant::all_types()) all.push_back({std::string(t.name), t.type});
+  all.push_back({"int8_of_Q5_1", quant::Type::Q5_1, WeightMode::int8});
+  all.push_back({"f32_of_Q6_K", quant::Type::Q6_K, WeightMode::f32});
+  all.push_back({"Q4_K_8bit", quant::Type::Q4_K, WeightMode::stored, Activations::bits8});
+  all.push_back({"Q8_0_8bit", quant::Type::Q8_0, WeightMode::stored, Activations::bits8});
+  return all;
+}
+
+class SameBits : public testing::TestWithParam<Mode> {};
+
+TEST_P(SameBits, ChunkPhaseBatchAndThreads) {
+  const Mode mode = GetParam();
+  const test::TemporaryFolder folder;
+  SynthOptions synth;
+  synth.dim = 256;
+  synth.layers = 2;
+  synth.ffn_dim = 512;
+  synth.heads = 4;
+  synth.kv_heads = 2;
+  synth.vocab = kVocab;
+  synth.context = 2048;
+  synth.type = mode.type;
+  synthesise(synth, folder / "m.gguf", 2);
+  const auto model = ModelFile::open(folder / "m.gguf");
+  const auto with = [&](EngineOptions o) {
+    o.backend.weights = mode.weights;
+    o.backend.activations = mode.activations;
+    return o;
+  };
+
+  std::vector<std::vector<TokenId>> texts;
+  for (const size_t length : {kLong, size_t{1}, size_t{77}, size_t{64}, size_t{333}})
+    texts.push_back(test::random_tokens(length, kVocab, length));
+
+  Engine whole(model, with(options(512, 1, 2)));
+  const Hashes expected = solitary(whole, texts[0]);
+  EXPECT_EQ(expected.size(), kLong * (2 * 16 + 3));
+  const auto prefill_route = whole.backend().route();
+
+  for (const int64_t chunk : {7, 64}) {
+    Engine engine(model, with(options(chunk, 1, 1)));
+    expect_equal(solitary(engine, texts[0]), expected, "chunk " + std::to_string(chunk) + ", 1 thread");
+  }
+  Engine one(model, with(options(1, 1, 2)));
+  expect_equal(solitary(one, texts[0]), expected, "decode: one token a call");
+  EXPECT_NE(one.backend().route(), prefill_route) << "both sides ran the same kernels: nothing was compared";
+  for (const auto& [kernel, times] : one.backend().route())
+    if (kernel.starts_with("matmul")) EXPECT_FALSE(prefill_route.contains(kernel)) << kernel;
+
+  Engine five(model, with(options(512, 5, 2)));
+  const Hashes together = batched(five, texts);
+  for (size_t s = 0; s < texts.size(); ++s)
+    expect_equal(of_sequence(together, static_cast<int32_t>(s)), solitary(whole, texts[s]),
+                 "batch of 5, text " + std::to_string(s));
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, SameBits, testing::ValuesIn(modes()), [](const auto& info) { return info.param.name; });
+
+TEST(SameBitsComparison, SeesOneFlippedBit) {
+  std::vector<float> row(300, 0.25f);
+  const uint64_t before = row_hash(std::span<const float>(row));
+  row[131] = std::bit_cast<float>(std::bit_cast<uint32_t>(row[131]) ^ 1u);
+  EXPECT_NE(row_hash(std::span<const float>(row)), before);
+  EXPECT_NE(positioned(before, 3), positioned(before, 4));
+}
+
+}  // namespace
+}  // namespace greta
