@@ -1,0 +1,43 @@
+#pragma once
+// What both algorithms share: special tokens, BOS and EOS, the way back from ids to text.
+#include <functional>
+
+#include "tokenizer/vocab.h"
+
+namespace greta {
+
+class BaseTokenizer : public Tokenizer {
+ public:
+  /// Errors: ids out of range, a BOS or EOS that is to be added but not named.
+  BaseTokenizer(const VocabData& data, bool family_adds_bos);
+
+  int32_t vocab_size() const override { return vocab_.size(); }
+  std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options) const override;
+  std::string_view piece(TokenId id) const override { return vocab_.piece(id); }
+  TokenType type(TokenId id) const override { return vocab_.type(id); }
+  std::string decode(const std::vector<TokenId>& ids, bool with_special) const override;
+  std::optional<TokenId> bos() const override { return bos_; }
+  std::optional<TokenId> eos() const override { return eos_; }
+  bool adds_bos() const override { return adds_bos_; }
+  bool adds_eos() const override { return adds_eos_; }
+  const std::vector<TokenId>& end_tokens() const override { return end_tokens_; }
+  std::optional<TokenId> find(std::string_view piece) const override;
+
+ protected:
+  /// Appends the ids of a text without control tokens; `text` is well-formed UTF-8, not empty, below 2^31
+  /// bytes.
+  virtual void encode_plain(std::string_view text, std::vector<TokenId>& ids) const = 0;
+  /// Whether encode_plain puts a space before each text (and decode takes it away).
+  virtual bool has_space_prefix() const { return false; }
+
+  const Vocabulary vocab_;
+  LiteralMatcher special_;  ///< read where parse_special: control and unknown tokens, and what is always read
+  LiteralMatcher user_defined_;  ///< always read
+
+ private:
+  std::optional<TokenId> bos_, eos_;
+  bool adds_bos_ = false, adds_eos_ = false;
+  std::vector<TokenId> end_tokens_;
+};
+
+}  // namespace greta

@@ -1,0 +1,40 @@
+#pragma once
+// SPM: SentencePiece's BPE. Spaces are spelled U+2581, characters merge by the scores of the pieces they
+// make, what the vocabulary does not know is spelled in bytes.
+#include "tokenizer/base_tokenizer.h"
+
+namespace greta {
+
+class SpmTokenizer final : public BaseTokenizer {
+ public:
+  /// Errors: no scores, a score that is not a number, byte tokens that are not "<0x00>" to "<0xFF>" or not
+  /// all there, neither byte tokens nor an unknown token.
+  explicit SpmTokenizer(const VocabData& data);
+
+  std::string description() const override { return "spm/llama"; }
+  std::string bytes(TokenId id) const override;
+
+ protected:
+  void encode_plain(std::string_view text, std::vector<TokenId>& ids) const override;
+  bool has_space_prefix() const override { return space_prefix_; }
+
+ private:
+  /// The text as its characters are looked up: spaces spelled, prefix added, extra spaces removed if so
+  /// asked.
+  std::string normalize(std::string_view text) const;
+  /// What two neighbours make together, or nothing.
+  PairIndex::Merge merge_of(std::string_view joined) const;
+  void index_bytes(const VocabData& data);
+  void rank_scores(const VocabData& data);
+
+  bool space_prefix_ = true;
+  bool remove_extra_spaces_ = false;
+  bool has_bytes_ = false;
+  bool has_unused_ = false;
+  TokenId unknown_ = -1;
+  std::array<TokenId, 256> byte_tokens_{};
+  std::vector<uint32_t>
+      ranks_;  ///< [vocab]: 0 is the best score; equal scores have equal ranks; none: never a merge
+};
+
+}  // namespace greta
