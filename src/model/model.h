@@ -30,7 +30,8 @@ struct HParams {
   float attention_scale = 0.0f;  ///< 1 / sqrt(head_dim) unless the file says otherwise
   Activation activation = Activation::silu;
   RopeSpec rope;
-  std::string rope_scaling;  ///< "none", "linear 2", "yarn 4 of 4096", ...: for people
+  double rope_base = 0.0;    ///< for people: `rope` has it already
+  std::string rope_scaling;  ///< "none", "linear 2", "yarn 4 of 4096", "factors in rope_freqs.weight": for people
 
   int64_t q_dim() const { return heads * head_dim; }
   int64_t kv_dim() const { return kv_heads * head_dim; }

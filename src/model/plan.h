@@ -56,6 +56,8 @@ struct Plan {
   Memory memory;
   std::vector<Problem> problems;      ///< empty: it fits
   std::vector<std::string> warnings;  ///< harmless
+  std::string tokenizer;              ///< the request's, for the printout
+  std::optional<int32_t> tokenizer_vocab;
 
   bool fits() const { return problems.empty(); }
 };

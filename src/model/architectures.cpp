@@ -1,0 +1,142 @@
+// Source of the tensor names and of each architecture's rotary pairing: the GGUF specification (ggml project,
+// docs/gguf.md) and the `gguf` Python package's constants.
+#include "model/architectures.h"
+
+#include <fmt/format.h>
+
+#include <initializer_list>
+
+namespace greta {
+
+namespace {
+
+using Rules = std::vector<TensorRule>;
+
+Rules join(std::initializer_list<Rules> groups) {
+  Rules all;
+  for (const auto& group : groups) all.insert(all.end(), group.begin(), group.end());
+  return all;
+}
+
+constexpr auto kMatmul = WeightUse::matmul;
+constexpr auto kVector = WeightUse::vector;
+
+const Rules kEnds = {
+    {"token_embd.weight", Role::embedding, WeightUse::embedding, Dim::vocab, Dim::dim},
+    {"output_norm.weight", Role::final_norm, kVector, Dim::one, Dim::dim},
+    {"output.weight", Role::head, kMatmul, Dim::vocab, Dim::dim, Need::else_embedding},
+};
+
+const Rules kPreNorms = {
+    {"blk.{}.attn_norm.weight", Role::attn_norm, kVector, Dim::one, Dim::dim},
+    {"blk.{}.ffn_norm.weight", Role::ffn_norm, kVector, Dim::one, Dim::dim},
+};
+
+const Rules kAttention = {
+    {"blk.{}.attn_q.weight", Role::wq, kMatmul, Dim::q_dim, Dim::dim},
+    {"blk.{}.attn_k.weight", Role::wk, kMatmul, Dim::kv_dim, Dim::dim},
+    {"blk.{}.attn_v.weight", Role::wv, kMatmul, Dim::kv_dim, Dim::dim},
+    {"blk.{}.attn_output.weight", Role::wo, kMatmul, Dim::dim, Dim::q_dim},
+};
+
+const Rules kGatedFfn = {
+    {"blk.{}.ffn_gate.weight", Role::w_gate, kMatmul, Dim::ffn_dim, Dim::dim},
+    {"blk.{}.ffn_up.weight", Role::w_up, kMatmul, Dim::ffn_dim, Dim::dim},
+    {"blk.{}.ffn_down.weight", Role::w_down, kMatmul, Dim::dim, Dim::ffn_dim},
+};
+
+const Rules kOptionalBiases = {
+    {"blk.{}.attn_q.bias", Role::bq, kVector, Dim::one, Dim::q_dim, Need::optional},
+    {"blk.{}.attn_k.bias", Role::bk, kVector, Dim::one, Dim::kv_dim, Need::optional},
+    {"blk.{}.attn_v.bias", Role::bv, kVector, Dim::one, Dim::kv_dim, Need::optional},
+    {"blk.{}.attn_output.bias", Role::bo, kVector, Dim::one, Dim::dim, Need::optional},
+    {"blk.{}.ffn_gate.bias", Role::b_gate, kVector, Dim::one, Dim::ffn_dim, Need::optional},
+    {"blk.{}.ffn_up.bias", Role::b_up, kVector, Dim::one, Dim::ffn_dim, Need::optional},
+    {"blk.{}.ffn_down.bias", Role::b_down, kVector, Dim::one, Dim::dim, Need::optional},
+};
+
+/// Divisors of the rotary frequencies, one a pair (Llama 3.1 and later).
+const Rules kRopeFactors = {
+    {"rope_freqs.weight", Role::rope_factors, kVector, Dim::one, Dim::rope_pairs, Need::optional},
+};
+
+const std::vector<Architecture>& table() {
+  static const std::vector<Architecture> entries = {
+      {"llama", RopeStyle::adjacent, Activation::silu,
+       join({kEnds, kRopeFactors, kPreNorms, kAttention, kGatedFfn, kOptionalBiases})},
+  };
+  return entries;
+}
+
+}  // namespace
+
+std::optional<int64_t> value_of(Dim dim, const HParams& hp) {
+  int64_t value = 0;
+  switch (dim) {
+    case Dim::one:
+      value = 1;
+      break;
+    case Dim::dim:
+      value = hp.dim;
+      break;
+    case Dim::q_dim:
+      value = hp.q_dim();
+      break;
+    case Dim::kv_dim:
+      value = hp.kv_dim();
+      break;
+    case Dim::ffn_dim:
+      value = hp.ffn_dim;
+      break;
+    case Dim::vocab:
+      value = hp.vocab;
+      break;
+    case Dim::rope_pairs:
+      value = hp.rope.dims / 2;
+      break;
+  }
+  if (value <= 0) return std::nullopt;
+  return value;
+}
+
+std::string_view name_of(Dim dim) {
+  switch (dim) {
+    case Dim::one:
+      return "1";
+    case Dim::dim:
+      return "dim";
+    case Dim::q_dim:
+      return "heads x head_dim";
+    case Dim::kv_dim:
+      return "kv_heads x head_dim";
+    case Dim::ffn_dim:
+      return "ffn_dim";
+    case Dim::vocab:
+      return "vocab";
+    case Dim::rope_pairs:
+      return "rotated pairs";
+  }
+  return "?";
+}
+
+std::string TensorRule::name(int64_t layer) const {
+  return per_layer() ? fmt::format("blk.{}.{}", layer, suffix()) : std::string(pattern);
+}
+
+const Architecture* find_architecture(std::string_view name) {
+  for (const auto& entry : table()) {
+    if (entry.name == name) return &entry;
+  }
+  return nullptr;
+}
+
+std::string architecture_names() {
+  std::string names;
+  for (const auto& entry : table()) {
+    if (!names.empty()) names += ", ";
+    names += entry.name;
+  }
+  return names;
+}
+
+}  // namespace greta

@@ -1,0 +1,56 @@
+#pragma once
+// The table of architectures. An entry is data: which tensors a file of that architecture holds, with their
+// shapes in terms of the hyperparameters, and the few conventions in which architectures differ. The one
+// forward pass reads the outcome (HParams and the Role slots), never an architecture's name.
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/model.h"
+
+namespace greta {
+
+/// A dimension of a tensor, in terms of the file's hyperparameters.
+enum class Dim { one, dim, q_dim, kv_dim, ffn_dim, vocab, rope_pairs };
+
+/// The dimension's value, or nothing where the metadata did not give it.
+std::optional<int64_t> value_of(Dim dim, const HParams& hp);
+/// "dim", "heads x head_dim", ...: for messages.
+std::string_view name_of(Dim dim);
+
+enum class Need {
+  required,
+  optional,       ///< in every layer or in none
+  else_embedding  ///< where it is absent, the embedding's tensor takes the role (tied weights)
+};
+
+/// One tensor (or one a layer) that the forward pass has a role for. Shapes are [cols, rows] in the file's
+/// order.
+struct TensorRule {
+  std::string_view pattern;  ///< "blk.{}.attn_q.weight", {} being the layer; without {}: once a model
+  Role role;
+  WeightUse use;
+  Dim rows;  ///< n_out, vocab, or one for a vector
+  Dim cols;  ///< n_in: the file's first dimension
+  Need need = Need::required;
+
+  bool per_layer() const { return pattern.starts_with("blk.{}."); }
+  /// What follows "blk.{}." in a layer's rule: "attn_q.weight".
+  std::string_view suffix() const { return per_layer() ? pattern.substr(7) : pattern; }
+  std::string name(int64_t layer) const;
+};
+
+struct Architecture {
+  std::string_view name;  ///< general.architecture, and the prefix of its keys
+  RopeStyle rope;         ///< how the file's q and k rows are ordered
+  Activation activation;
+  std::vector<TensorRule> tensors;
+};
+
+/// The entry of this name, or null.
+const Architecture* find_architecture(std::string_view name);
+/// "llama, ...": for messages.
+std::string architecture_names();
+
+}  // namespace greta

@@ -1,0 +1,319 @@
+// Source of the keys: the GGUF specification (ggml project, docs/gguf.md) and the `gguf` Python package's
+// constants.
+#include "model/hparams.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "model/metadata.h"
+#include "model/rope.h"
+
+namespace greta {
+
+namespace {
+
+// What a field may be. Wide enough for any model that one could mean, narrow enough that no product of two of
+// them and an element size overflows 64 bits, and that positions and token ids fit 32.
+constexpr IntRange kLayers{1, 4096};
+constexpr IntRange kDim{1, 1 << 20};
+constexpr IntRange kHeads{1, 1 << 14};
+constexpr IntRange kHeadDim{2, 1 << 13};
+constexpr IntRange kFfnDim{1, 1 << 24};
+constexpr IntRange kVocab{1, 1 << 24};
+constexpr IntRange kContext{1, 1 << 30};
+constexpr RealRange kEps{0.0, 1.0};
+constexpr RealRange kRopeBase{1.0, 1e15};
+constexpr RealRange kFactor{0.0, 65536.0};
+constexpr RealRange kScale{0.0, 1e6};
+
+struct NeutralKey {
+  std::string_view name;
+  double neutral;
+  std::string_view meaning;
+};
+
+/// Keys that change the arithmetic in ways that the forward pass does not have.
+constexpr NeutralKey kNeutral[] = {
+    {"expert_count", 0, "a mixture of experts"},
+    {"expert_used_count", 0, "a mixture of experts"},
+    {"use_parallel_residual", 0, "parallel residual connections"},
+    {"logit_scale", 1, "scaled logits"},
+    {"residual_scale", 1, "scaled residuals"},
+    {"attn_logit_softcapping", 0, "capped attention scores"},
+    {"final_logit_softcapping", 0, "capped logits"},
+    {"pooling_type", 0, "an embedding model's pooling"},
+    {"attention.causal", 1, "attention to later positions"},
+    {"attention.sliding_window", 0, "a sliding attention window"},
+    {"attention.clamp_kqv", 0, "clamped queries, keys and values"},
+    {"attention.max_alibi_bias", 0, "ALiBi biases"},
+    {"rope.scaling.yarn_log_multiplier", 0, "YaRN's logarithmic multiplier"},
+};
+
+/// Keys without influence here: a name of the checkpoint's layout, how the model was trained, and the epsilon
+/// of a norm with mean that RMS norms do not use.
+constexpr std::string_view kHarmless[] = {"tensor_data_layout", "rope.scaling.finetuned",
+                                          "attention.layer_norm_epsilon"};
+
+class HParamsReader {
+ public:
+  HParamsReader(const gguf::File& file, ReadHParams& out)
+      : file_(file), out_(out), hp_(out.hp), keys_(file, hp_.architecture + ".", out.problems) {}
+
+  void read() {
+    const auto none = std::optional<int64_t>(0);
+    hp_.layers = keys_.integer("block_count", kLayers, true).value.value_or(0);
+    hp_.dim = keys_.integer("embedding_length", kDim, true).value.value_or(0);
+    hp_.ffn_dim = keys_.integer("feed_forward_length", kFfnDim, true, hp_.layers).value.value_or(0);
+    hp_.context = keys_.integer("context_length", kContext, true).value.value_or(0);
+    hp_.norm_eps =
+        static_cast<float>(keys_.real("attention.layer_norm_rms_epsilon", kEps, true).value.value_or(0.0));
+    hp_.embedding_scale =
+        static_cast<float>(keys_.real("embedding_scale", kScale, false).or_else(1.0).value_or(0.0));
+    read_heads();
+    read_vocab(keys_.integer("vocab_size", kVocab, false).or_else(none).value_or(0));
+    read_rope();
+    for (const auto& key : kNeutral) keys_.neutral(key.name, key.neutral, key.meaning);
+    for (const auto name : kHarmless) keys_.ignore(name);
+    read_rest();
+  }
+
+ private:
+  void read_heads() {
+    hp_.heads = keys_.integer("attention.head_count", kHeads, true, hp_.layers).value.value_or(0);
+    const auto as_heads = std::optional<int64_t>(hp_.heads);
+    hp_.kv_heads =
+        keys_.integer("attention.head_count_kv", kHeads, false, hp_.layers).or_else(as_heads).value_or(0);
+    if (hp_.heads > 0 && hp_.kv_heads > 0 && hp_.heads % hp_.kv_heads != 0) {
+      keys_.report("attention.head_count_kv", fmt::format("a divisor of head_count ({})", hp_.heads),
+                   fmt::format("{}", hp_.kv_heads));
+      hp_.kv_heads = 0;
+    }
+
+    const auto key = keys_.integer("attention.key_length", kHeadDim, false);
+    const auto value = keys_.integer("attention.value_length", kHeadDim, false);
+    if (!key.absent) {
+      hp_.head_dim = key.value.value_or(0);
+    } else if (hp_.dim > 0 && hp_.heads > 0) {
+      if (hp_.dim % hp_.heads == 0 && hp_.dim / hp_.heads >= kHeadDim.least &&
+          hp_.dim / hp_.heads <= kHeadDim.most) {
+        hp_.head_dim = hp_.dim / hp_.heads;
+      } else {
+        keys_.report(
+            "embedding_length",
+            fmt::format("a multiple of head_count ({}) by {} to {}, as no attention.key_length is given",
+                        hp_.heads, kHeadDim.least, kHeadDim.most),
+            fmt::format("{}", hp_.dim));
+      }
+    }
+    // Without a key_length a value_length has the derived one to agree with.
+    if (value.value && hp_.head_dim > 0 && *value.value != hp_.head_dim) {
+      keys_.report("attention.value_length", fmt::format("{}, as the keys'", hp_.head_dim),
+                   fmt::format("{}", *value.value), "keys and values of unlike lengths are not supported");
+    }
+    const double own = hp_.head_dim > 0 ? 1.0 / std::sqrt(static_cast<double>(hp_.head_dim)) : 0.0;
+    hp_.attention_scale =
+        static_cast<float>(keys_.real("attention.scale", kScale, false).or_else(own).value_or(0.0));
+  }
+
+  void read_vocab(int64_t stated) {
+    const auto* embedding = file_.find_tensor("token_embd.weight");
+    if (embedding != nullptr && embedding->shape.size() >= 2 && embedding->shape[1] > 0 &&
+        embedding->shape[1] <= static_cast<uint64_t>(kVocab.most)) {
+      hp_.vocab = static_cast<int64_t>(embedding->shape[1]);
+      if (stated > 0 && stated != hp_.vocab) {
+        keys_.report("vocab_size", fmt::format("{}, the rows of token_embd.weight", hp_.vocab),
+                     fmt::format("{}", stated));
+      }
+    } else {
+      hp_.vocab = stated;
+    }
+  }
+
+  void read_rope();
+  bool read_scaling(RopeSettings& settings);
+  bool read_yarn(RopeSettings& settings);
+  bool read_factors(const RopeSettings& settings, std::vector<float>& factors);
+  void read_rest();
+
+  const gguf::File& file_;
+  ReadHParams& out_;
+  HParams& hp_;
+  MetadataReader keys_;
+};
+
+void HParamsReader::read_rope() {
+  RopeSettings settings;
+  bool good = true;
+  const auto whole_head = hp_.head_dim > 0 ? std::optional<int64_t>(hp_.head_dim) : std::nullopt;
+  const auto dims = keys_.integer("rope.dimension_count", kHeadDim, false).or_else(whole_head);
+  if (!dims) {
+    good = false;
+  } else if (*dims % 2 != 0 || (hp_.head_dim > 0 && *dims > hp_.head_dim)) {
+    keys_.report("rope.dimension_count",
+                 hp_.head_dim > 0 ? fmt::format("an even number of at most head_dim ({})", hp_.head_dim)
+                                  : std::string("an even number"),
+                 fmt::format("{}", *dims));
+    good = false;
+  } else {
+    settings.dims = static_cast<int>(*dims);
+  }
+  const auto base = keys_.real("rope.freq_base", kRopeBase, false).or_else(10000.0);
+  good = base.has_value() && good;
+  settings.base = base.value_or(0.0);
+  hp_.rope_base = settings.base;
+  good = read_scaling(settings) && good;
+
+  hp_.rope.style = out_.architecture->rope;
+  hp_.rope.dims = settings.dims;
+  std::vector<float> factors;
+  good = read_factors(settings, factors) && good;
+  if (!good) return;
+  settings.factors = factors;
+  hp_.rope = make_rope(out_.architecture->rope, settings);
+}
+
+/// No type and a factor mean linear scaling, as in ggml. Whether all was well.
+bool HParamsReader::read_scaling(RopeSettings& settings) {
+  const auto type = keys_.string("rope.scaling.type", false);
+  const auto factor = keys_.real("rope.scaling.factor", kFactor, false);
+  const auto legacy = keys_.real("rope.scale_linear", kFactor, false);
+  bool good =
+      (type.absent || type.value) && (factor.absent || factor.value) && (legacy.absent || legacy.value);
+  const bool yarn = type.value == "yarn";
+  if (type.value && !yarn && *type.value != "none" && *type.value != "linear") {
+    keys_.report("rope.scaling.type", "none, linear or yarn", quoted(*type.value),
+                 "this engine does not compute it");
+    good = false;
+  }
+  if (factor.value && legacy.value && *factor.value != *legacy.value) {
+    keys_.report("rope.scale_linear", fmt::format("{}, as rope.scaling.factor", *factor.value),
+                 fmt::format("{}", *legacy.value));
+    good = false;
+  }
+  const auto given = factor.value ? factor.value : legacy.value;
+  if (type.value == "none" && given && *given != 1.0) {
+    keys_.report("rope.scaling.type", fmt::format("linear or yarn, as a factor of {} is given", *given),
+                 "none");
+    good = false;
+  }
+  if ((yarn || type.value == "linear") && factor.absent && legacy.absent) {
+    keys_.report("rope.scaling.factor", fmt::format("f32, as the scaling is {}", *type.value), "no such key");
+    good = false;
+  }
+  settings.factor = given.value_or(1.0);
+  if (yarn) good = read_yarn(settings) && good;
+  if (!good) return false;
+  if (yarn) {
+    settings.scaling = RopeScaling::yarn;
+    hp_.rope_scaling = fmt::format("yarn {} of {}", settings.factor, settings.original_context);
+  } else if (settings.factor != 1.0) {
+    settings.scaling = RopeScaling::linear;
+    hp_.rope_scaling = fmt::format("linear {}", settings.factor);
+  } else {
+    hp_.rope_scaling = "none";
+  }
+  return true;
+}
+
+bool HParamsReader::read_yarn(RopeSettings& settings) {
+  const auto original = keys_.integer("rope.scaling.original_context_length", kContext, true);
+  const auto attn = keys_.real("rope.scaling.attn_factor", {0.0, 1000.0}, false);
+  const auto yarn_attn = keys_.real("rope.scaling.yarn_attn_factor", {0.0, 1000.0}, false);
+  // 0 is a value here (no ramp), so the range starts below it.
+  const auto ext = keys_.real("rope.scaling.yarn_ext_factor", {-1e-9, 1.0}, false);
+  const auto fast = keys_.real("rope.scaling.yarn_beta_fast", {0.0, 1e6}, false);
+  const auto slow = keys_.real("rope.scaling.yarn_beta_slow", {0.0, 1e6}, false);
+  bool good = original.value.has_value();
+  for (const auto* field : {&attn, &yarn_attn, &ext, &fast, &slow})
+    good = (field->absent || field->value) && good;
+  if (!good) return false;
+
+  settings.original_context = static_cast<double>(*original.value);
+  settings.attn_factor = attn.value.value_or(1.0) * yarn_attn.value.value_or(1.0);
+  settings.ext_factor = ext.value.value_or(1.0);
+  settings.beta_fast = fast.value.value_or(settings.beta_fast);
+  settings.beta_slow = slow.value.value_or(settings.beta_slow);
+  if (!(settings.beta_fast > settings.beta_slow)) {
+    keys_.report("rope.scaling.yarn_beta_fast", fmt::format("above yarn_beta_slow ({})", settings.beta_slow),
+                 fmt::format("{}", settings.beta_fast));
+    return false;
+  }
+  if (hp_.context > 0 && *original.value > hp_.context) {
+    keys_.report("rope.scaling.original_context_length",
+                 fmt::format("at most context_length ({})", hp_.context), fmt::format("{}", *original.value));
+    return false;
+  }
+  return true;
+}
+
+/// rope_freqs.weight, where the file has one: F32 divisors. Its shape is the plan's to check.
+bool HParamsReader::read_factors(const RopeSettings& settings, std::vector<float>& factors) {
+  const auto* tensor = file_.find_tensor("rope_freqs.weight");
+  if (tensor == nullptr) return true;
+  const auto complain = [&](std::string expected, std::string got) {
+    out_.problems.push_back({"rope_freqs.weight", std::move(expected), std::move(got), ""});
+    return false;
+  };
+  if (tensor->type != quant::Type::F32) {
+    return complain("F32 numbers", std::string(quant::traits(tensor->type).name));
+  }
+  if (settings.dims == 0 || tensor->elements() != static_cast<uint64_t>(settings.dims / 2)) return false;
+  factors.resize(tensor->elements());
+  std::memcpy(factors.data(), tensor->bytes.data(), factors.size() * sizeof(float));
+  for (size_t i = 0; i < factors.size(); ++i) {
+    if (!(factors[i] > 0.0f) || !(factors[i] <= std::numeric_limits<float>::max())) {
+      return complain("finite numbers above 0", fmt::format("{} at index {}", factors[i], i));
+    }
+  }
+  if (!hp_.rope_scaling.empty()) {
+    const bool plain = hp_.rope_scaling == "none";
+    hp_.rope_scaling = (plain ? "" : hp_.rope_scaling + ", ") + "factors in rope_freqs.weight";
+  }
+  return true;
+}
+
+/// Keys that nobody asked for: in the two groups that steer arithmetic they are errors.
+void HParamsReader::read_rest() {
+  for (const auto& name : keys_.unread()) {
+    // YaRN's own keys beside another scaling have no effect.
+    if (name.starts_with("rope.scaling.yarn_") || name == "rope.scaling.original_context_length" ||
+        name == "rope.scaling.attn_factor") {
+      out_.warnings.push_back(
+          fmt::format("{} has no effect: the rotary scaling is not yarn", keys_.key(name)));
+    } else if (name.starts_with("rope.") || name.starts_with("attention.")) {
+      keys_.report(name, "a key that this engine knows", keys_.shown(name),
+                   "it may change the arithmetic; running without it would be another model");
+    } else {
+      out_.warnings.push_back(fmt::format("{} is not read by this engine", keys_.key(name)));
+    }
+  }
+}
+
+}  // namespace
+
+ReadHParams read_hparams(const gguf::File& file) {
+  ReadHParams out;
+  MetadataReader general(file, "general.", out.problems);
+  out.hp.name = general.string("name", false).value.value_or("");
+  if (out.hp.name.empty()) {
+    const auto slash = file.path().rfind('/');
+    out.hp.name = slash == std::string::npos ? file.path() : file.path().substr(slash + 1);
+  }
+  const auto name = general.string("architecture", true);
+  if (!name.value) return out;
+  out.hp.architecture = *name.value;
+  out.architecture = find_architecture(*name.value);
+  if (out.architecture == nullptr) {
+    general.report("architecture", architecture_names(), quoted(*name.value),
+                   "this build does not know that architecture");
+    return out;
+  }
+  out.hp.activation = out.architecture->activation;
+  HParamsReader(file, out).read();
+  return out;
+}
+
+}  // namespace greta

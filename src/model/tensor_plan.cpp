@@ -1,0 +1,280 @@
+#include "model/tensor_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+
+namespace greta {
+
+namespace {
+
+std::string count_of(int64_t n, std::string_view thing) {
+  return fmt::format("{} {}{}", n, thing, n == 1 ? "" : "s");
+}
+
+/// "0-3,7" of ascending numbers.
+std::string ranges(const std::vector<int64_t>& layers) {
+  std::string text;
+  for (size_t i = 0; i < layers.size();) {
+    size_t end = i + 1;
+    while (end < layers.size() && layers[end] == layers[end - 1] + 1) ++end;
+    if (!text.empty()) text += ',';
+    text += end - i == 1 ? fmt::format("{}", layers[i]) : fmt::format("{}-{}", layers[i], layers[end - 1]);
+    i = end;
+  }
+  return text;
+}
+
+/// A layer's tensor name in two parts; nothing for other names.
+struct LayerName {
+  int64_t layer;
+  std::string_view suffix;
+};
+std::optional<LayerName> parse_layer_name(std::string_view name) {
+  if (!name.starts_with("blk.")) return std::nullopt;
+  const size_t dot = name.find('.', 4);
+  if (dot == std::string_view::npos || dot == 4 || dot > 4 + 9) return std::nullopt;
+  const auto digits = name.substr(4, dot - 4);
+  int64_t layer = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), layer);
+  if (error != std::errc() || end != digits.data() + digits.size() || layer < 0) return std::nullopt;
+  if (digits.size() > 1 && digits[0] == '0') return std::nullopt;  // the format has no leading zeros
+  return LayerName{layer, name.substr(dot + 1)};
+}
+
+/// Problems of layers' tensors, joined where only the layer differs. In order of their first mention.
+class Findings {
+ public:
+  void add(int64_t layer, std::string_view suffix, Problem problem) {
+    if (layer < 0) {
+      found_.push_back({{}, "", std::move(problem)});
+      return;
+    }
+    const auto key = std::make_tuple(std::string(suffix), problem.expected, problem.got, problem.remedy);
+    const auto [place, is_new] = index_.emplace(key, found_.size());
+    if (is_new) found_.push_back({{}, std::string(suffix), std::move(problem)});
+    found_[place->second].layers.push_back(layer);
+  }
+
+  void report(std::vector<Problem>& problems) {
+    for (auto& [layers, suffix, problem] : found_) {
+      if (!layers.empty()) {
+        std::sort(layers.begin(), layers.end());
+        problem.where = fmt::format("blk.{}.{}", ranges(layers), suffix);
+      }
+      problems.push_back(std::move(problem));
+    }
+  }
+
+ private:
+  struct Found {
+    std::vector<int64_t> layers;
+    std::string suffix;
+    Problem problem;
+  };
+  std::vector<Found> found_;
+  std::map<std::tuple<std::string, std::string, std::string, std::string>, size_t> index_;
+};
+
+class TensorPlanner {
+ public:
+  TensorPlanner(const gguf::File& file, const Architecture& architecture, const Backend& backend, Plan& plan)
+      : file_(file), architecture_(architecture), backend_(backend), plan_(plan) {}
+
+  void run() {
+    if (file_.tensors().empty()) {
+      plan_.problems.push_back({"tensors", "the weights of a model", "a file without tensors",
+                                "it holds a vocabulary alone: tokenize and inspect work on it"});
+      return;
+    }
+    // A file's layers one after the other: loading walks the file from front to back.
+    for (const auto& rule : architecture_.tensors) {
+      if (!rule.per_layer()) place(rule, -1);
+    }
+    find_absent_layers();
+    for (int64_t layer = 0; layer < plan_.hp.layers; ++layer) {
+      for (const auto& rule : architecture_.tensors) {
+        if (rule.per_layer()) place(rule, layer);
+      }
+    }
+    findings_.report(plan_.problems);
+    report_unused();
+  }
+
+ private:
+  std::string_view arch() const { return architecture_.name; }
+
+  /// Layers of which nothing is there are one problem, not one a tensor.
+  void find_absent_layers() {
+    std::set<int64_t> present;
+    for (const auto& tensor : file_.tensors()) {
+      if (const auto name = parse_layer_name(tensor.name)) present.insert(name->layer);
+    }
+    std::vector<int64_t> absent;
+    for (int64_t layer = 0; layer < plan_.hp.layers; ++layer) {
+      if (!present.contains(layer)) absent.push_back(layer);
+    }
+    if (absent.empty()) return;
+    absent_.insert(absent.begin(), absent.end());
+    const auto required =
+        std::count_if(architecture_.tensors.begin(), architecture_.tensors.end(),
+                      [](const auto& r) { return r.per_layer() && r.need == Need::required; });
+    plan_.problems.push_back(
+        {fmt::format("blk.{}.*", ranges(absent)),
+         fmt::format("{}' tensors ({} in each layer), as {}.block_count says {}",
+                     absent.size() == 1 ? "1 layer" : count_of(static_cast<int64_t>(absent.size()), "layer"),
+                     required, arch(), plan_.hp.layers),
+         fmt::format("none of them: the file holds {}",
+                     present.empty() ? std::string("no layer")
+                                     : "layer" + std::string(present.size() == 1 ? " " : "s ") +
+                                           ranges({present.begin(), present.end()})),
+         "the file is incomplete, or its metadata is another model's"});
+  }
+
+  void place(const TensorRule& rule, int64_t layer) {
+    const auto name = rule.name(layer);
+    const auto* tensor = file_.find_tensor(name);
+    if (tensor == nullptr) {
+      absent(rule, layer, name);
+      return;
+    }
+    used_.insert(tensor->name);
+    take(rule, layer, name, *tensor);
+  }
+
+  void absent(const TensorRule& rule, int64_t layer, const std::string& name) {
+    if (absent_.contains(layer)) return;
+    if (rule.need == Need::else_embedding) {
+      const auto* embedding = file_.find_tensor("token_embd.weight");
+      if (embedding != nullptr) take(rule, layer, embedding->name + " (as the output head)", *embedding);
+      return;  // a missing embedding has its own line
+    }
+    if (rule.need == Need::optional) {
+      const int64_t holders = rule.per_layer() ? layers_with(rule) : 0;
+      if (holders == 0) return;
+      findings_.add(
+          layer, rule.suffix(),
+          {name, "this tensor, as other layers have it", "no such tensor", "a part of the model is missing"});
+      return;
+    }
+    const auto shape = expected_shape(rule);
+    findings_.add(layer, rule.suffix(),
+                  {name, shape ? shape->text : std::string("a tensor of this name"), "no such tensor",
+                   "the file is incomplete"});
+  }
+
+  int64_t layers_with(const TensorRule& rule) {
+    const auto [place, is_new] = holders_.emplace(std::string(rule.suffix()), 0);
+    if (is_new) {
+      for (int64_t layer = 0; layer < plan_.hp.layers; ++layer) {
+        place->second += file_.find_tensor(rule.name(layer)) != nullptr ? 1 : 0;
+      }
+    }
+    return place->second;
+  }
+
+  struct Shape {
+    std::vector<uint64_t> dims;
+    std::string text;
+  };
+  std::optional<Shape> expected_shape(const TensorRule& rule) const {
+    const auto cols = value_of(rule.cols, plan_.hp);
+    const auto rows = value_of(rule.rows, plan_.hp);
+    if (!cols || !rows) return std::nullopt;
+    if (rule.rows == Dim::one) {
+      return Shape{{static_cast<uint64_t>(*cols)}, fmt::format("[{}] ({})", *cols, name_of(rule.cols))};
+    }
+    return Shape{{static_cast<uint64_t>(*cols), static_cast<uint64_t>(*rows)},
+                 fmt::format("[{}, {}] ({}, {})", *cols, *rows, name_of(rule.cols), name_of(rule.rows))};
+  }
+
+  void take(const TensorRule& rule, int64_t layer, const std::string& name, const gguf::Tensor& tensor) {
+    auto dims = tensor.shape;
+    const size_t rank = rule.rows == Dim::one ? 1 : 2;
+    while (dims.size() > rank && dims.back() == 1) dims.pop_back();
+    const auto shape = expected_shape(rule);
+    if (dims.size() != rank || (shape && dims != shape->dims)) {
+      findings_.add(layer, rule.suffix(),
+                    {name, shape ? shape->text : fmt::format("{} dimension{}", rank, rank == 1 ? "" : "s"),
+                     tensor.shape_text(), ""});
+      return;
+    }
+    const auto [rows, cols] = matrix_shape(tensor, rule.use);
+    if (const auto reason = backend_.refuses(rule.use, tensor.type, rows, cols)) {
+      findings_.add(layer, rule.suffix(),
+                    {name, fmt::format("a type that {} can use here", backend_.name()),
+                     fmt::format("{} {}", quant::traits(tensor.type).name, tensor.shape_text()), *reason});
+      return;
+    }
+    plan_.tensors.push_back({rule.role, layer, rule.use, &tensor});
+  }
+
+  bool has_rule(std::string_view suffix) const {
+    return std::any_of(architecture_.tensors.begin(), architecture_.tensors.end(),
+                       [&](const auto& r) { return r.per_layer() && r.suffix() == suffix; });
+  }
+
+  void report_unused() {
+    Findings unused;
+    std::map<int64_t, int64_t> beyond;  // layer -> tensors
+    for (const auto& tensor : file_.tensors()) {
+      if (used_.contains(tensor.name)) continue;
+      const auto name = parse_layer_name(tensor.name);
+      const bool layers_known = plan_.hp.layers > 0;
+      if (name && layers_known && name->layer >= plan_.hp.layers) {
+        ++beyond[name->layer];
+        continue;
+      }
+      if (name && !layers_known && has_rule(name->suffix)) continue;
+      unused.add(name ? name->layer : -1, name ? name->suffix : "",
+                 {tensor.name, fmt::format("no such tensor in architecture {}", arch()),
+                  fmt::format("{} {}", quant::traits(tensor.type).name, tensor.shape_text()),
+                  "a tensor that the plan does not use: without it this would be another model"});
+    }
+    if (!beyond.empty()) {
+      std::vector<int64_t> layers;
+      int64_t tensors = 0;
+      for (const auto& [layer, count] : beyond) {
+        layers.push_back(layer);
+        tensors += count;
+      }
+      plan_.problems.push_back(
+          {fmt::format("blk.{}.*", ranges(layers)),
+           fmt::format("{}, as {}.block_count says", count_of(plan_.hp.layers, "layer"), arch()),
+           fmt::format("{} of {} more", count_of(tensors, "tensor"),
+                       count_of(static_cast<int64_t>(layers.size()), "layer")),
+           "tensors that the plan does not use: the metadata is another model's"});
+    }
+    unused.report(plan_.problems);
+  }
+
+  const gguf::File& file_;
+  const Architecture& architecture_;
+  const Backend& backend_;
+  Plan& plan_;
+  Findings findings_;
+  std::set<std::string, std::less<>> used_;
+  std::set<int64_t> absent_;
+  std::map<std::string, int64_t> holders_;
+};
+
+}  // namespace
+
+MatrixShape matrix_shape(const gguf::Tensor& tensor, WeightUse use) {
+  if (use == WeightUse::vector) return {1, static_cast<int64_t>(tensor.elements())};
+  const auto cols = static_cast<int64_t>(tensor.shape.at(0));
+  return {cols == 0 ? 0 : static_cast<int64_t>(tensor.elements()) / cols, cols};
+}
+
+void plan_tensors(const gguf::File& file, const Architecture& architecture, const Backend& backend,
+                  Plan& plan) {
+  TensorPlanner(file, architecture, backend, plan).run();
+}
+
+}  // namespace greta

@@ -1,0 +1,26 @@
+#pragma once
+#include <vector>
+
+#include "backend/backend.h"
+#include "gguf/gguf.h"
+#include "model/architectures.h"
+#include "model/plan.h"
+
+namespace greta {
+
+/// Holds the architecture's list of tensors against the file's: what is there goes to plan.tensors, and
+/// missing tensors, wrong shapes, types that the backend refuses and tensors without a role become problems,
+/// consecutive layers with the same fault as one. Shapes whose hyperparameters are 0 (unknown) are not
+/// judged; with an unknown number of layers no layer's tensor is missed.
+void plan_tensors(const gguf::File& file, const Architecture& architecture, const Backend& backend,
+                  Plan& plan);
+
+/// Rows and columns of a tensor as the engine sees it: [cols, rows] in the file's order, a vector being one
+/// row.
+struct MatrixShape {
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+MatrixShape matrix_shape(const gguf::Tensor& tensor, WeightUse use);
+
+}  // namespace greta
