@@ -1,0 +1,285 @@
+#include "bisect/bounds.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/error.h"
+#include "base/half.h"
+
+namespace greta {
+namespace {
+
+constexpr double kU = 0x1p-24;
+
+/// Results below FP32's normal range are rounded absolutely: half the smallest subnormal.
+constexpr double kSubnormal = 0x1p-150;
+
+constexpr int64_t kBlock = 32;
+
+/// The smallest power of two that scales a block into [-32639, 32639] (two signed 8-bit planes: 127 * 256 +
+/// 127).
+double scale16(double largest) {
+  if (largest == 0.0) return 0.0;
+  int exponent = 0;
+  std::frexp(largest / 32639.0, &exponent);
+  double scale = std::ldexp(1.0, exponent - 1);
+  if (largest / scale > 32639.0) scale *= 2.0;
+  return scale;
+}
+
+/// Nearest integer, ties to even, without the current rounding mode.
+double nearest_even(double x) {
+  const double below = std::floor(x);
+  const double rest = x - below;
+  if (rest < 0.5) return below;
+  if (rest > 0.5) return below + 1.0;
+  return std::fmod(below, 2.0) == 0.0 ? below : below + 1.0;
+}
+
+void round_block8(std::span<const double> x, double largest, double* out) {
+  const float d = static_cast<float>(largest) / 127.0f;
+  const float inverse = d == 0.0f ? 0.0f : 1.0f / d;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double q = nearest_even(double{static_cast<float>(x[i]) * inverse});
+    out[i] = std::clamp(q, -127.0, 127.0) * double{d};
+  }
+}
+
+/// numerics.md: --weights int8 is Q8_0's arithmetic: f16 scale amax / 127, nearest even, a short last block
+/// padded.
+void quantise_int8(std::vector<float>& row) {
+  for (size_t begin = 0; begin < row.size(); begin += kBlock) {
+    const size_t end = std::min(row.size(), begin + kBlock);
+    float largest = 0.0f;
+    for (size_t i = begin; i < end; ++i) largest = std::max(largest, std::abs(row[i]));
+    const float d = largest / 127.0f;
+    const float inverse = d == 0.0f ? 0.0f : 1.0f / d;
+    const float stored = f16_to_f32(f32_to_f16(d));
+    for (size_t i = begin; i < end; ++i)
+      row[i] = static_cast<float>(nearest_even(double{row[i] * inverse})) * stored;
+  }
+}
+
+/// Where a block keeps the factor of its minima: those bytes zeroed leave d q, the others m.
+struct MinimumField {
+  size_t scale_offset;
+  size_t minimum_offset;
+};
+std::optional<MinimumField> minimum_field(quant::Type type) {
+  switch (type) {
+    case quant::Type::Q4_1:
+    case quant::Type::Q5_1:
+    case quant::Type::Q4_K:
+    case quant::Type::Q5_K:
+      return MinimumField{0, 2};
+    case quant::Type::Q2_K:
+      return MinimumField{80, 82};
+    default:
+      return std::nullopt;
+  }
+}
+
+std::vector<float> dequantised_with_zeroed(const WeightSource& source, std::span<const std::byte> row,
+                                           size_t field) {
+  std::vector<std::byte> copy(row.begin(), row.end());
+  const auto& t = quant::traits(source.type);
+  for (size_t block = 0; block < copy.size(); block += static_cast<size_t>(t.bytes))
+    std::memset(copy.data() + block + field, 0, 2);
+  std::vector<float> out(static_cast<size_t>(source.cols));
+  quant::dequantize(source.type, copy.data(), source.cols, out.data());
+  return out;
+}
+
+}  // namespace
+
+double gamma(double roundings, double u) { return roundings * u / (1.0 - roundings * u); }
+
+bool within(const Judged& judged, size_t i, double got) {
+  if (std::isinf(judged.value[i])) return got == judged.value[i];
+  return std::abs(got - judged.value[i]) <= judged.certain[i];
+}
+
+double worst_ratio(const Judged& judged, std::span<const double> got) {
+  double worst = 0.0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double distance = std::abs(got[i] - judged.value[i]);
+    if (distance == 0.0) continue;
+    const double ratio = distance / judged.certain[i];
+    if (!(ratio <= worst)) worst = std::isnan(ratio) ? std::numeric_limits<double>::infinity() : ratio;
+  }
+  return worst;
+}
+
+std::vector<double> rounded_operand(std::span<const double> x, OperandRounding rounding) {
+  std::vector<double> out(x.begin(), x.end());
+  if (rounding == OperandRounding::none) return out;
+  for (size_t begin = 0; begin < x.size(); begin += kBlock) {
+    const auto block = x.subspan(begin, std::min<size_t>(kBlock, x.size() - begin));
+    double largest = 0.0;
+    for (const double value : block) largest = std::max(largest, std::abs(value));
+    if (rounding == OperandRounding::bits8) {
+      round_block8(block, largest, out.data() + begin);
+      continue;
+    }
+    const double scale = scale16(largest);
+    for (size_t i = 0; i < block.size(); ++i)
+      out[begin + i] = scale == 0.0 ? 0.0 : nearest_even(block[i] / scale) * scale;
+  }
+  return out;
+}
+
+JudgedWeight judged_weight(const WeightSource& source, int64_t row, WeightMode mode) {
+  const auto& t = quant::traits(source.type);
+  const size_t row_bytes = static_cast<size_t>(source.cols / t.block * t.bytes);
+  const auto bytes = source.bytes.subspan(static_cast<size_t>(row) * row_bytes, row_bytes);
+  std::vector<float> values(static_cast<size_t>(source.cols));
+  quant::dequantize(source.type, bytes.data(), source.cols, values.data());
+  if (mode == WeightMode::int8) quantise_int8(values);
+  JudgedWeight judged{{values.begin(), values.end()}, {}};
+  judged.magnitude.resize(values.size());
+  for (size_t i = 0; i < values.size(); ++i) judged.magnitude[i] = std::abs(judged.value[i]);
+  const auto field = minimum_field(source.type);
+  if (mode != WeightMode::stored || !field) return judged;
+  const auto products = dequantised_with_zeroed(source, bytes, field->minimum_offset);
+  const auto minima = dequantised_with_zeroed(source, bytes, field->scale_offset);
+  for (size_t i = 0; i < values.size(); ++i)
+    judged.magnitude[i] = std::abs(double{products[i]}) + std::abs(double{minima[i]});
+  return judged;
+}
+
+void judge_product(const JudgedWeight& weight, std::span<const double> operand, double bias, int roundings,
+                   double& value, double& certain) {
+  double sum = 0.0;
+  double magnitude = 0.0;
+  for (size_t k = 0; k < operand.size(); ++k) {
+    sum += weight.value[k] * operand[k];
+    magnitude += weight.magnitude[k] * std::abs(operand[k]);
+  }
+  value = sum + bias;
+  // One rounding more: d q - m is rounded to FP32 in `value`'s weights, not in the kernel that adds the two
+  // apart.
+  certain =
+      gamma(roundings + 1) * magnitude + kU * std::abs(value) + kSubnormal * static_cast<double>(roundings);
+}
+
+Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, float eps, int sum_roundings) {
+  double squares = 0.0;
+  for (const double value : x) squares += value * value;
+  const double factor = 1.0 / std::sqrt(squares / static_cast<double>(x.size()) + double{eps});
+  Judged judged;
+  for (size_t i = 0; i < x.size(); ++i) {
+    judged.value.push_back(x[i] * factor * double{weight[i]});
+    judged.certain.push_back((sum_roundings / 2.0 + 5.0) * kU * std::abs(judged.value.back()) + kSubnormal);
+  }
+  return judged;
+}
+
+Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double> head) {
+  Judged judged{{head.begin(), head.end()}, std::vector<double>(head.size(), 0.0)};
+  for (int i = 0; i < rope.dims / 2; ++i) {
+    const double angle = static_cast<double>(position) * rope.inv_freq[static_cast<size_t>(i)];
+    const double c = std::cos(angle) * rope.magnitude;
+    const double s = std::sin(angle) * rope.magnitude;
+    const auto first = static_cast<size_t>(rope.style == RopeStyle::adjacent ? 2 * i : i);
+    const auto second =
+        static_cast<size_t>(rope.style == RopeStyle::adjacent ? 2 * i + 1 : i + rope.dims / 2);
+    const double a = head[first];
+    const double b = head[second];
+    judged.value[first] = a * c - b * s;
+    judged.value[second] = a * s + b * c;
+    judged.certain[first] = 3 * kU * (std::abs(a * c) + std::abs(b * s)) + 2 * kSubnormal;
+    judged.certain[second] = 3 * kU * (std::abs(a * s) + std::abs(b * c)) + 2 * kSubnormal;
+  }
+  return judged;
+}
+
+Judged judge_attention(std::span<const double> q, std::span<const double> keys,
+                       std::span<const double> values, double scale, int score_roundings, int value_roundings,
+                       double exp_ulps) {
+  const size_t width = q.size();
+  const size_t count = keys.size() / width;
+  std::vector<double> score(count);
+  double largest = -std::numeric_limits<double>::infinity();
+  double delta = 0.0;
+  for (size_t j = 0; j < count; ++j) {
+    double magnitude = 0.0;
+    for (size_t d = 0; d < width; ++d) {
+      score[j] += q[d] * keys[j * width + d] * scale;
+      magnitude += std::abs(q[d] * keys[j * width + d]) * scale;
+    }
+    largest = std::max(largest, score[j]);
+    // The argument of exp: the score's own error, and the subtraction's rounding of s - m (|s - m| <= 2 max
+    // |s|).
+    delta = std::max(delta, gamma(score_roundings) * magnitude + 2 * kU * std::abs(score[j]));
+  }
+  double sum = 0.0;
+  for (double& s : score) sum += s = std::exp(s - largest);
+  Judged judged{std::vector<double>(width, 0.0), std::vector<double>(width, 0.0)};
+  const double relative = std::expm1(2 * delta) + 4 * exp_ulps * kU + gamma(value_roundings);
+  for (size_t j = 0; j < count; ++j)
+    for (size_t d = 0; d < width; ++d) {
+      judged.value[d] += score[j] / sum * values[j * width + d];
+      judged.certain[d] += score[j] / sum * std::abs(values[j * width + d]) * relative;
+    }
+  // exp underflows to zero in FP32 long before FP64: at most 2^-126 a key of the largest value.
+  for (double& bound : judged.certain) bound += 0x1p-126 * static_cast<double>(count) + kSubnormal;
+  return judged;
+}
+
+Judged judge_add(std::span<const double> a, std::span<const double> b) {
+  Judged judged;
+  for (size_t i = 0; i < a.size(); ++i) {
+    judged.value.push_back(a[i] + b[i]);
+    judged.certain.push_back(kU * std::abs(judged.value.back()));
+  }
+  return judged;
+}
+
+Judged judge_glu(Activation activation, std::span<const double> gate, std::span<const double> up,
+                 double activation_ulps) {
+  Judged judged;
+  for (size_t i = 0; i < gate.size(); ++i) {
+    const double x = gate[i];
+    double y = 0.0;
+    double relative = (2 * activation_ulps + 1) * kU;
+    switch (activation) {
+      case Activation::silu:
+        y = x / (1.0 + std::exp(-x));
+        break;
+      case Activation::gelu_tanh: {
+        const double inner = 0.79788456080286535588 * (x + 0.044715 * x * x * x);
+        y = 0.5 * x * (1.0 + std::tanh(inner));
+        relative += 8 * kU *
+                    std::abs(inner);  // y = x / (1 + exp(-2 inner)): the argument's relative error, amplified
+        break;
+      }
+    }
+    judged.value.push_back(y * up[i]);
+    judged.certain.push_back(relative * std::abs(judged.value.back()) + kSubnormal * (1.0 + std::abs(up[i])));
+  }
+  return judged;
+}
+
+void add_cache_rounding(Judged& judged, KvType type) {
+  double half_ulp = 0.0;
+  double subnormal = 0.0;
+  switch (type) {
+    case KvType::f16:
+      half_ulp = 0x1p-11;
+      subnormal = 0x1p-25;
+      break;
+    case KvType::bf16:
+      half_ulp = 0x1p-8;
+      subnormal = 0x1p-134;
+      break;
+    case KvType::f32:
+    case KvType::f64:
+      return;
+  }
+  for (size_t i = 0; i < judged.value.size(); ++i)
+    judged.certain[i] = judged.certain[i] * (1 + half_ulp) + half_ulp * std::abs(judged.value[i]) + subnormal;
+}
+
+}  // namespace greta

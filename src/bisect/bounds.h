@@ -1,0 +1,77 @@
+#pragma once
+// Error bounds of the operators, derived (numerics.md section 5). An operator is judged on inputs taken from
+// the run under test: nothing accumulates, so the bound is the operator's own.
+//
+// Notation: u = 2^-24, the unit roundoff of FP32 rounded to nearest; gamma_d = d u / (1 - d u) bounds the
+// relative error of a product that passes d roundings (Higham, Accuracy and Stability of Numerical
+// Algorithms, 2nd ed., ch. 3). A value within `certain` of `value` may be rounding; beyond it the operator is
+// wrong. Compare with within(): NaN and infinity on one side alone are outside.
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace greta {
+
+/// One row of an operator's output in FP64, and for each element the bound on the FP32 result's distance from
+/// it.
+struct Judged {
+  std::vector<double> value;
+  std::vector<double> certain;
+};
+
+/// Whether `got` may be `judged.value[i]` rounded; false for a NaN.
+bool within(const Judged& judged, size_t i, double got);
+/// The largest |got - value| / certain over the row (0 / 0 counts as 0); infinity where within() fails on a
+/// NaN.
+double worst_ratio(const Judged& judged, std::span<const double> got);
+
+double gamma(double roundings, double u = 0x1p-24);
+
+/// How activations are rounded before integer weights meet them; the judge's own statement of numerics.md
+/// section 3.
+enum class OperandRounding { none, bits16, bits8 };
+/// The row as the matmul sees it, exactly.
+std::vector<double> rounded_operand(std::span<const double> x, OperandRounding rounding);
+
+/// Bias may be empty. d: roundings that a product passes through in the kernel's order (the backend states
+/// it). T = sum (|d q| + |m|) |x|: what the kernel adds, minima apart. `weight` row n is the file's,
+/// dequantised here.
+struct JudgedWeight {
+  std::vector<double> value;      ///< dequantised [K]
+  std::vector<double> magnitude;  ///< |d q| + |m| [K]
+};
+JudgedWeight judged_weight(const WeightSource& source, int64_t row, WeightMode mode);
+void judge_product(const JudgedWeight& weight, std::span<const double> operand, double bias, int roundings,
+                   double& value, double& certain);
+
+/// Relative (d / 2 + 3) u: half the sum's, then division, square root, and two products; d roundings in the
+/// sum.
+Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, float eps, int sum_roundings);
+
+/// One head; absolute in each pair: cos and sin carry half an ulp each, the product and the fma one rounding
+/// each: 3 u (|a cos| + |b sin|).
+Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double> head);
+
+/// One head's attention on q, K and V as stored ([keys, head_dim] each). score_roundings: of one score;
+/// value_roundings: that one p_j v_j passes through (the chain over keys and every rescaling).
+/// delta_j = gamma * scale * sum |q||k| + u |s|; bound_i = sum_j p_j |v_ji| (e^(2 delta) - 1 + exp's ulps +
+/// gamma').
+Judged judge_attention(std::span<const double> q, std::span<const double> keys,
+                       std::span<const double> values, double scale, int score_roundings, int value_roundings,
+                       double exp_ulps);
+
+/// out = a + b: one rounding.
+Judged judge_add(std::span<const double> a, std::span<const double> b);
+
+/// activation(gate) * up: the activation's ulps and one product. gelu's tanh form loses up to |x|'s own
+/// rounding inside the exponential; its bound carries the argument's error.
+Judged judge_glu(Activation activation, std::span<const double> gate, std::span<const double> up,
+                 double activation_ulps);
+
+/// Adds the rounding of a value stored in the cache: half an ulp of the type, and half its smallest
+/// subnormal.
+void add_cache_rounding(Judged& judged, KvType type);
+
+}  // namespace greta
