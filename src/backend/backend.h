@@ -1,12 +1,13 @@
 #pragma once
 // The operator table: everything that a device computes for a model, and nothing else. The one forward pass
-// (decoder/forward.cpp) calls these operators; bisect calls them again on the same inputs (replay). So an operator's
-// arguments are plain structs that can be made anew from the plan, and an operator has no memory of earlier calls but
-// the KV cache that it is handed.
+// (decoder/forward.cpp) calls these operators; bisect calls them again on the same inputs (replay). So an
+// operator's arguments are plain structs that can be made anew from the plan, and an operator has no memory
+// of earlier calls but the KV cache that it is handed.
 //
-// Contract of every backend but the judge's rounding (docs/numerics: one order of addition): each row of an output
-// depends on its own inputs alone, by a fixed order of operations that follows from the weight's shape and type (for
-// attention: from absolute key positions). Rows in a call, chunking, neighbours, threads and page addresses change no bit.
+// Contract of every backend but the judge's rounding (docs/numerics: one order of addition): each row of an
+// output depends on its own inputs alone, by a fixed order of operations that follows from the weight's shape
+// and type (for attention: from absolute key positions). Rows in a call, chunking, neighbours, threads and
+// page addresses change no bit.
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -26,8 +27,8 @@ enum class KvType { f16, bf16, f32, f64 };  ///< f64: the reference's own
 enum class WeightMode { stored, f32, int8 };
 enum class Activations { bits16, bits8 };  ///< numerics.md section 3; only for integer weights on the CPU
 
-/// Keys and values lie in pages of this many consecutive positions, aligned to absolute position. It is also the
-/// attention split: a softmax is merged split by split in ascending order.
+/// Keys and values lie in pages of this many consecutive positions, aligned to absolute position. It is also
+/// the attention split: a softmax is merged split by split in ascending order.
 inline constexpr int kKvPage = 64;
 
 /// Which numbers a tensor holds for the engine.
@@ -59,13 +60,13 @@ class Weight {
   uint64_t resident_bytes = 0;  ///< allocated on the device (0 where the file's mapping is used in place)
   bool file_in_use = true;      ///< false: the file's pages may be dropped, everything is in resident memory
 
-  /// Row `row` as FP32, read back through the resident layout: [cols]. For `stored` it is the file's dequantised row,
-  /// bit for bit.
+  /// Row `row` as FP32, read back through the resident layout: [cols]. For `stored` it is the file's
+  /// dequantised row, bit for bit.
   virtual void read_back(int64_t row, float* out) const = 0;
 };
 
-/// Rows of activations in a backend's memory: row-major [rows, width], contiguous; elements are FP32, the reference's
-/// FP64. Who owns it knows the row count.
+/// Rows of activations in a backend's memory: row-major [rows, width], contiguous; elements are FP32, the
+/// reference's FP64. Who owns it knows the row count.
 struct View {
   void* data = nullptr;
   int64_t width = 0;
@@ -79,9 +80,10 @@ class Buffer {
   virtual size_t bytes() const = 0;
 };
 
-/// The rows of one call: which token, of which sequence, at which position. Host arrays, each [rows]; the page table is
-/// [sequences, page_stride]: pages[s * page_stride + position / kKvPage] is where that position's keys and values lie.
-/// Rows of a sequence are in ascending position; a row's own key is written before attention reads it.
+/// The rows of one call: which token, of which sequence, at which position. Host arrays, each [rows]; the
+/// page table is [sequences, page_stride]: pages[s * page_stride + position / kKvPage] is where that
+/// position's keys and values lie. Rows of a sequence are in ascending position; a row's own key is written
+/// before attention reads it.
 struct BatchView {
   int64_t rows = 0;
   const int32_t* tokens = nullptr;
@@ -114,13 +116,14 @@ struct RopeSpec {
 
 enum class Activation { silu, gelu_tanh };
 
-// ---- arguments, one struct an operator ---------------------------------------------------------------------------
+// ---- arguments, one struct an operator
+// ---------------------------------------------------------------------------
 
 /// out[r] = table[tokens[r]] * scale
 struct EmbedArgs {
   const BatchView* batch = nullptr;
   const Weight* table = nullptr;
-  float scale = 1.0f;
+  double scale = 1.0;
   View out;
 };
 
@@ -160,12 +163,12 @@ struct RopeArgs {
   KvLayer cache;
 };
 
-/// out[r, h] = sum_j softmax_j(scale * q[r, h] . k[j]) v[j] over the keys j = 0 .. position[r] of row r's sequence;
-/// head h reads kv head h / (heads / kv_heads). Only the cache is read, the row's own key too.
+/// out[r, h] = sum_j softmax_j(scale * q[r, h] . k[j]) v[j] over the keys j = 0 .. position[r] of row r's
+/// sequence; head h reads kv head h / (heads / kv_heads). Only the cache is read, the row's own key too.
 struct AttentionArgs {
   const BatchView* batch = nullptr;
   int heads = 0;
-  float scale = 0.0f;
+  double scale = 0.0;  ///< fast backends round it once, to FP32
   View q;
   KvLayer cache;
   View out;
@@ -195,7 +198,8 @@ struct GatherArgs {
   View out;
 };
 
-// ---- the table ---------------------------------------------------------------------------------------------------
+// ---- the table
+// ---------------------------------------------------------------------------------------------------
 
 enum class KvPart { k, v };
 
@@ -203,14 +207,16 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  virtual std::string name() const = 0;         ///< "cpu", "reference", "cuda:0"
-  virtual std::string description() const = 0;  ///< with instruction set, threads, activation and KV mode, for the log
-  virtual size_t element_bytes() const = 0;     ///< of activations: 4, the reference's 8
+  virtual std::string name() const = 0;  ///< "cpu", "reference", "cuda:0"
+  virtual std::string description()
+      const = 0;  ///< with instruction set, threads, activation and KV mode, for the log
+  virtual size_t element_bytes() const = 0;  ///< of activations: 4, the reference's 8
   virtual KvType kv_type() const = 0;
 
-  /// The capability query, asked by the plan before anything is allocated: nothing, or why this backend cannot use such
-  /// a tensor and what would help.
-  virtual std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const = 0;
+  /// The capability query, asked by the plan before anything is allocated: nothing, or why this backend
+  /// cannot use such a tensor and what would help.
+  virtual std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows,
+                                             int64_t cols) const = 0;
   /// Bytes that load() will allocate for it.
   virtual uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const = 0;
   /// Bytes of one page of one layer, keys and values each.
@@ -229,7 +235,8 @@ class Backend {
   /// Writes rows (replay, tests): the opposite of read; FP64 is rounded to the element type.
   virtual void write(const View& view, int64_t first, int64_t count, const double* in) = 0;
   /// The cache's own values of batch row `row`: [kv_heads * head_dim].
-  virtual void read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row, double* out) const = 0;
+  virtual void read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+                       double* out) const = 0;
 
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rmsnorm(const RmsnormArgs& args) = 0;
@@ -240,8 +247,8 @@ class Backend {
   virtual void glu(const GluArgs& args) = 0;
   virtual void gather(const GatherArgs& args) = 0;
 
-  /// Kernels that ran since reset_route(), by name, with how often: recorded where a kernel is entered, never derived
-  /// from options.
+  /// Kernels that ran since reset_route(), by name, with how often: recorded where a kernel is entered, never
+  /// derived from options.
   const std::map<std::string, uint64_t, std::less<>>& route() const { return route_; }
   void reset_route() { route_.clear(); }
 
@@ -270,9 +277,9 @@ struct BackendOptions {
   KvType kv_type = KvType::f16;
 };
 
-/// `device`: "cpu" or "reference" ("cuda:0" and "hip:0" in builds that have them). Errors: an unknown device, an
-/// instruction set that this machine lacks, an option that the device does not have (the reference keeps the file's own
-/// weights, unrounded activations and an FP64 cache): each says what there is instead.
+/// `device`: "cpu" or "reference" ("cuda:0" and "hip:0" in builds that have them). Errors: an unknown device,
+/// an instruction set that this machine lacks, an option that the device does not have (the reference keeps
+/// the file's own weights, unrounded activations and an FP64 cache): each says what there is instead.
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options);
 
 }  // namespace greta

@@ -70,8 +70,7 @@ class HParamsReader {
     hp_.context = keys_.integer("context_length", kContext, true).value.value_or(0);
     hp_.norm_eps =
         static_cast<float>(keys_.real("attention.layer_norm_rms_epsilon", kEps, true).value.value_or(0.0));
-    hp_.embedding_scale =
-        static_cast<float>(keys_.real("embedding_scale", kScale, false).or_else(1.0).value_or(0.0));
+    hp_.embedding_scale = keys_.real("embedding_scale", kScale, false).or_else(1.0).value_or(0.0);
     read_heads();
     read_vocab(keys_.integer("vocab_size", kVocab, false).or_else(none).value_or(0));
     read_rope();
@@ -114,8 +113,7 @@ class HParamsReader {
                    fmt::format("{}", *value.value), "keys and values of unlike lengths are not supported");
     }
     const double own = hp_.head_dim > 0 ? 1.0 / std::sqrt(static_cast<double>(hp_.head_dim)) : 0.0;
-    hp_.attention_scale =
-        static_cast<float>(keys_.real("attention.scale", kScale, false).or_else(own).value_or(0.0));
+    hp_.attention_scale = keys_.real("attention.scale", kScale, false).or_else(own).value_or(0.0);
   }
 
   void read_vocab(int64_t stated) {

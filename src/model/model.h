@@ -26,12 +26,13 @@ struct HParams {
   int64_t vocab = 0;    ///< rows of the embedding
   int64_t context = 0;  ///< longest context that the file states
   float norm_eps = 0.0f;
-  float embedding_scale = 1.0f;
-  float attention_scale = 0.0f;  ///< 1 / sqrt(head_dim) unless the file says otherwise
+  double embedding_scale = 1.0;
+  double attention_scale = 0.0;  ///< 1 / sqrt(head_dim) unless the file says otherwise
   Activation activation = Activation::silu;
   RopeSpec rope;
-  double rope_base = 0.0;    ///< for people: `rope` has it already
-  std::string rope_scaling;  ///< "none", "linear 2", "yarn 4 of 4096", "factors in rope_freqs.weight": for people
+  double rope_base = 0.0;  ///< for people: `rope` has it already
+  std::string
+      rope_scaling;  ///< "none", "linear 2", "yarn 4 of 4096", "factors in rope_freqs.weight": for people
 
   int64_t q_dim() const { return heads * head_dim; }
   int64_t kv_dim() const { return kv_heads * head_dim; }
@@ -39,16 +40,34 @@ struct HParams {
 
 /// What a tensor is to the forward pass. One slot a role in each layer (or once, for the first four).
 enum class Role {
-  embedding, final_norm, head, rope_factors,
-  attn_norm, wq, wk, wv, wo, bq, bk, bv, bo,
-  ffn_norm, w_gate, w_up, w_down, b_gate, b_up, b_down,
+  embedding,
+  final_norm,
+  head,
+  rope_factors,
+  attn_norm,
+  wq,
+  wk,
+  wv,
+  wo,
+  bq,
+  bk,
+  bv,
+  bo,
+  ffn_norm,
+  w_gate,
+  w_up,
+  w_down,
+  b_gate,
+  b_up,
+  b_down,
   count
 };
 inline constexpr size_t kRoles = static_cast<size_t>(Role::count);
 
 using WeightSlots = std::array<const Weight*, kRoles>;
 
-/// A model on a device. `layers[l][role]` and `global[role]` are null where the file has no such (optional) tensor.
+/// A model on a device. `layers[l][role]` and `global[role]` are null where the file has no such (optional)
+/// tensor.
 struct Model {
   HParams hp;
   WeightSlots global{};
@@ -60,8 +79,8 @@ struct Model {
 };
 
 struct Plan;
-/// Loads every tensor of the plan (repacking as the backend wishes; repacked file pages are dropped as it goes).
-/// `progress` is told (bytes done, bytes in all).
+/// Loads every tensor of the plan (repacking as the backend wishes; repacked file pages are dropped as it
+/// goes). `progress` is told (bytes done, bytes in all).
 Model load_model(const gguf::File& file, const Plan& plan, Backend& backend,
                  const std::function<void(uint64_t, uint64_t)>& progress = {});
 

@@ -1,6 +1,6 @@
 // The reference backend against Hugging Face transformers in true float64 (numerics.md section 4), and the cpu backend
 // with an FP32 cache behind it, on every committed shape.
-#include <gmock/gmock.h>
+#include <fmt/format.h>
 
 #include <cmath>
 
@@ -111,7 +111,7 @@ TEST_P(GoldenModel, ReferenceWithinOneBillionthOfTransformers) {
   EXPECT_GE(of_stages.rows, 4u * 16u * static_cast<size_t>(engine.hparams().layers));
   EXPECT_TRUE(of_logits.value <= 1e-9) << of_logits.value << " in " << of_logits.where;
   EXPECT_TRUE(of_stages.value <= 1e-9) << of_stages.value << " in " << of_stages.where;
-  RecordProperty("worst", std::to_string(std::max(of_logits.value, of_stages.value)));
+  RecordProperty("worst", fmt::format("{:.2e}", std::max(of_logits.value, of_stages.value)));
 }
 
 TEST_P(GoldenModel, CpuLogitsWithinOneTenThousandth) {

@@ -131,7 +131,7 @@ class ReferenceBackend : public Backend {
     for (int64_t r = 0; r < a.batch->rows; ++r) {
       a.table->read_back(a.batch->tokens[r], values.data());
       double* out = row_of(a.out, r);
-      for (size_t i = 0; i < values.size(); ++i) out[i] = double{values[i]} * double{a.scale};
+      for (size_t i = 0; i < values.size(); ++i) out[i] = double{values[i]} * a.scale;
     }
   }
 
@@ -244,7 +244,7 @@ class ReferenceBackend : public Backend {
           const double* k = cache_row(a.cache.k, a.cache, *a.batch, sequence, j) + h / group * head_dim;
           double dot = 0.0;
           for (int d = 0; d < head_dim; ++d) dot += q[d] * k[d];
-          p[static_cast<size_t>(j)] = dot * double{a.scale};
+          p[static_cast<size_t>(j)] = dot * a.scale;
         }
         double* out = row_of(a.out, r) + h * head_dim;
         softmax(p);

@@ -1,0 +1,145 @@
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/half.h"
+#include "base/mapped_file.h"
+#include "base/system.h"
+#include "base/thread_pool.h"
+#include "support.h"
+
+namespace greta {
+namespace {
+
+TEST(Half, EveryF16IsReadExactlyAndWrittenBack) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const auto h = static_cast<uint16_t>(bits);
+    const float f = f16_to_f32(h);
+    const int exponent = (h >> 10) & 31;
+    const int mantissa = h & 1023;
+    if (exponent == 31) {
+      EXPECT_EQ(std::isnan(f), mantissa != 0);
+      if (mantissa == 0) EXPECT_TRUE(std::isinf(f));
+    } else {
+      const double magnitude = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+      ASSERT_EQ(double{f}, (h & 0x8000) != 0 ? -magnitude : magnitude) << bits;
+    }
+    if (!std::isnan(f)) ASSERT_EQ(f32_to_f16(f), h) << bits;
+  }
+}
+
+/// The nearest of all f16 by distance in double, ties to the even mantissa.
+TEST(Half, RoundsToNearestEven) {
+  for (uint32_t bits = 0; bits + 1 < 0x7c00; ++bits) {
+    const double low = f16_to_f32(static_cast<uint16_t>(bits));
+    const double high = f16_to_f32(static_cast<uint16_t>(bits + 1));
+    const auto middle = static_cast<float>((low + high) / 2);
+    ASSERT_EQ(f32_to_f16(middle), (bits & 1) == 0 ? bits : bits + 1) << bits;
+    ASSERT_EQ(f32_to_f16(std::nextafter(middle, 0.0f)), bits);
+    ASSERT_EQ(f32_to_f16(std::nextafter(middle, 1e6f)), bits + 1);
+  }
+  EXPECT_EQ(f32_to_f16(65519.996f), 0x7bff);
+  EXPECT_EQ(f32_to_f16(65520.0f), 0x7c00);
+  EXPECT_EQ(f32_to_f16(-INFINITY), 0xfc00);
+  EXPECT_TRUE(std::isnan(f16_to_f32(f32_to_f16(NAN))));
+}
+
+TEST(Half, Bf16RoundsToNearestEvenAndKeepsNaN) {
+  EXPECT_EQ(f32_to_bf16(1.0f), 0x3f80);
+  EXPECT_EQ(f32_to_bf16(std::bit_cast<float>(0x3f808000u)), 0x3f80);  // a tie, to even
+  EXPECT_EQ(f32_to_bf16(std::bit_cast<float>(0x3f818000u)), 0x3f82);
+  EXPECT_EQ(f32_to_bf16(std::bit_cast<float>(0x3f808001u)), 0x3f81);
+  EXPECT_EQ(f32_to_bf16(std::bit_cast<float>(0x7f7fffffu)), 0x7f80);
+  EXPECT_TRUE(std::isnan(bf16_to_f32(f32_to_bf16(std::bit_cast<float>(0x7f800001u)))));
+}
+
+TEST(Checked, OverflowIsAnAnswer) {
+  EXPECT_EQ(checked_add(UINT64_MAX, 1), std::nullopt);
+  EXPECT_EQ(checked_mul(1ull << 33, 1ull << 31), std::nullopt);
+  EXPECT_EQ(checked_mul(1ull << 32, 1ull << 31), 1ull << 63);
+  EXPECT_EQ(checked_align(33, 32), 64u);
+  EXPECT_EQ(checked_align(UINT64_MAX - 3, 32), std::nullopt);
+}
+
+class Pool : public testing::TestWithParam<int> {};
+
+TEST_P(Pool, CoversEveryItemOnce) {
+  ThreadPool pool(GetParam());
+  for (int64_t count : {0, 1, 2, 7, 1000}) {
+    std::vector<std::atomic<int>> seen(static_cast<size_t>(count));
+    pool.parallel_for(count, 3, [&](int64_t begin, int64_t end, int worker) {
+      ASSERT_LE(end - begin, 3);
+      ASSERT_TRUE(worker >= 0 && worker < pool.size());
+      for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+    });
+    for (const auto& times : seen) ASSERT_EQ(times.load(), 1);
+  }
+}
+
+TEST_P(Pool, ManyShortLoopsSeeEachOthersWrites) {
+  ThreadPool pool(GetParam());
+  std::vector<int64_t> values(64, 0);
+  for (int round = 0; round < 20'000; ++round)
+    pool.parallel_for(64, 8, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) values[static_cast<size_t>(i)] += i;
+    });
+  for (int64_t i = 0; i < 64; ++i) ASSERT_EQ(values[static_cast<size_t>(i)], i * 20'000);
+}
+
+TEST_P(Pool, ABodysExceptionReachesTheCallerAndThePoolGoesOn) {
+  ThreadPool pool(GetParam());
+  for (int round = 0; round < 100; ++round)
+    EXPECT_THROW(pool.parallel_for(100, 1,
+                                   [](int64_t begin, int64_t, int) {
+                                     if (begin == 57) throw std::runtime_error("57");
+                                   }),
+                 std::runtime_error);
+  std::atomic<int> done{0};
+  pool.parallel_for(100, 1, [&](int64_t, int64_t, int) { ++done; });
+  EXPECT_EQ(done, 100);
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, Pool, testing::Values(1, 2, 3, 8));
+
+TEST(MappedFile, NamesWhatIsWrong) {
+  const test::TemporaryFolder folder;
+  const auto message = [](const std::string& path) {
+    try {
+      const MappedFile file(path);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_NE(message(folder / "absent").find("No such file"), std::string::npos);
+  EXPECT_NE(message(folder / ".").find("it is a directory"), std::string::npos);
+  std::filesystem::create_symlink("nowhere", folder / "link");
+  EXPECT_NE(message(folder / "link").find("link -> nowhere"), std::string::npos);
+  EXPECT_NE(message("/dev/null").find("not a regular file"), std::string::npos);
+}
+
+TEST(MappedFile, WholeOrAbsent) {
+  const test::TemporaryFolder folder;
+  const std::string text = "GRETA";
+  write_whole_file(folder / "out", std::as_bytes(std::span(text)));
+  EXPECT_EQ(read_whole_file(folder / "out"), text);
+  EXPECT_EQ(sha256_hex(MappedFile(folder / "out").bytes()),
+            "4ac51b6a3da168c4d3976e21300ba4a0e928dc4f3cf2a316477b2f75684b664d");
+  EXPECT_THROW(write_whole_file(folder / "absent/out", std::as_bytes(std::span(text))), Error);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder / ""), {}), 1);
+}
+
+TEST(System, SaysSomethingPlausible) {
+  EXPECT_GE(usable_cpus(), 1);
+  EXPECT_GT(available_memory(), 1u << 20);
+  EXPECT_GT(resident_memory(), 1u << 16);
+}
+
+}  // namespace
+}  // namespace greta
