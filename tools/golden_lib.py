@@ -260,8 +260,11 @@ def attend(q, k, v, heads, kv_heads, scale, fault=""):
     return out.reshape(tokens, -1)
 
 
-def numpy_forward(model, ids, fault=""):
-    """Every stage of every token, {name: [tokens, width]}. `fault` plants one mistake, to see that it is noticed."""
+def numpy_forward(model, ids, fault="", rows=slice(None)):
+    """Every stage, {name: [tokens, width]}: of the chosen rows; logits of every row.
+
+    `fault` plants one mistake, to see that it is noticed.
+    """
     eps = 1e-6 if fault == "eps" else float(model.eps)
     positions = np.arange(len(ids), dtype=np.float64)
     table = rope_table(model, fault)
@@ -274,7 +277,8 @@ def numpy_forward(model, ids, fault=""):
         y = x @ weight.T
         return y if bias is None or fault == "bias:" + name.split(".")[-1] else y + bias
 
-    x = out["embed_out"] = model.wide("token_embd.weight")[np.array(ids)]
+    x = model.wide("token_embd.weight")[np.array(ids)]
+    out["embed_out"] = x[rows]
     for n in range(model.layers):
         blk = f"blk.{n}."
         s = {"residual_pre_attn": x}
@@ -293,24 +297,29 @@ def numpy_forward(model, ids, fault=""):
         s["ffn_gate"], s["ffn_up"], s["ffn_act"] = gate, up, gate / (1 + np.exp(-gate)) * up
         s["mlp_out"] = linear(s["ffn_act"], blk + "ffn_down")
         x = s["residual_post_mlp"] = x + s["mlp_out"]
-        out.update({f"layers.{n}.{stage}": s[stage] for stage in STAGES})
-    out["final_norm"] = rms_norm(x, model.wide("output_norm.weight"), eps)
+        out.update({f"layers.{n}.{stage}": s[stage][rows] for stage in STAGES})
+    x = rms_norm(x, model.wide("output_norm.weight"), eps)
+    out["final_norm"] = x[rows]
     head = None if fault == "tied_head" else model.wide("output.weight")
-    out["logits"] = out["final_norm"] @ (model.wide("token_embd.weight") if head is None else head).T
+    out["logits"] = x @ (model.wide("token_embd.weight") if head is None else head).T
     return out
 
 
 # --- the transformers model ---
 
 
-def record(torch, model, ids, heads, kv_heads, half_split):
-    """Every stage of every token from one forward pass of a transformers model (LlamaForCausalLM, GlmForCausalLM)."""
+def record(torch, model, ids, heads, kv_heads, half_split, chosen=slice(None)):
+    """Every stage from one forward pass of a transformers model (LlamaForCausalLM, GlmForCausalLM).
+
+    Of the chosen rows; logits of every row.
+    """
     out, handles, rotated = {}, [], []
 
     def keep(name, tensor, permuted_heads=0):
         if str(tensor.dtype) != "torch.float64" or tensor.shape[0] != 1:
             raise AssertionError(f"{name}: expected one float64 sequence, got {tuple(tensor.shape)} {tensor.dtype}")
-        rows = tensor[0].numpy().copy()
+        rows = tensor[0].numpy()
+        rows = rows if name == "logits" else rows[chosen].copy()
         out[name] = to_adjacent(rows, permuted_heads) if permuted_heads and half_split else rows
 
     def on_output(module, name, permuted_heads=0):
