@@ -17,7 +17,8 @@ constexpr std::string_view kEndSpellings[] = {
 
 }  // namespace
 
-BaseTokenizer::BaseTokenizer(const VocabData& data, bool family_adds_bos) : vocab_(data) {
+BaseTokenizer::BaseTokenizer(const VocabData& data, bool family_adds_bos, bool cuts_at_user_defined)
+    : vocab_(data) {
   const auto checked = [&](std::string_view key, const std::optional<int64_t>& id) -> std::optional<TokenId> {
     if (!id) return std::nullopt;
     if (*id < 0 || *id >= vocab_.size()) {
@@ -51,8 +52,8 @@ BaseTokenizer::BaseTokenizer(const VocabData& data, bool family_adds_bos) : voca
   }
   for (TokenId id = 0; id < vocab_.size(); ++id) {
     const TokenType type = vocab_.type(id);
-    const bool user = type == TokenType::user_defined;
-    if (user) user_defined_.add(vocab_.piece(id), id);
+    const bool user = type == TokenType::user_defined && cuts_at_user_defined;
+    if (user) always_.add(vocab_.piece(id), id);
     if (user || type == TokenType::control || type == TokenType::unknown) special_.add(vocab_.piece(id), id);
   }
 }
@@ -75,7 +76,7 @@ std::vector<TokenId> BaseTokenizer::encode(std::string_view text, const EncodeOp
   std::vector<TokenId> ids;
   ids.reserve(text.size() / 4 + 8);
   if (options.add_special && adds_bos_) ids.push_back(*bos_);
-  const LiteralMatcher& matcher = options.parse_special ? special_ : user_defined_;
+  const LiteralMatcher& matcher = options.parse_special ? special_ : always_;
   for (size_t at = 0; at < text.size();) {
     const auto match = matcher.empty() ? LiteralMatcher::Match{} : matcher.find(text, at);
     const size_t end = match.length > 0 ? match.begin : text.size();

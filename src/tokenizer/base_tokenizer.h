@@ -9,7 +9,9 @@ namespace greta {
 class BaseTokenizer : public Tokenizer {
  public:
   /// Errors: ids out of range, a BOS or EOS that is to be added but not named.
-  BaseTokenizer(const VocabData& data, bool family_adds_bos);
+  /// `cuts_at_user_defined`: user-defined tokens, too, are found before the algorithm sees the text (BPE);
+  /// SPM finds them itself.
+  BaseTokenizer(const VocabData& data, bool family_adds_bos, bool cuts_at_user_defined);
 
   int32_t vocab_size() const override { return vocab_.size(); }
   std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options) const override;
@@ -31,10 +33,10 @@ class BaseTokenizer : public Tokenizer {
   virtual bool has_space_prefix() const { return false; }
 
   const Vocabulary vocab_;
-  LiteralMatcher special_;  ///< read where parse_special: control and unknown tokens, and what is always read
-  LiteralMatcher user_defined_;  ///< always read
 
  private:
+  LiteralMatcher special_;  ///< read where parse_special: control and unknown tokens, and what is always read
+  LiteralMatcher always_;   ///< always read
   std::optional<TokenId> bos_, eos_;
   bool adds_bos_ = false, adds_eos_ = false;
   std::vector<TokenId> end_tokens_;

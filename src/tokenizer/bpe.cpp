@@ -49,7 +49,7 @@ std::optional<unsigned char> letter_byte(char32_t letter) {
 }
 
 BpeTokenizer::BpeTokenizer(const VocabData& data)
-    : BaseTokenizer(data, pretokenizer_of(data)->adds_bos), pre_(pretokenizer_of(data)) {
+    : BaseTokenizer(data, pretokenizer_of(data)->adds_bos, true), pre_(pretokenizer_of(data)) {
   if (data.add_space_prefix.value_or(false)) {
     fail(
         "{}: tokenizer.ggml.add_space_prefix: expected false for byte-level BPE, got true, which is not "

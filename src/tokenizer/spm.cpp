@@ -30,10 +30,17 @@ int byte_of(std::string_view piece) {
   return value;
 }
 
+/// Whether a U+2581 stands behind another character.
+bool space_behind_other(std::string_view piece) {
+  size_t leading = 0;
+  while (piece.substr(leading).starts_with(kSpace)) leading += kSpace.size();
+  return piece.find(kSpace, leading) != std::string_view::npos;
+}
+
 }  // namespace
 
 SpmTokenizer::SpmTokenizer(const VocabData& data)
-    : BaseTokenizer(data, true),
+    : BaseTokenizer(data, true, false),
       space_prefix_(data.add_space_prefix.value_or(true)),
       remove_extra_spaces_(data.remove_extra_whitespaces) {
   index_bytes(data);
@@ -47,7 +54,11 @@ SpmTokenizer::SpmTokenizer(const VocabData& data)
   }
   for (TokenId id = 0; id < vocab_.size(); ++id) {
     if (unknown_ < 0 && vocab_.type(id) == TokenType::unknown) unknown_ = id;
-    has_unused_ = has_unused_ || vocab_.type(id) == TokenType::unused;
+    const TokenType type = vocab_.type(id);
+    has_unused_ = has_unused_ || type == TokenType::unused;
+    if (type == TokenType::user_defined) user_defined_.add(vocab_.piece(id), id);
+    const bool merges = ranks_[static_cast<size_t>(id)] != UINT32_MAX;
+    if (merges && space_behind_other(vocab_.piece(id))) space_begins_pieces_ = false;
   }
   if (!has_bytes_ && unknown_ < 0) {
     fail(
@@ -133,59 +144,89 @@ PairIndex::Merge SpmTokenizer::merge_of(std::string_view joined) const {
   return {ranks_[static_cast<size_t>(id)], id};
 }
 
+struct SpmTokenizer::Scratch {
+  std::vector<uint64_t> heap;
+  std::vector<std::string_view> parts;  ///< a stack, the leftmost on top
+  /// Pieces marked unused may appear on the way; at the end they fall apart into what they were made of:
+  /// here, the length of the left half.
+  std::unordered_map<std::string_view, size_t> made_of;
+  bool after_unknown = false;
+};
+
 void SpmTokenizer::encode_plain(std::string_view original, std::vector<TokenId>& ids) const {
-  const std::string text = normalize(original);
-  constexpr TokenId kFrozen = -2;  // a user-defined piece: found first, never merged
+  const std::string normalized = normalize(original);
+  const std::string_view text = normalized;
   std::vector<Symbol> symbols;
-  symbols.reserve(text.size());
+  Scratch scratch;
+  // No merge crosses a user-defined token, or the beginning of a word where no piece has a space inside: what
+  // lies between is merged alone, with the same result and better use of the cache.
+  bool word_so_far = false;  // the group has a character that is not a space
   for (size_t at = 0; at < text.size();) {
     const auto match = user_defined_.empty() ? LiteralMatcher::Match{} : user_defined_.match_at(text, at);
-    const size_t length =
-        match.length > 0 ? match.length : unicode::length(static_cast<unsigned char>(text[at]));
-    symbols.push_back({.start = static_cast<uint32_t>(at),
-                       .end = static_cast<uint32_t>(at + length),
-                       .id = match.length > 0 ? kFrozen : -1});
-    at += length;
+    const bool is_space = text.substr(at).starts_with(kSpace);
+    if (match.length > 0 || (is_space && word_so_far && space_begins_pieces_)) {
+      encode_group(text, symbols, scratch, ids);
+      word_so_far = false;
+    }
+    if (match.length > 0) {
+      ids.push_back(match.id);
+      scratch.after_unknown = false;
+      at += match.length;
+      continue;
+    }
+    const size_t end = at + unicode::length(static_cast<unsigned char>(text[at]));
+    symbols.push_back({.start = static_cast<uint32_t>(at), .end = static_cast<uint32_t>(end)});
+    word_so_far = word_so_far || !is_space;
+    at = end;
   }
-  // Pieces marked unused may appear on the way; at the end they fall apart into what they were made of.
-  std::unordered_map<std::string_view, size_t> made_of;
-  const std::string_view view = text;
+  encode_group(text, symbols, scratch, ids);
+}
+
+void SpmTokenizer::encode_group(std::string_view text, std::vector<Symbol>& symbols, Scratch& scratch,
+                                std::vector<TokenId>& ids) const {
+  if (symbols.empty()) return;
   const auto lookup = [&](const Symbol& left, const Symbol& right) {
-    if (left.id == kFrozen || right.id == kFrozen) return PairIndex::Merge{};
-    const auto merge = merge_of(view.substr(left.start, right.end - left.start));
+    const std::string_view joined = text.substr(left.start, right.end - left.start);
+    const auto merge = merge_of(joined);
     if (has_unused_ && merge.rank != UINT32_MAX && vocab_.type(merge.id) == TokenType::unused) {
-      made_of[view.substr(left.start, right.end - left.start)] = left.end - left.start;
+      scratch.made_of[joined] = left.end - left.start;
     }
     return merge;
   };
-  std::vector<uint64_t> heap;
-  merge_symbols(symbols, lookup, heap);
-
-  bool after_unknown = false;
-  std::vector<std::string_view> parts;  // a stack: the leftmost on top
-  for (uint32_t i = symbols.empty() ? Symbol::kNone : 0; i != Symbol::kNone; i = symbols[i].next) {
-    parts.push_back(view.substr(symbols[i].start, symbols[i].end - symbols[i].start));
-    while (!parts.empty()) {
-      const std::string_view part = parts.back();
-      parts.pop_back();
-      const TokenId id = vocab_.find(part);
-      if (id >= 0 && has_unused_ && vocab_.type(id) == TokenType::unused) {
-        const auto found = made_of.find(part);
-        if (found != made_of.end()) {
-          parts.push_back(part.substr(found->second));
-          parts.push_back(part.substr(0, found->second));
-          continue;
-        }
-      }
-      if (id >= 0) {
-        ids.push_back(id);
-      } else if (has_bytes_) {
-        for (const char c : part) ids.push_back(byte_tokens_[static_cast<unsigned char>(c)]);
-      } else if (!after_unknown) {
-        ids.push_back(unknown_);
-      }
-      after_unknown = id < 0;
+  merge_symbols(symbols, lookup, scratch.heap);
+  for (uint32_t i = 0; i != Symbol::kNone; i = symbols[i].next) {
+    if (symbols[i].id >= 0 && !has_unused_) {
+      ids.push_back(symbols[i].id);
+      scratch.after_unknown = false;
+    } else {
+      emit(text.substr(symbols[i].start, symbols[i].end - symbols[i].start), scratch, ids);
     }
+  }
+  symbols.clear();
+}
+
+void SpmTokenizer::emit(std::string_view whole, Scratch& scratch, std::vector<TokenId>& ids) const {
+  scratch.parts.assign(1, whole);
+  while (!scratch.parts.empty()) {
+    const std::string_view part = scratch.parts.back();
+    scratch.parts.pop_back();
+    const TokenId id = vocab_.find(part);
+    if (id >= 0 && has_unused_ && vocab_.type(id) == TokenType::unused) {
+      const auto found = scratch.made_of.find(part);
+      if (found != scratch.made_of.end()) {
+        scratch.parts.push_back(part.substr(found->second));
+        scratch.parts.push_back(part.substr(0, found->second));
+        continue;
+      }
+    }
+    if (id >= 0) {
+      ids.push_back(id);
+    } else if (has_bytes_) {
+      for (const char c : part) ids.push_back(byte_tokens_[static_cast<unsigned char>(c)]);
+    } else if (!scratch.after_unknown) {
+      ids.push_back(unknown_);
+    }
+    scratch.after_unknown = id < 0;
   }
 }
 

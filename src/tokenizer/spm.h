@@ -2,6 +2,7 @@
 // SPM: SentencePiece's BPE. Spaces are spelled U+2581, characters merge by the scores of the pieces they
 // make, what the vocabulary does not know is spelled in bytes.
 #include "tokenizer/base_tokenizer.h"
+#include "tokenizer/merge.h"
 
 namespace greta {
 
@@ -19,11 +20,17 @@ class SpmTokenizer final : public BaseTokenizer {
   bool has_space_prefix() const override { return space_prefix_; }
 
  private:
+  struct Scratch;
   /// The text as its characters are looked up: spaces spelled, prefix added, extra spaces removed if so
   /// asked.
   std::string normalize(std::string_view text) const;
   /// What two neighbours make together, or nothing.
   PairIndex::Merge merge_of(std::string_view joined) const;
+  /// Merges `symbols` (of `text`), appends their ids and clears them.
+  void encode_group(std::string_view text, std::vector<Symbol>& symbols, Scratch& scratch,
+                    std::vector<TokenId>& ids) const;
+  /// The ids of one symbol that is left after merging.
+  void emit(std::string_view whole, Scratch& scratch, std::vector<TokenId>& ids) const;
   void index_bytes(const VocabData& data);
   void rank_scores(const VocabData& data);
 
@@ -31,6 +38,8 @@ class SpmTokenizer final : public BaseTokenizer {
   bool remove_extra_spaces_ = false;
   bool has_bytes_ = false;
   bool has_unused_ = false;
+  bool space_begins_pieces_ = true;  ///< no piece has a U+2581 behind another character: words merge apart
+  LiteralMatcher user_defined_;
   TokenId unknown_ = -1;
   std::array<TokenId, 256> byte_tokens_{};
   std::vector<uint32_t>

@@ -1,0 +1,151 @@
+// Every family against its oracle, on the committed strings; with --cases=FILE --vocabulary=FILE
+// --family=NAME the same comparison on any number of strings (tools/fuzz_tokenizer.py).
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/mapped_file.h"
+#include "gguf/gguf.h"
+#include "tokenizer/golden_cases.h"
+#include "tokenizer/unicode.h"
+
+namespace greta::testing {
+
+std::vector<GoldenCase> read_golden_cases(const std::string& path) {
+  const std::string file = read_whole_file(path);
+  size_t at = 0;
+  const auto take = [&](size_t size) {
+    if (file.size() - at < size) fail("{}: {} bytes at {} expected, the file ends", path, size, at);
+    const std::string_view part = std::string_view(file).substr(at, size);
+    at += size;
+    return part;
+  };
+  const auto number = [&] {
+    uint32_t n = 0;
+    std::memcpy(&n, take(4).data(), 4);
+    return n;
+  };
+  if (take(4) != "GTOK") fail("{}: not a file of golden cases", path);
+  std::vector<GoldenCase> cases(number());
+  for (GoldenCase& c : cases) {
+    const char flags = take(1)[0];
+    c.reads_special = (flags & 1) != 0;
+    c.has_u2581 = (flags & 2) != 0;
+    c.text = take(number());
+    c.ids.resize(number());
+    for (TokenId& id : c.ids) id = static_cast<TokenId>(number());
+  }
+  if (at != file.size()) fail("{}: {} bytes too many", path, file.size() - at);
+  return cases;
+}
+
+namespace {
+
+std::string shown(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    out += byte < 0x20 || byte == 0x7F ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string check_golden_case(const Tokenizer& tokenizer, const GoldenCase& expected) {
+  const auto ids =
+      tokenizer.encode(expected.text, {.add_special = false, .parse_special = expected.reads_special});
+  if (ids != expected.ids) {
+    return fmt::format("\"{}\": expected {}, got {}", shown(expected.text), expected.ids, ids);
+  }
+  std::string back = expected.text;
+  for (size_t at = 0; expected.has_u2581 && (at = back.find("\xE2\x96\x81", at)) != std::string::npos;) {
+    back.replace(at, 3, " ");
+  }
+  const std::string decoded = tokenizer.decode(ids, true);
+  if (decoded != back) return fmt::format("\"{}\" came back as \"{}\"", shown(back), shown(decoded));
+
+  StreamDecoder stream(tokenizer);
+  std::string streamed;
+  for (const TokenId id : ids) {
+    const std::string part = stream.push(id);
+    if (unicode::find_invalid(part))
+      return fmt::format("\"{}\": a character was cut while streaming", shown(back));
+    streamed += part;
+  }
+  streamed += stream.finish();
+  if (streamed != tokenizer.decode(ids)) {
+    return fmt::format("\"{}\" was streamed as \"{}\"", shown(back), shown(streamed));
+  }
+  return {};
+}
+
+namespace {
+
+class Family : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(Family, AgreesWithItsOracle) {
+  const std::string folder = std::string(GRETA_SOURCE_DIR) + "/tests/golden/tokenizer/";
+  const auto file = gguf::File::open(folder + GetParam() + ".gguf");
+  const auto tokenizer = Tokenizer::from_gguf(file);
+  const auto cases = read_golden_cases(folder + GetParam() + ".bin");
+  ASSERT_GT(cases.size(), 300u);
+  for (const GoldenCase& c : cases) EXPECT_EQ(check_golden_case(*tokenizer, c), "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, Family,
+                         ::testing::Values("spm", "smollm", "llama-bpe", "gpt-2", "qwen2", "falcon",
+                                           "starcoder", "deepseek-llm", "deepseek-coder", "default"),
+                         [](const auto& given) {
+                           std::string name = given.param;
+                           for (char& c : name) c = c == '-' ? '_' : c;
+                           return name;
+                         });
+
+/// The same on strings from elsewhere; prints the first mismatches and a last line with the counts.
+int compare(const std::string& vocabulary, const std::string& family, const std::string& cases_file) {
+  const auto file = gguf::File::open(vocabulary);
+  const auto tokenizer = Tokenizer::from_gguf(file);
+  const bool right = family == "spm" ? tokenizer->description().starts_with("spm/")
+                                     : tokenizer->description() == "bpe/" + family;
+  if (!right)
+    fail("{}: expected a tokenizer of the family {}, got {}", vocabulary, family, tokenizer->description());
+  size_t wrong = 0, exempt = 0;
+  const auto cases = read_golden_cases(cases_file);
+  for (const GoldenCase& c : cases) {
+    const std::string problem = check_golden_case(*tokenizer, c);
+    exempt += c.has_u2581 ? 1 : 0;
+    if (!problem.empty() && ++wrong <= 20) fmt::print("{}\n", problem);
+  }
+  fmt::print("{} strings, {} mismatches", cases.size(), wrong);
+  if (exempt > 0) fmt::print(" ({} strings hold U+2581, which SentencePiece gives back as a space)", exempt);
+  fmt::print("\n");
+  return wrong == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace greta::testing
+
+int main(int argc, char** argv) {
+  ::testing::InitGoogleTest(&argc, argv);
+  std::string vocabulary, family, cases;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const auto value = [&](const std::string& name, std::string& into) {
+      if (argument.starts_with(name + "=")) into = argument.substr(name.size() + 1);
+    };
+    value("--vocabulary", vocabulary);
+    value("--family", family);
+    value("--cases", cases);
+  }
+  try {
+    return cases.empty() ? RUN_ALL_TESTS() : greta::testing::compare(vocabulary, family, cases);
+  } catch (const greta::Error& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return 2;
+  }
+}

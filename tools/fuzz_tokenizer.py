@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Compares the tokenizers with their oracles on many random strings.
+
+  python tools/fuzz_tokenizer.py --binary build/release/tests/tokenizer_tests [--count 100000] [--seed 1]
+      [--vocabulary FAMILY=FILE.gguf ...] [--families spm,smollm,...] [--train 8000] [--summary OUT.md]
+
+For each family the strings and the oracle's ids go to a temporary folder and the test program compares: ids, the way back
+byte for byte, and the streamed pieces. Families without --vocabulary get one of --train tokens, trained on the family's
+published pre-tokenizer. Exit status 1 on any mismatch.
+"""
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import golden_tokenizer as golden
+
+FAMILIES = ["spm"] + golden.BPE_FAMILIES
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", required=True)
+    parser.add_argument("--count", type=int, default=100000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--vocabulary", action="append", default=[], metavar="FAMILY=FILE")
+    parser.add_argument("--train", type=int, default=8000)
+    parser.add_argument("--summary")
+    args = parser.parse_args()
+    given = dict(v.split("=", 1) for v in args.vocabulary)
+    rows, failed = [], False
+    for family in args.families.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            path = given.get(family)
+            label = os.path.basename(path) if path else f"trained, {args.train} tokens"
+            if path is None:
+                path = os.path.join(folder, family + ".gguf")
+                if family == "spm":
+                    golden.train_spm(args.train, os.path.join(folder, "spm.model"), path, args.seed)
+                else:
+                    golden.train_bpe(family, args.train, path, args.seed)
+            oracle = golden.oracle_of_gguf(path, family)
+            strings = golden.Strings(args.seed, oracle.special)
+            texts = [strings.next(i) for i in range(args.count)]
+            # Every tenth string that has a special token in it is also read with special tokens as plain characters.
+            plain = [t for t in texts if any(s in t for s in strings.special)][::10]
+            cases = golden.make_cases(oracle, texts, True) + golden.make_cases(oracle, plain, False)
+            file = os.path.join(folder, "cases.bin")
+            golden.write_cases(file, cases)
+            begin = time.time()
+            run = subprocess.run([args.binary, f"--vocabulary={path}", f"--family={family}", f"--cases={file}"],
+                                 capture_output=True, text=True)
+            seconds = time.time() - begin
+            failed = failed or run.returncode != 0
+            last = (run.stdout.strip().splitlines() or ["no output"])[-1]
+            print(f"{family} ({label}, {oracle.name}): {last}; {seconds:.1f} s", flush=True)
+            if run.returncode != 0:
+                print(run.stdout[-3000:], run.stderr[-1000:])
+            special = sum(any(s in t for s in oracle.special) for t in texts)
+            size = sum(len(t.encode()) for t in texts)
+            rows.append(f"| {family} | {label} | {len(oracle.pieces)} | {oracle.name} | {len(cases)} | {special} | "
+                        f"{size / 1e6:.1f} | {last} |")
+    if args.summary:
+        with open(args.summary, "a") as out:
+            out.write("\n".join(rows) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
