@@ -1,6 +1,6 @@
 // libFuzzer target for the GGUF reader. Not part of any build; with clang, from the repository's root:
 //
-//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Isrc \
+//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Isrc
 //     fuzz/gguf_fuzz.cpp src/gguf/*.cpp src/quant/*.cpp src/base/mapped_file.cpp -lfmt -lcrypto -o gguf_fuzz
 //   ./gguf_fuzz -max_len=65536 -timeout=1 corpus tests/golden/gguf
 //
