@@ -220,8 +220,7 @@ bool HParamsReader::read_yarn(RopeSettings& settings) {
   const auto original = keys_.integer("rope.scaling.original_context_length", kContext, true);
   const auto attn = keys_.real("rope.scaling.attn_factor", {0.0, 1000.0}, false);
   const auto yarn_attn = keys_.real("rope.scaling.yarn_attn_factor", {0.0, 1000.0}, false);
-  // 0 is a value here (no ramp), so the range starts below it.
-  const auto ext = keys_.real("rope.scaling.yarn_ext_factor", {-1e-9, 1.0}, false);
+  const auto ext = keys_.real("rope.scaling.yarn_ext_factor", {0.0, 1.0, true}, false);
   const auto fast = keys_.real("rope.scaling.yarn_beta_fast", {0.0, 1e6}, false);
   const auto slow = keys_.real("rope.scaling.yarn_beta_slow", {0.0, 1e6}, false);
   bool good = original.value.has_value();

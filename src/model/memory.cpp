@@ -32,7 +32,10 @@ struct Run {
 class Estimate {
  public:
   Estimate(const Plan& plan, const Backend& backend, const PlanRequest& request)
-      : hp_(plan.hp), backend_(backend), max_logits_(request.max_logits) {
+      : hp_(plan.hp),
+        backend_(backend),
+        max_logits_(request.max_logits),
+        logits_a_sequence_(request.max_logits <= request.sequences) {
     std::set<const gguf::Tensor*> mapped;
     for (const auto& planned : plan.tensors) {
       const auto [rows, cols] = matrix_shape(*planned.tensor, planned.use);
@@ -54,7 +57,7 @@ class Estimate {
                               static_cast<uint64_t>(ceil_div(run.context, kKvPage)));
     // Every sequence may have a row in a call, even where the chunk is smaller.
     const int64_t rows = std::max(run.chunk, run.sequences);
-    const int64_t logits = std::min(std::max<int64_t>(max_logits_, 1), rows);
+    const int64_t logits = logits_a_sequence_ ? run.sequences : std::min(max_logits_, rows);
     const int64_t widest = std::max({hp_.dim, hp_.q_dim(), hp_.ffn_dim});
     memory.activations =
         Workspace::bytes(hp_, rows, logits, backend_.element_bytes()) + backend_.scratch_bytes(rows, widest);
@@ -72,6 +75,7 @@ class Estimate {
   const HParams& hp_;
   const Backend& backend_;
   int64_t max_logits_;
+  bool logits_a_sequence_;  ///< fewer sequences then need fewer
   uint64_t weights_ = 0;
   uint64_t mapped_ = 0;
   uint64_t file_ = 0;

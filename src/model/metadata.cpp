@@ -49,10 +49,9 @@ constexpr std::string_view kNoKey = "no such key";
 
 }  // namespace
 
-std::string quoted(std::string_view text) {
-  std::string out = "\"";
-  constexpr size_t kMost = 60;
-  for (const char c : text.substr(0, kMost)) {
+std::string printable(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
     if (byte < 0x20 || byte == 0x7f) {
       out += fmt::format("\\x{:02x}", byte);
@@ -60,12 +59,16 @@ std::string quoted(std::string_view text) {
       out += c;
     }
   }
-  if (text.size() > kMost) {
-    // Do not end inside a UTF-8 character.
-    while (!out.empty() && (static_cast<unsigned char>(out.back()) & 0x80u) != 0) out.pop_back();
-    out += "...";
-  }
-  return out + "\"";
+  return out;
+}
+
+std::string quoted(std::string_view text) {
+  constexpr size_t kMost = 60;
+  if (text.size() <= kMost) return '"' + printable(text) + '"';
+  // Not in the middle of a UTF-8 character.
+  size_t end = kMost;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0u) == 0x80u) --end;
+  return '"' + printable(text.substr(0, end)) + "...\"";
 }
 
 std::string show(const gguf::Value& value) {
@@ -151,15 +154,17 @@ Field<int64_t> MetadataReader::integer(std::string_view name, IntRange range, bo
 }
 
 Field<double> MetadataReader::real(std::string_view name, RealRange range, bool required) {
-  const std::string expected = fmt::format("f32, above {} and at most {}", range.above, range.most);
+  const std::string expected =
+      fmt::format("f32, {}above {:g} and at most {:g}", range.zero ? "0 or " : "", range.above, range.most);
   const auto* value = take(name);
   if (value == nullptr) {
     if (required) report(name, expected, std::string(kNoKey), "the file's metadata is incomplete");
     return {std::nullopt, true};
   }
   const auto* number = std::get_if<double>(&value->data);
-  if (value->type != ValueType::F32 || number == nullptr || !(*number > range.above) ||
-      !(*number <= range.most)) {
+  const bool inside = number != nullptr && ((*number > range.above && *number <= range.most) ||
+                                            (range.zero && *number == 0.0));  // false for a NaN
+  if (value->type != ValueType::F32 || !inside) {
     report(name, expected, show(*value));
     return {};
   }

@@ -28,10 +28,11 @@ struct IntRange {
   int64_t least;
   int64_t most;
 };
-/// least < x <= most: no real key of a model may be zero or negative.
+/// above < x <= most, and 0 itself where that is a value.
 struct RealRange {
   double above;
   double most;
+  bool zero = false;
 };
 
 class MetadataReader {
@@ -71,7 +72,9 @@ class MetadataReader {
 
 /// A value with its type, short and printable: `u32 7`, `string "abc"`, `array of 3 i32`.
 std::string show(const gguf::Value& value);
-/// Text from a file in quotes: control bytes escaped, cut after 60 characters.
+/// Text from a file, fit for a terminal: control bytes escaped.
+std::string printable(std::string_view text);
+/// The same in quotes, cut after 60 bytes.
 std::string quoted(std::string_view text);
 
 }  // namespace greta

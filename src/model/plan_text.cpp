@@ -6,6 +6,7 @@
 #include <map>
 
 #include "model/memory.h"
+#include "model/metadata.h"
 #include "model/plan.h"
 
 namespace greta {
@@ -46,7 +47,7 @@ void add_model(const Plan& plan, const gguf::File& file, Lines& lines) {
   for (size_t i = 1; i < parts.size(); ++i) lines.add("", "{}", parts[i]);
   lines.add("", "{}, GGUF version {}{}", bytes_text(file.file_bytes()), file.version(),
             parts.size() > 1 ? fmt::format(", {} parts", parts.size()) : "");
-  lines.add("name", "{}", hp.name);
+  lines.add("name", "{}", printable(hp.name));
   lines.add("architecture", "{}", hp.architecture);
   lines.add("layers", "{}", hp.layers);
   lines.add("dim", "{}", hp.dim);

@@ -127,8 +127,8 @@ class TensorPlanner {
                       [](const auto& r) { return r.per_layer() && r.need == Need::required; });
     plan_.problems.push_back(
         {fmt::format("blk.{}.*", ranges(absent)),
-         fmt::format("{}' tensors ({} in each layer), as {}.block_count says {}",
-                     absent.size() == 1 ? "1 layer" : count_of(static_cast<int64_t>(absent.size()), "layer"),
+         fmt::format("{} tensors ({} in each layer), as {}.block_count says {}",
+                     absent.size() == 1 ? std::string("1 layer's") : fmt::format("{} layers'", absent.size()),
                      required, arch(), plan_.hp.layers),
          fmt::format("none of them: the file holds {}",
                      present.empty() ? std::string("no layer")
