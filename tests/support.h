@@ -30,7 +30,9 @@ class TemporaryFolder {
   std::string path_;
 };
 
-inline std::string golden(const std::string& name) { return std::string(GRETA_SOURCE_DIR) + "/tests/golden/" + name; }
+inline std::string golden(const std::string& name) {
+  return std::string(GRETA_SOURCE_DIR) + "/tests/golden/" + name;
+}
 
 /// The real model where scripts/models.sh put it, or nothing.
 inline std::optional<std::string> smollm2() {

@@ -58,7 +58,7 @@ void quantise_int8(std::vector<float>& row) {
     const float inverse = d == 0.0f ? 0.0f : 1.0f / d;
     const float stored = f16_to_f32(f32_to_f16(d));
     for (size_t i = begin; i < end; ++i)
-      row[i] = static_cast<float>(nearest_even(double{row[i] * inverse})) * stored;
+      row[i] = static_cast<float>(std::clamp(nearest_even(double{row[i] * inverse}), -127.0, 127.0)) * stored;
   }
 }
 

@@ -27,7 +27,8 @@ TEST(Half, EveryF16IsReadExactlyAndWrittenBack) {
       EXPECT_EQ(std::isnan(f), mantissa != 0);
       if (mantissa == 0) EXPECT_TRUE(std::isinf(f));
     } else {
-      const double magnitude = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+      const double magnitude =
+          exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
       ASSERT_EQ(double{f}, (h & 0x8000) != 0 ? -magnitude : magnitude) << bits;
     }
     if (!std::isnan(f)) ASSERT_EQ(f32_to_f16(f), h) << bits;

@@ -1,4 +1,5 @@
-// One order of addition (numerics.md section 2): chunk, phase, batch and threads change no bit of any stage's row.
+// One order of addition (numerics.md section 2): chunk, phase, batch and threads change no bit of any stage's
+// row.
 #include <bit>
 
 #include "support.h"
@@ -41,7 +42,8 @@ Hashes batched(Engine& engine, const std::vector<std::vector<TokenId>>& texts) {
       const size_t want = 1 + (turn * 13 + s * 29) % 97;
       const size_t count = std::min({want, room, texts[s].size() - fed[s]});
       if (count == 0) continue;
-      feeds.push_back({static_cast<int64_t>(s), std::span(texts[s]).subspan(fed[s], count), Feed::Logits::all});
+      feeds.push_back(
+          {static_cast<int64_t>(s), std::span(texts[s]).subspan(fed[s], count), Feed::Logits::all});
       fed[s] += count;
       room -= count;
     }
@@ -65,7 +67,8 @@ void expect_equal(const Hashes& got, const Hashes& expected, const std::string& 
   for (const auto& [key, hash] : expected) {
     const auto found = got.find(key);
     ASSERT_TRUE(found != got.end()) << what;
-    ASSERT_EQ(found->second, hash) << what << ": " << trace_name(key.layer, key.stage) << " at position " << key.position;
+    ASSERT_EQ(found->second, hash) << what << ": " << trace_name(key.layer, key.stage) << " at position "
+                                   << key.position;
   }
 }
 
@@ -134,7 +137,8 @@ TEST_P(SameBits, ChunkPhaseBatchAndThreads) {
                  "batch of 5, text " + std::to_string(s));
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, SameBits, testing::ValuesIn(modes()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Types, SameBits, testing::ValuesIn(modes()),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(SameBitsComparison, SeesOneFlippedBit) {
   std::vector<float> row(300, 0.25f);

@@ -22,7 +22,8 @@ class Generate : public testing::Test {
     synthesise(synth, folder_ / "m.gguf", 1);
     model_ = std::make_unique<ModelFile>(ModelFile::open(folder_ / "m.gguf"));
   }
-  std::unique_ptr<Engine> engine(int64_t chunk, int64_t sequences, int threads = 2, int64_t context = 256) const {
+  std::unique_ptr<Engine> engine(int64_t chunk, int64_t sequences, int threads = 2,
+                                 int64_t context = 256) const {
     EngineOptions o;
     o.chunk = chunk;
     o.sequences = sequences;

@@ -60,7 +60,8 @@ TEST(Sampler, TopKTopPAndMinPCut) {
   EXPECT_THAT(draws(o, 2000), testing::UnorderedElementsAre(testing::Key(1), testing::Key(3)));
   o = wide_open();
   o.min_p = 0.2f;  // e^-1 = 0.37 stays, e^-2 = 0.14 goes
-  EXPECT_THAT(draws(o, 5000), testing::UnorderedElementsAre(testing::Key(1), testing::Key(2), testing::Key(3)));
+  EXPECT_THAT(draws(o, 5000),
+              testing::UnorderedElementsAre(testing::Key(1), testing::Key(2), testing::Key(3)));
 }
 
 TEST(Sampler, PenaltyDividesPositiveAndMultipliesNegative) {

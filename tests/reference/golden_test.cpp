@@ -1,5 +1,5 @@
-// The reference backend against Hugging Face transformers in true float64 (numerics.md section 4), and the cpu backend
-// with an FP32 cache behind it, on every committed shape.
+// The reference backend against Hugging Face transformers in true float64 (numerics.md section 4), and the
+// cpu backend with an FP32 cache behind it, on every committed shape.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -19,7 +19,9 @@ std::vector<std::string> golden_models() {
 }
 
 /// rope_llama3_none has the rope_freqs tensor without the scaling keys: the same numbers.
-std::string golden_of(const std::string& model) { return model == "rope_llama3_none" ? "rope_llama3" : model; }
+std::string golden_of(const std::string& model) {
+  return model == "rope_llama3_none" ? "rope_llama3" : model;
+}
 
 std::vector<TokenId> tokens_of(const SafeTensorsFile& file) {
   std::vector<TokenId> ids;
@@ -89,7 +91,8 @@ Worst worst_row(const TraceRecorder& trace, const SafeTensorsFile& expected, Dis
         if (row.values.size() != width) continue;
         ++worst.rows;
         const double d = measure(row.values, numbers.data() + i * width);
-        if (!(d <= worst.value)) worst = {d, name + " at position " + std::to_string(row.position), worst.rows};
+        if (!(d <= worst.value))
+          worst = {d, name + " at position " + std::to_string(row.position), worst.rows};
       }
   }
   return worst;

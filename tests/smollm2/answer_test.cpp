@@ -1,5 +1,6 @@
-// The file's own answer (numerics.md section 3) on a real model: the reference against transformers in true float64, then
-// every mode of the cpu backend against the reference, and greedy text against transformers' own.
+// The file's own answer (numerics.md section 3) on a real model: the reference against transformers in true
+// float64, then every mode of the cpu backend against the reference, and greedy text against transformers'
+// own.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -53,6 +54,20 @@ class LogitsTap : public Tap {
   Visit visit_;
 };
 
+/// Two taps on one run.
+class BothTaps : public Tap {
+ public:
+  BothTaps(Tap& first, Tap& second) : first_(first), second_(second) {}
+  void on_stage(int layer, Stage stage, const StageRows& rows) override {
+    first_.on_stage(layer, stage, rows);
+    second_.on_stage(layer, stage, rows);
+  }
+
+ private:
+  Tap& first_;
+  Tap& second_;
+};
+
 struct Answer {
   double mean_kl = 0.0;
   double largest_kl = 0.0;
@@ -72,6 +87,7 @@ class SmolLM2 : public testing::Test {
   static void TearDownTestSuite() {
     model_.reset();
     prose_.reset();
+    stages_.reset();
     truth_.clear();
     ids_.clear();
   }
@@ -89,7 +105,9 @@ class SmolLM2 : public testing::Test {
       const auto p = static_cast<size_t>(position);
       truth_[p] = log_softmax(row, log_sums_[p]);
     });
-    engine.feed_all(0, ids_, Feed::Logits::all, &tap);
+    stages_ = std::make_unique<TraceRecorder>(TraceSelection{{}, {}, {0, 17, 767}});
+    BothTaps both(tap, *stages_);
+    engine.feed_all(0, ids_, Feed::Logits::all, &both);
     return truth_;
   }
 
@@ -110,7 +128,8 @@ class SmolLM2 : public testing::Test {
       const auto chosen = std::max_element(got.begin(), got.end()) - got.begin();
       if (best != chosen) {
         ++answer.changed;
-        answer.largest_gap = std::max(answer.largest_gap, p[static_cast<size_t>(best)] - p[static_cast<size_t>(chosen)]);
+        answer.largest_gap =
+            std::max(answer.largest_gap, p[static_cast<size_t>(best)] - p[static_cast<size_t>(chosen)]);
       }
       ++rows;
     });
@@ -125,6 +144,7 @@ class SmolLM2 : public testing::Test {
   static std::vector<TokenId> ids_;
   static std::vector<std::vector<double>> truth_;
   static std::vector<double> log_sums_;
+  static std::unique_ptr<TraceRecorder> stages_;  ///< of the same pass, at the golden positions
 };
 
 std::unique_ptr<ModelFile> SmolLM2::model_;
@@ -132,6 +152,7 @@ std::unique_ptr<SafeTensorsFile> SmolLM2::prose_;
 std::vector<TokenId> SmolLM2::ids_;
 std::vector<std::vector<double>> SmolLM2::truth_;
 std::vector<double> SmolLM2::log_sums_;
+std::unique_ptr<TraceRecorder> SmolLM2::stages_;
 
 TEST_F(SmolLM2, ProseIsTokenisedAsByTransformers) {
   std::ifstream file(test::golden("smollm2/prose.txt"), std::ios::binary);
@@ -168,19 +189,18 @@ TEST_F(SmolLM2, ReferenceIsTransformersWithinOneBillionth) {
       if (!(d <= worst)) worst = std::isnan(d) ? INFINITY : d;
     }
   }
-  fmt::print("reference against transformers in float64, {} rows: {:.2e} of a row's largest logit at worst\n", kTokens,
-             worst);
+  fmt::print("reference against transformers in float64, {} rows: {:.2e} of a row's largest logit at worst\n",
+             kTokens, worst);
   EXPECT_TRUE(worst <= 1e-9) << worst;
 }
 
 TEST_F(SmolLM2, StagesAreTransformers) {
-  Engine engine(*model_, options_for("reference"));
-  TraceRecorder recorder({{}, {}, {0, 17, 767}});
-  engine.feed_all(0, ids_, Feed::Logits::none, &recorder);
+  truth();
   size_t rows = 0;
-  for (const char* name : {"prose_residuals", "prose_layer_00", "prose_layer_01", "prose_layer_15", "prose_layer_29"}) {
+  for (const char* name :
+       {"prose_residuals", "prose_layer_00", "prose_layer_01", "prose_layer_15", "prose_layer_29"}) {
     const SafeTensorsFile file(test::golden(std::string("smollm2/") + name + ".safetensors"));
-    for (const auto& [key, got] : recorder.rows()) {
+    for (const auto& [key, got] : stages_->rows()) {
       const std::string stage = trace_name(key.first, key.second);
       if (file.find(stage) == nullptr) continue;
       const auto expected = file.numbers(stage);
@@ -217,15 +237,16 @@ TEST_F(SmolLM2, EveryModeAgainstTheTruth) {
       {"int8 weights", Activations::bits16, WeightMode::int8, KvType::f16, false},
       {"f32 weights", Activations::bits16, WeightMode::f32, KvType::f16, true},
   };
-  fmt::print("{:<40} {:>10} {:>10} {:>8} {:>10}\n", "768 tokens of prose, cpu against FP64", "mean KL", "largest KL",
-             "changed", "gap");
+  fmt::print("{:<40} {:>10} {:>10} {:>8} {:>10}\n", "768 tokens of prose, cpu against FP64", "mean KL",
+             "largest KL", "changed", "gap");
   for (const Row& row : rows) {
     auto options = options_for("cpu");
     options.backend.activations = row.activations;
     options.backend.weights = row.weights;
     options.backend.kv_type = row.kv;
     const Answer a = compare(options);
-    fmt::print("{:<40} {:>10.1e} {:>10.1e} {:>8} {:>10.4f}\n", row.name, a.mean_kl, a.largest_kl, a.changed, a.largest_gap);
+    fmt::print("{:<40} {:>10.1e} {:>10.1e} {:>8} {:>10.4f}\n", row.name, a.mean_kl, a.largest_kl, a.changed,
+               a.largest_gap);
     if (row.in_budget) {
       EXPECT_TRUE(a.mean_kl <= 1e-5) << row.name;
       EXPECT_TRUE(a.largest_gap <= 0.005) << row.name;
@@ -261,11 +282,14 @@ TEST_F(SmolLM2, GreedyTextIsTransformersUntilATrueTie) {
     for (size_t step = 0; step < expected.size(); ++step) {
       if (generated[i].ids[step] == expected[step]) continue;
       ++parted;
-      EXPECT_TRUE(gaps[step] <= 0.005) << "prompt " << i << " parts at step " << step << " with a true gap of " << gaps[step];
+      EXPECT_TRUE(gaps[step] <= 0.005)
+          << "prompt " << i << " parts at step " << step << " with a true gap of " << gaps[step];
       break;
     }
   }
-  fmt::print("20 prompts, 128 greedy tokens each: {} part from transformers, each at a true gap of 0.005 or less\n", parted);
+  fmt::print(
+      "20 prompts, 128 greedy tokens each: {} part from transformers, each at a true gap of 0.005 or less\n",
+      parted);
 }
 
 }  // namespace

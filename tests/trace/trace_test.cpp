@@ -42,7 +42,8 @@ TEST(RowHash, TellsZeroesAndPlacesApart) {
 
 TEST(Lists, NumbersAndRanges) {
   EXPECT_THAT(parse_number_list("0,5-7,6", 8, "--positions"), testing::ElementsAre(0, 5, 6, 7));
-  EXPECT_THAT(message_of([] { parse_number_list("0,8", 8, "--layers"); }), HasSubstr("--layers 0,8: 8 is past the last, 7"));
+  EXPECT_THAT(message_of([] { parse_number_list("0,8", 8, "--layers"); }),
+              HasSubstr("--layers 0,8: 8 is past the last, 7"));
   for (const char* bad : {"", "1,", "-1", "3-1", "1-", "x", "1.5", " 1"})
     EXPECT_THAT(message_of([&] { parse_number_list(bad, 9, "--layers"); }), HasSubstr("--layers")) << bad;
 }
@@ -61,7 +62,8 @@ TEST(SafeTensors, RoundTrip) {
   const std::vector<double> wide = {1.5, -2.25, 1e300};
   const std::vector<int32_t> ids = {7, -1};
   write_safetensors(folder / "t.safetensors",
-                    {{"wide", "F64", {3, 1}, std::as_bytes(std::span(wide))}, {"ids", "I32", {2}, std::as_bytes(std::span(ids))}},
+                    {{"wide", "F64", {3, 1}, std::as_bytes(std::span(wide))},
+                     {"ids", "I32", {2}, std::as_bytes(std::span(ids))}},
                     {{"device", "cpu"}});
   const SafeTensorsFile file(folder / "t.safetensors");
   EXPECT_EQ(file.metadata().at("device"), "cpu");
@@ -83,11 +85,16 @@ TEST(SafeTensors, BrokenFilesAreNamed) {
   EXPECT_THAT(read("abc"), HasSubstr("3 bytes"));
   EXPECT_THAT(read(std::string("\xff\xff\xff\xff\xff\xff\xff\x7f") + "{}"), HasSubstr("header length"));
   EXPECT_THAT(read(with("[1]", "")), HasSubstr("not a JSON object"));
-  EXPECT_THAT(read(with(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", "1234")), HasSubstr("need 8"));
-  EXPECT_THAT(read(with(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,8]}})", "1234")), HasSubstr("outside"));
-  EXPECT_THAT(read(with(R"({"a":{"dtype":"Q9","shape":[1],"data_offsets":[0,4]}})", "1234")), HasSubstr("unknown type"));
-  EXPECT_THAT(read(with(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", "12345678")), HasSubstr("expected 0"));
-  EXPECT_THAT(read(with(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "12345678")), HasSubstr("4 bytes after"));
+  EXPECT_THAT(read(with(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", "1234")),
+              HasSubstr("need 8"));
+  EXPECT_THAT(read(with(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,8]}})", "1234")),
+              HasSubstr("outside"));
+  EXPECT_THAT(read(with(R"({"a":{"dtype":"Q9","shape":[1],"data_offsets":[0,4]}})", "1234")),
+              HasSubstr("unknown type"));
+  EXPECT_THAT(read(with(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", "12345678")),
+              HasSubstr("expected 0"));
+  EXPECT_THAT(read(with(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "12345678")),
+              HasSubstr("4 bytes after"));
   EXPECT_THAT(read(with(R"({"a":{"shape":[1]}})", "")), HasSubstr("tensor a"));
 }
 
@@ -127,8 +134,9 @@ TEST_F(TracedRun, HoldsTheChosenRowsAndNothingElse) {
       names.push_back(name);
       if (name.find('.') != std::string::npos) EXPECT_EQ(tensor.dtype, device == "cpu" ? "F32" : "F64");
     }
-    EXPECT_THAT(names, testing::UnorderedElementsAre("token_ids", "sequence_offsets", "sequence", "positions", "logits",
-                                                     "layers.0.attn_out", "layers.0.v", "layers.2.attn_out", "layers.2.v"));
+    EXPECT_THAT(names, testing::UnorderedElementsAre("token_ids", "sequence_offsets", "sequence", "positions",
+                                                     "logits", "layers.0.attn_out", "layers.0.v",
+                                                     "layers.2.attn_out", "layers.2.v"));
     EXPECT_THAT(file.numbers("positions"), testing::ElementsAre(0, 17, 39));
     EXPECT_EQ(file.tensors().at("logits").shape, (std::vector<int64_t>{3, 300}));
     EXPECT_EQ(file.metadata().at("device"), device);
@@ -161,7 +169,8 @@ TEST_F(TracedRun, ChangesNoBit) {
 
 TEST_F(TracedRun, NothingRecordedIsAnError) {
   TraceRecorder recorder({});
-  EXPECT_THAT(message_of([&] { recorder.write(folder_ / "t", {}, false, {}); }), HasSubstr("nothing was recorded"));
+  EXPECT_THAT(message_of([&] { recorder.write(folder_ / "t", {}, false, {}); }),
+              HasSubstr("nothing was recorded"));
 }
 
 }  // namespace
