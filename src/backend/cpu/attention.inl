@@ -1,0 +1,201 @@
+// Attention over a paged cache. Splits are the pages: 64 keys, aligned to absolute position, in ascending
+// order. For one query:  s_j = scale * (fma chain over ascending d of q_d k_jd);  M = max(m, max_j s_j);  p_j
+// = exp(s_j - M); c = exp(m - M);  l = fma(l, c, tree sum of p_j);  o_d = o_d c, then fma(p_j, v_jd, o_d)
+// over ascending visible j; at the end out = o / l. Keys past the query's position enter nowhere (their bytes
+// may be anything). A NaN score makes its p NaN, so it reaches l and every output whatever the maximum made
+// of it.
+
+inline constexpr int kPage = 64;
+inline constexpr int kPageVectors = kPage / 16;
+
+// Queries that are carried through a page together share every load of K and V.
+struct QueryTile {
+  int first = 0;
+  int count = 0;
+};
+
+struct AttentionState {
+  float* q;  // [queries][head_dim] as [tile][head_dim][count], from first * head_dim on
+  float* m;  // [queries]
+  float* l;  // [queries]
+  float* o;  // [queries][padded]
+  float* p;  // [kQueries][64]
+  int64_t padded;
+};
+
+inline int64_t padded_width(int head_dim) { return (static_cast<int64_t>(head_dim) + 15) / 16 * 16; }
+
+template <FloatType C, int R>
+inline void page_scores(const AttentionJob& job, const AttentionState& s, QueryTile tile,
+                        const std::byte* k) {
+  const float* q = s.q + static_cast<int64_t>(tile.first) * job.head_dim;
+  const VF factor = set1(job.scale);
+  for (int first = 0; first < kPageVectors; first += kKeyVectors) {
+    VF acc[R][kKeyVectors];
+    unroll<R>([&](auto r) { unroll<kKeyVectors>([&](auto i) { acc[r][i] = zero(); }); });
+    const std::byte* keys = k + first * 16 * kElement<C>;
+    for (int d = 0; d < job.head_dim; ++d) {
+      VF key[kKeyVectors];
+      unroll<kKeyVectors>([&](auto i) { key[i] = load_weights<C>(keys + i * 16 * kElement<C>); });
+      unroll<R>([&](auto r) {
+        const VF element = set1(q[d * R + r]);
+        unroll<kKeyVectors>([&](auto i) { acc[r][i] = fma(element, key[i], acc[r][i]); });
+      });
+      keys += kPage * kElement<C>;
+    }
+    unroll<R>([&](auto r) {
+      unroll<kKeyVectors>([&](auto i) { store(s.p + r * kPage + (first + i) * 16, mul(factor, acc[r][i])); });
+    });
+  }
+}
+
+// Scores in s.p become probabilities against the new maximum; c: the factor of what came before.
+template <int R>
+inline void page_softmax(const AttentionState& s, QueryTile tile, const int (&visible)[R], float (&c)[R]) {
+  float change[16] = {};
+  for (int r = 0; r < R; ++r) {
+    if (visible[r] == 0) continue;
+    float* p = s.p + r * kPage;
+    VF v[kPageVectors];
+    unroll<kPageVectors>([&](auto i) { v[i] = load(p + i * 16); });
+    const VF masked = set1(-__builtin_inff());
+    if (visible[r] < kPage) {
+      unroll<kPageVectors>([&](auto i) {
+        const int left = visible[r] - i * 16;
+        v[i] = select_first(left < 0 ? 0 : left > 16 ? 16 : left, v[i], masked);
+      });
+    }
+    const float most = reduce_max(vmax(vmax(v[0], v[1]), vmax(v[2], v[3])));
+    const float before = s.m[tile.first + r];
+    const float now = before > most ? before : most;
+    const VF top = set1(now);
+    unroll<kPageVectors>([&](auto i) { v[i] = exp16(sub(v[i], top)); });
+    if (visible[r] < kPage) {
+      unroll<kPageVectors>([&](auto i) {
+        const int left = visible[r] - i * 16;
+        v[i] = select_first(left < 0 ? 0 : left > 16 ? 16 : left, v[i], zero());
+      });
+    }
+    unroll<kPageVectors>([&](auto i) { store(p + i * 16, v[i]); });
+    s.m[tile.first + r] = now;
+    change[r] = before - now;
+    c[r] = reduce_add(add(add(v[0], v[1]), add(v[2], v[3])));  // for now the sum
+  }
+  float factor[16];
+  store(factor, exp16(load(change)));
+  for (int r = 0; r < R; ++r) {
+    if (visible[r] == 0) {
+      c[r] = 1.0f;  // nothing of this page: o keeps its bits
+      continue;
+    }
+    float& l = s.l[tile.first + r];
+    l = __builtin_fmaf(l, factor[r], c[r]);
+    c[r] = factor[r];
+  }
+}
+
+// Dimensions d .. d + 16 D (the last vector holds `last` of them) of every query in the tile.
+template <FloatType C, int R, int D>
+inline void page_values(const AttentionJob& job, const AttentionState& s, QueryTile tile, const std::byte* v,
+                        int d, int last, const int (&visible)[R], const float (&c)[R]) {
+  const int64_t row_bytes = static_cast<int64_t>(job.head_dim) * kElement<C>;
+  const std::byte* values = v + d * kElement<C>;
+  const auto value = [&](int j, int i) {
+    const std::byte* p = values + j * row_bytes + i * 16 * kElement<C>;
+    if (D == 1 && last < 16) return load_weights_n<C>(p, last);
+    return load_weights<C>(p);
+  };
+  int common = visible[0];
+  for (int r = 1; r < R; ++r) common = visible[r] < common ? visible[r] : common;
+  float* out = s.o + tile.first * s.padded + d;
+  VF acc[R][D];
+  unroll<R>([&](auto r) {
+    unroll<D>([&](auto i) { acc[r][i] = mul(load(out + r * s.padded + i * 16), set1(c[r])); });
+  });
+  for (int j = 0; j < common; ++j) {
+    VF element[D];
+    unroll<D>([&](auto i) { element[i] = value(j, i); });
+    unroll<R>([&](auto r) {
+      const VF weight = set1(s.p[r * kPage + j]);
+      unroll<D>([&](auto i) { acc[r][i] = fma(weight, element[i], acc[r][i]); });
+    });
+  }
+  unroll<R>([&](auto r) {  // on the page that holds their own positions, queries see unlike numbers of keys
+    for (int j = common; j < visible[r]; ++j) {
+      const VF weight = set1(s.p[r * kPage + j]);
+      unroll<D>([&](auto i) { acc[r][i] = fma(weight, value(j, i), acc[r][i]); });
+    }
+    unroll<D>([&](auto i) { store(out + r * s.padded + i * 16, acc[r][i]); });
+  });
+}
+
+template <FloatType C, int R>
+void page_tile(const AttentionJob& job, const AttentionState& s, QueryTile tile, int64_t page) {
+  int visible[R];
+  int any = 0;
+  for (int r = 0; r < R; ++r) {
+    const int64_t n = job.positions[tile.first + r] - page * kPage + 1;
+    visible[r] = n <= 0 ? 0 : n > kPage ? kPage : static_cast<int>(n);
+    any |= visible[r];
+  }
+  if (any == 0) return;
+  const int64_t at = job.pages[page] * job.page_bytes;
+  page_scores<C, R>(job, s, tile, job.k + at);
+  float c[R];
+  page_softmax<R>(s, tile, visible, c);
+  constexpr int kWide = kKeyVectors > 1 ? kKeyVectors : 2;
+  int d = 0;
+  for (; d + 16 * kWide <= job.head_dim; d += 16 * kWide)
+    page_values<C, R, kWide>(job, s, tile, job.v + at, d, 16, visible, c);
+  for (; d < job.head_dim; d += 16) {
+    const int left = job.head_dim - d;
+    page_values<C, R, 1>(job, s, tile, job.v + at, d, left < 16 ? left : 16, visible, c);
+  }
+}
+
+template <FloatType C>
+void attention(const AttentionJob& job, std::byte* scratch) {
+  AttentionState s;
+  s.padded = padded_width(job.head_dim);
+  s.o = reinterpret_cast<float*>(scratch);
+  s.p = s.o + job.queries * s.padded;
+  s.q = s.p + kQueries * kPage;
+  s.m = s.q + job.queries * s.padded;
+  s.l = s.m + job.queries;
+  int last = 0;
+  for (int i = 0; i < job.queries; ++i) {
+    last = job.positions[i] > last ? job.positions[i] : last;
+    s.m[i] = -__builtin_inff();
+    s.l[i] = 0.0f;
+  }
+  __builtin_memset(s.o, 0, static_cast<size_t>(job.queries * s.padded) * sizeof(float));
+  const auto tile_at = [&](int first) {
+    int count = kQueries;
+    while (first + count > job.queries) count /= 2;
+    return QueryTile{first, count};
+  };
+  for (QueryTile tile = tile_at(0); tile.first < job.queries; tile = tile_at(tile.first + tile.count)) {
+    float* q = s.q + static_cast<int64_t>(tile.first) * job.head_dim;
+    for (int d = 0; d < job.head_dim; ++d) {
+      for (int r = 0; r < tile.count; ++r) q[d * tile.count + r] = job.q[tile.first + r][d];
+    }
+  }
+  for (int64_t page = 0; page <= last / kPage; ++page) {
+    for (QueryTile tile = tile_at(0); tile.first < job.queries; tile = tile_at(tile.first + tile.count)) {
+      if (tile.count == 4) {
+        if constexpr (kQueries >= 4) page_tile<C, 4>(job, s, tile, page);
+      } else if (tile.count == 2) {
+        page_tile<C, 2>(job, s, tile, page);
+      } else {
+        page_tile<C, 1>(job, s, tile, page);
+      }
+    }
+  }
+  for (int i = 0; i < job.queries; ++i) {
+    const VF l = set1(s.l[i]);
+    for (int d = 0; d < job.head_dim; d += 16) {
+      const int count = job.head_dim - d < 16 ? job.head_dim - d : 16;
+      store_n(job.out[i] + d, div(load(s.o + i * s.padded + d), l), count);
+    }
+  }
+}

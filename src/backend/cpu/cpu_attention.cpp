@@ -1,0 +1,88 @@
+#include "backend/cpu/cpu_attention.h"
+
+#include <algorithm>
+
+#include "base/checked.h"
+
+namespace greta::cpu {
+namespace {
+
+/// Queries of an item: a page of keys and values is read once for all of them.
+constexpr int kMostQueries = 64;
+
+}  // namespace
+
+void Attention::plan(const AttentionArgs& args) {
+  const BatchView& batch = *args.batch;
+  const int group = args.heads / args.cache.kv_heads;
+  const int32_t rows_each = std::max(1, kMostQueries / group);
+  items_.clear();
+  for (int64_t row = 0; row < batch.rows;) {
+    int64_t end = row + 1;
+    while (end < batch.rows && end - row < rows_each && batch.sequences[end] == batch.sequences[row]) ++end;
+    for (int head = 0; head < args.heads; head += group)
+      items_.push_back({static_cast<int32_t>(row), static_cast<int32_t>(end - row), head, group});
+    row = end;
+  }
+  // Too few to go round (one row, one kv head): the heads of a group part company.
+  while (static_cast<int>(items_.size()) < pool_.size() && items_.front().heads > 1) {
+    std::vector<Item> halves;
+    for (const Item& item : items_) {
+      const int32_t first = (item.heads + 1) / 2;
+      halves.push_back({item.row, item.rows, item.head, first});
+      if (item.heads > first) halves.push_back({item.row, item.rows, item.head + first, item.heads - first});
+    }
+    items_ = std::move(halves);
+  }
+}
+
+void Attention::run_item(const AttentionArgs& args, const Item& item, int worker) {
+  const BatchView& batch = *args.batch;
+  const int head_dim = args.cache.head_dim;
+  const int64_t width = int64_t{args.heads} * head_dim;
+  Worker& w = workers_[static_cast<size_t>(worker)];
+  w.q.clear();
+  w.out.clear();
+  w.positions.clear();
+  for (int row = item.row; row < item.row + item.rows; ++row) {
+    for (int head = item.head; head < item.head + item.heads; ++head) {
+      const int64_t at = row * width + int64_t{head} * head_dim;
+      w.q.push_back(static_cast<const float*>(args.q.data) + at);
+      w.out.push_back(static_cast<float*>(args.out.data) + at);
+      w.positions.push_back(batch.positions[row]);
+    }
+  }
+  const int64_t head_bytes = int64_t{kKvPage} * head_dim * element_bytes_;
+  const int64_t kv_head = item.head / (args.heads / args.cache.kv_heads);
+  AttentionJob job;
+  job.queries = static_cast<int>(w.q.size());
+  job.q = w.q.data();
+  job.out = w.out.data();
+  job.positions = w.positions.data();
+  job.pages = batch.pages + batch.sequences[item.row] * batch.page_stride;
+  job.k = static_cast<const std::byte*>(args.cache.k) + kv_head * head_bytes;
+  job.v = static_cast<const std::byte*>(args.cache.v) + kv_head * head_bytes;
+  job.page_bytes = args.cache.kv_heads * head_bytes;
+  job.head_dim = head_dim;
+  job.scale = args.scale;
+  w.scratch.reserve(static_cast<size_t>(attention_scratch(job.queries, head_dim)));
+  kernels_.attention[element_](job, w.scratch.data());
+}
+
+void Attention::run(const AttentionArgs& args) {
+  if (args.batch->rows == 0) return;
+  workers_.resize(static_cast<size_t>(pool_.size()));
+  plan(args);
+  pool_.parallel_for(static_cast<int64_t>(items_.size()), 1, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t i = begin; i < end; ++i) run_item(args, items_[static_cast<size_t>(i)], worker);
+  });
+}
+
+uint64_t Attention::scratch_bytes(int64_t widest) const {
+  // No head is wider than a row; a head this wide has one query an item for each head of its group.
+  const int64_t each = std::min<int64_t>(attention_scratch(kMostQueries, 512),
+                                         attention_scratch(1, static_cast<int>(widest)) * 64);
+  return static_cast<uint64_t>(each * pool_.size());
+}
+
+}  // namespace greta::cpu

@@ -1,0 +1,335 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "backend/cpu/cpu_attention.h"
+#include "backend/cpu/cpu_matmul.h"
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/memory.h"
+#include "backend/cpu/weights.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/half.h"
+#include "base/system.h"
+#include "base/thread_pool.h"
+
+namespace greta {
+namespace cpu {
+namespace {
+
+/// Rows of less work than this run on the caller: waking a thread costs more.
+constexpr int64_t kAlone = 16384;
+
+struct OwnedBuffer : Buffer {
+  explicit OwnedBuffer(size_t bytes) : memory(bytes) {}
+  void* data() override { return memory.data(); }
+  size_t bytes() const override { return memory.bytes(); }
+  Memory memory;
+};
+
+std::string lower(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
+  return out;
+}
+
+FloatType element_of(KvType type) {
+  switch (type) {
+    case KvType::f16:
+      return kF16;
+    case KvType::bf16:
+      return kBF16;
+    case KvType::f32:
+      return kF32;
+    case KvType::f64:
+      break;
+  }
+  fail("the cpu backend's cache is f16, bf16 or f32; f64 is the reference's");
+}
+
+const KernelTable& kernels_for(Isa isa) {
+  const Isa chosen = isa == Isa::automatic ? best_isa() : isa;
+  if (!has_isa(chosen))
+    fail("this machine has no {} instructions; expected portable or at most {}", name_of(chosen),
+         name_of(best_isa()));
+  return chosen == Isa::avx512 ? kernels_avx512() : chosen == Isa::avx2 ? kernels_avx2() : kernels_portable();
+}
+
+const float* floats(const View& view) { return static_cast<const float*>(view.data); }
+float* floats_out(const View& view) { return static_cast<float*>(view.data); }
+const CpuWeight& own(const Weight* weight) { return static_cast<const CpuWeight&>(*weight); }
+const float* vector_of(const Weight* weight) { return reinterpret_cast<const float*>(own(weight).data); }
+
+class CpuBackend : public Backend {
+ public:
+  explicit CpuBackend(const BackendOptions& options)
+      : options_(options),
+        kernels_(kernels_for(options.isa)),
+        pool_(options.threads > 0 ? options.threads : usable_cpus()),
+        element_(element_of(options.kv_type)),
+        element_bytes_(element_ == kF32 ? 4 : 2),
+        matmul_(kernels_, pool_, options.activations == Activations::bits8),
+        attention_(kernels_, pool_, element_, element_bytes_) {
+    name_routes();
+  }
+
+  std::string name() const override { return "cpu"; }
+  std::string description() const override {
+    static constexpr std::string_view kKv[] = {"f32", "f16", "bf16"};
+    static constexpr std::string_view kModes[] = {"as stored", "f32", "int8"};
+    return fmt::format("cpu, {}, {} thread{}, weights {}, {}-bit activations, KV cache {}", kernels_.name,
+                       pool_.size(), pool_.size() == 1 ? "" : "s",
+                       kModes[static_cast<size_t>(options_.weights)],
+                       options_.activations == Activations::bits8 ? 8 : 16, kKv[element_]);
+  }
+  size_t element_bytes() const override { return sizeof(float); }
+  KvType kv_type() const override { return options_.kv_type; }
+
+  std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows,
+                                     int64_t cols) const override {
+    return weight_refusal(use, type, rows, cols);
+  }
+  uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const override {
+    return weight_bytes(use, type, rows, cols, options_.weights);
+  }
+  uint64_t kv_page_bytes(int kv_heads, int head_dim) const override {
+    return static_cast<uint64_t>(kv_heads) * static_cast<uint64_t>(head_dim) * kKvPage *
+           static_cast<uint64_t>(element_bytes_);
+  }
+  uint64_t scratch_bytes(int64_t rows, int64_t widest) const override {
+    return matmul_.scratch_bytes(rows, widest) + attention_.scratch_bytes(widest) +
+           static_cast<uint64_t>(rows + pool_.size() * 8) * static_cast<uint64_t>(widest) * sizeof(float);
+  }
+  uint64_t available_bytes() const override { return available_memory(); }
+
+  std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<OwnedBuffer>(bytes); }
+  std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) override {
+    return load_weight(source, use, options_.weights, pool_);
+  }
+
+  void read(const View& view, int64_t first, int64_t count, float* out) const override {
+    std::memcpy(out, floats(view) + first * view.width,
+                static_cast<size_t>(count * view.width) * sizeof(float));
+  }
+  void read(const View& view, int64_t first, int64_t count, double* out) const override {
+    const float* from = floats(view) + first * view.width;
+    std::copy(from, from + count * view.width, out);
+  }
+  void write(const View& view, int64_t first, int64_t count, const double* in) override {
+    float* to = floats_out(view) + first * view.width;
+    for (int64_t i = 0; i < count * view.width; ++i) to[i] = static_cast<float>(in[i]);
+  }
+  void read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+               double* out) const override;
+
+  void embed(const EmbedArgs& args) override;
+  void rmsnorm(const RmsnormArgs& args) override;
+  void matmul(const MatmulArgs& args) override;
+  void rope(const RopeArgs& args) override;
+  void attention(const AttentionArgs& args) override;
+  void add(const AddArgs& args) override;
+  void glu(const GluArgs& args) override;
+  void gather(const GatherArgs& args) override;
+
+ private:
+  void name_routes();
+  /// body(row) for every row: on the caller where there is little to do.
+  template <class Body>
+  void each_row(int64_t rows, int64_t width, const Body& body) {
+    if (rows * width <= kAlone) {
+      for (int64_t row = 0; row < rows; ++row) body(row);
+      return;
+    }
+    const int64_t grain =
+        std::max<int64_t>(1, std::min(rows / (pool_.size() * 4), kAlone / std::max<int64_t>(width, 1)));
+    pool_.parallel_for(rows, grain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) body(row);
+    });
+  }
+  std::byte* element_at(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const;
+  void cache_row(const RopeArgs& args, int64_t row, const float* k, std::byte* rounded) const;
+
+  BackendOptions options_;
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+  FloatType element_;
+  int64_t element_bytes_;
+  Matmul matmul_;
+  Attention attention_;
+  std::vector<float> rope_table_;  ///< [rows][2][dims / 2] cos, sin
+  std::map<std::string, std::string, std::less<>> routes_;
+  std::array<std::array<std::string, 2>, 64> matmul_routes_;  ///< [type number][one token, tile]
+};
+
+void CpuBackend::name_routes() {
+  const std::string isa = kernels_.name;
+  for (const quant::Traits& t : quant::all_types()) {
+    auto& routes = matmul_routes_[static_cast<size_t>(t.type)];
+    routes[0] = fmt::format("matmul.{}.{}.t1", lower(t.name), isa);
+    routes[1] = fmt::format("matmul.{}.{}.tile", lower(t.name), isa);
+  }
+  for (const char* op : {"embed", "rmsnorm", "rope", "attention", "add", "glu", "gather"})
+    routes_[op] = fmt::format("{}.{}", op, isa);
+}
+
+/// Where batch row `row`'s position lies in its page: K is [kv_head][head_dim][64], V is
+/// [kv_head][64][head_dim].
+std::byte* CpuBackend::element_at(const KvLayer& cache, KvPart part, const BatchView& batch,
+                                  int64_t row) const {
+  const int32_t position = batch.positions[row];
+  const int64_t page = batch.pages[batch.sequences[row] * batch.page_stride + position / kKvPage];
+  const int64_t slot = position % kKvPage;
+  auto* base = static_cast<std::byte*>(part == KvPart::k ? cache.k : cache.v);
+  base += page * static_cast<int64_t>(kv_page_bytes(cache.kv_heads, cache.head_dim));
+  return base + slot * (part == KvPart::k ? 1 : cache.head_dim) * element_bytes_;
+}
+
+void CpuBackend::read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+                         double* out) const {
+  const std::byte* at = element_at(cache, part, batch, row);
+  const int64_t stride = part == KvPart::k ? kKvPage : 1;
+  for (int head = 0; head < cache.kv_heads; ++head) {
+    for (int d = 0; d < cache.head_dim; ++d) {
+      const std::byte* p = at + (int64_t{head} * kKvPage * cache.head_dim + d * stride) * element_bytes_;
+      if (element_ == kF32) {
+        float value;
+        std::memcpy(&value, p, 4);
+        *out++ = value;
+      } else {
+        uint16_t bits;
+        std::memcpy(&bits, p, 2);
+        *out++ = element_ == kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+      }
+    }
+  }
+}
+
+void CpuBackend::embed(const EmbedArgs& args) {
+  ran(routes_.at("embed"));
+  const CpuWeight& table = own(args.table);
+  each_row(args.batch->rows, args.out.width, [&](int64_t row) {
+    float* out = floats_out(args.out) + row * args.out.width;
+    const int32_t token = args.batch->tokens[row];
+    if (token < 0 || token >= table.rows) fail("token {} of a vocabulary of {}", token, table.rows);
+    table.read_back(token, out);
+    kernels_.scale(out, args.scale, args.out.width, out);
+  });
+}
+
+void CpuBackend::rmsnorm(const RmsnormArgs& args) {
+  ran(routes_.at("rmsnorm"));
+  const int64_t n = args.x.width;
+  const float* weight = vector_of(args.weight);
+  each_row(args.rows, n, [&](int64_t row) {
+    kernels_.rmsnorm(floats(args.x) + row * n, weight, args.eps, n, floats_out(args.out) + row * n);
+  });
+}
+
+void CpuBackend::matmul(const MatmulArgs& args) {
+  if (args.rows == 0) return;
+  for (int i = 0; i < args.count; ++i) {
+    const auto type = static_cast<size_t>(own(args.outputs[static_cast<size_t>(i)].weight).kernel_type);
+    ran(matmul_routes_[type][args.rows == 1 ? 0 : 1]);
+  }
+  matmul_.run(args);
+}
+
+/// The cache's K and V of one row: `k` rotated, v as it is; rounded: room for a row of elements.
+void CpuBackend::cache_row(const RopeArgs& args, int64_t row, const float* k, std::byte* rounded) const {
+  const int head_dim = args.cache.head_dim;
+  const int64_t width = int64_t{args.cache.kv_heads} * head_dim;
+  const int64_t head_bytes = int64_t{kKvPage} * head_dim * element_bytes_;
+  kernels_.round_to[element_](k, width, rounded);
+  std::byte* to = element_at(args.cache, KvPart::k, *args.batch, row);
+  for (int head = 0; head < args.cache.kv_heads; ++head) {
+    const std::byte* from = rounded + int64_t{head} * head_dim * element_bytes_;
+    for (int d = 0; d < head_dim; ++d) {
+      std::memcpy(to + head * head_bytes + int64_t{d} * kKvPage * element_bytes_, from + d * element_bytes_,
+                  static_cast<size_t>(element_bytes_));
+    }
+  }
+  kernels_.round_to[element_](floats(args.v) + row * width, width, rounded);
+  to = element_at(args.cache, KvPart::v, *args.batch, row);
+  for (int head = 0; head < args.cache.kv_heads; ++head) {
+    std::memcpy(to + head * head_bytes, rounded + int64_t{head} * head_dim * element_bytes_,
+                static_cast<size_t>(head_dim * element_bytes_));
+  }
+}
+
+void CpuBackend::rope(const RopeArgs& args) {
+  ran(routes_.at("rope"));
+  const BatchView& batch = *args.batch;
+  const RopeSpec& spec = *args.rope;
+  const int pairs = spec.dims / 2;
+  const int head_dim = args.cache.head_dim;
+  const int64_t kv_width = int64_t{args.cache.kv_heads} * head_dim;
+  const int64_t table_row = 2 * pairs;
+  rope_table_.resize(static_cast<size_t>(batch.rows * table_row));
+  const auto rotate = spec.style == RopeStyle::adjacent ? kernels_.rotate_adjacent : kernels_.rotate_half;
+  const auto rotate_heads = [&](const float* x, int heads, const float* table, float* out) {
+    for (int head = 0; head < heads; ++head, x += head_dim, out += head_dim) {
+      rotate(x, table, table + pairs, pairs, out);
+      std::memcpy(out + spec.dims, x + spec.dims, static_cast<size_t>(head_dim - spec.dims) * sizeof(float));
+    }
+  };
+  const auto make_table = [&](int64_t row) {
+    float* table = rope_table_.data() + row * table_row;
+    kernels_.rope_table(batch.positions[row], spec.inv_freq.data(), pairs, spec.magnitude, table,
+                        table + pairs);
+  };
+  each_row(batch.rows, args.q.width + 2 * kv_width, [&](int64_t row) {
+    make_table(row);
+    const float* table = rope_table_.data() + row * table_row;
+    rotate_heads(floats(args.q) + row * args.q.width, args.heads, table,
+                 floats_out(args.q_out) + row * args.q.width);
+    thread_local std::vector<float> k;
+    thread_local std::vector<std::byte> rounded;
+    k.resize(static_cast<size_t>(kv_width));
+    rounded.resize(static_cast<size_t>(kv_width * element_bytes_));
+    rotate_heads(floats(args.k) + row * kv_width, args.cache.kv_heads, table, k.data());
+    cache_row(args, row, k.data(), rounded.data());
+  });
+}
+
+void CpuBackend::attention(const AttentionArgs& args) {
+  ran(routes_.at("attention"));
+  attention_.run(args);
+}
+
+void CpuBackend::add(const AddArgs& args) {
+  ran(routes_.at("add"));
+  const int64_t n = args.a.width;
+  each_row(args.rows, n, [&](int64_t row) {
+    kernels_.add(floats(args.a) + row * n, floats(args.b) + row * n, n, floats_out(args.out) + row * n);
+  });
+}
+
+void CpuBackend::glu(const GluArgs& args) {
+  ran(routes_.at("glu"));
+  const int64_t n = args.gate.width;
+  const auto kernel = args.activation == greta::Activation::silu ? kernels_.silu_mul : kernels_.gelu_mul;
+  each_row(args.rows, n * 4, [&](int64_t row) {
+    kernel(floats(args.gate) + row * n, floats(args.up) + row * n, n, floats_out(args.out) + row * n);
+  });
+}
+
+void CpuBackend::gather(const GatherArgs& args) {
+  ran(routes_.at("gather"));
+  const auto bytes = static_cast<size_t>(args.x.width) * sizeof(float);
+  for (size_t i = 0; i < args.rows.size(); ++i) {
+    std::memcpy(floats_out(args.out) + static_cast<int64_t>(i) * args.out.width,
+                floats(args.x) + args.rows[i] * args.x.width, bytes);
+  }
+}
+
+}  // namespace
+}  // namespace cpu
+
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
+  return std::make_unique<cpu::CpuBackend>(options);
+}
+
+}  // namespace greta

@@ -1,0 +1,164 @@
+#include "backend/cpu/cpu_matmul.h"
+
+#include <algorithm>
+
+#include "base/checked.h"
+
+namespace greta::cpu {
+namespace {
+
+/// Unpacked groups of one item: they are read once for every token tile and should stay in a core's own
+/// cache.
+constexpr int64_t kUnpackedBytes = 384 << 10;
+/// Packed bytes of one item of a one-token call.
+constexpr int64_t kStreamBytes = 64 << 10;
+constexpr int64_t kMostGroups = 8;
+
+int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+
+}  // namespace
+
+void Matmul::round_activations(const MatmulArgs& args) {
+  const int64_t k = args.x.width;
+  const int64_t units = ceil_div(k, kUnit);
+  tile_start_.assign(1, 0);
+  for (int64_t row = 0; row < args.rows;) {
+    const int* size = kernels_.tile_sizes;
+    while (*size > args.rows - row) ++size;
+    row += *size;
+    tile_start_.push_back(static_cast<int32_t>(row));
+  }
+  // Outputs of one type (sub-block, bias, minima) share what is computed from the sums.
+  int64_t extras = 0;
+  int64_t slot[3] = {};
+  for (int i = 0; i < args.count; ++i) {
+    const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
+    if (weight.layout != Layout::groups) continue;
+    slot[i] = -1;
+    for (int j = 0; j < i && slot[i] < 0; ++j) {
+      const auto& other = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(j)].weight);
+      if (other.layout == Layout::groups && other.index == weight.index) slot[i] = slot[j];
+    }
+    if (slot[i] < 0) slot[i] = extras++;
+  }
+  const int64_t cells = args.rows * units;
+  const int64_t q_bytes = aligned(cells * kernels_.x_bytes[eight_ ? 1 : 0]);
+  const int64_t scale_bytes = aligned(cells * 4);
+  const int64_t sum_bytes = aligned(cells * 8);
+  rounded_.reserve(static_cast<size_t>(q_bytes + scale_bytes + sum_bytes * (1 + extras)));
+  std::byte* at = rounded_.data();
+  x_.units = units;
+  x_.tiles = static_cast<int64_t>(tile_start_.size()) - 1;
+  x_.tile_start = tile_start_.data();
+  x_.q = reinterpret_cast<uint8_t*>(at);
+  x_.scale = reinterpret_cast<float*>(at + q_bytes);
+  x_.sum = reinterpret_cast<int32_t*>(at + q_bytes + scale_bytes);
+  at += q_bytes + scale_bytes + sum_bytes;
+  for (int i = 0; i < args.count; ++i) extra_[i] = at + slot[i] * sum_bytes;
+
+  const auto* x = static_cast<const float*>(args.x.data);
+  pool_.parallel_for(x_.tiles, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      kernels_.round_tile[eight_ ? 1 : 0](x + x_.tile_start[tile] * k, k, x_, tile);
+      int64_t done = -1;
+      for (int i = 0; i < args.count; ++i) {
+        const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
+        if (weight.layout != Layout::groups || slot[i] <= done) continue;
+        kernels_.x_extra[weight.index](x_, tile, const_cast<void*>(extra_[i]));
+        done = slot[i];
+      }
+    }
+  });
+}
+
+Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_groups) const {
+  const MatmulOutput& output = args.outputs[static_cast<size_t>(index)];
+  Part part;
+  part.weight = static_cast<const CpuWeight*>(output.weight);
+  const CpuWeight& w = *part.weight;
+  const auto* bias = output.bias == nullptr
+                         ? nullptr
+                         : reinterpret_cast<const float*>(static_cast<const CpuWeight*>(output.bias)->data);
+  auto* out = static_cast<float*>(output.out.data);
+  part.groups = ceil_div(w.rows, kLanes);
+  const bool packed = w.layout == Layout::groups;
+  if (packed) {
+    part.integer = {
+        reinterpret_cast<const uint8_t*>(w.data), w.group_size, w.rows, &x_, extra_[index], bias, out};
+  } else {
+    part.floats = {w.data, w.row_bytes, w.rows, w.cols, static_cast<const float*>(args.x.data), bias, out};
+  }
+  const int64_t threads = pool_.size();
+  const int64_t streamed = packed ? w.group_size : w.row_bytes * kLanes;
+  const int64_t wanted = args.rows == 1 ? kStreamBytes / streamed
+                                        : kUnpackedBytes / (packed ? unpacked_bytes(w.units) : streamed);
+  part.item_groups = std::clamp<int64_t>(wanted, 1, args.rows == 1 ? part.groups : kMostGroups);
+  part.item_groups = std::clamp<int64_t>(all_groups / (threads * 4), 1, part.item_groups);
+  part.row_items = ceil_div(part.groups, part.item_groups);
+  const int64_t tiles = ceil_div(args.rows, kernels_.widest_tile);
+  if (threads > 1 && all_groups < threads * 2)
+    part.token_items = std::min(tiles, ceil_div(threads * 2, all_groups));
+  return part;
+}
+
+void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker) {
+  const CpuWeight& w = *part.weight;
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t group0 = item / part.token_items * part.item_groups;
+    const int64_t group1 = std::min(group0 + part.item_groups, part.groups);
+    const int64_t share = item % part.token_items;
+    if (w.layout != Layout::groups) {
+      const int64_t row1 = std::min(group1 * kLanes, w.rows);
+      kernels_.float_matmul[w.index](part.floats, group0 * kLanes, row1, rows * share / part.token_items,
+                                     rows * (share + 1) / part.token_items);
+    } else if (rows == 1) {
+      kernels_.integer_one[eight_ ? 1 : 0][w.index](part.integer, group0, group1);
+    } else {
+      Memory& scratch = unpacked_[static_cast<size_t>(worker)];
+      scratch.reserve(static_cast<size_t>((group1 - group0) * unpacked_bytes(w.units)));
+      kernels_.integer_tile[eight_ ? 1 : 0][w.index](
+          part.integer, group0, group1, x_.tiles * share / part.token_items,
+          x_.tiles * (share + 1) / part.token_items, scratch.data());
+    }
+  }
+}
+
+void Matmul::run(const MatmulArgs& args) {
+  unpacked_.resize(static_cast<size_t>(pool_.size()));
+  bool integers = false;
+  int64_t all_groups = 0;
+  for (int i = 0; i < args.count; ++i) {
+    const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
+    integers = integers || weight.layout == Layout::groups;
+    all_groups += ceil_div(weight.rows, kLanes);
+  }
+  if (integers) round_activations(args);
+  Part parts[3];
+  int64_t end_of[3];
+  int64_t items = 0;
+  for (int i = 0; i < args.count; ++i) {
+    parts[i] = make_part(args, i, all_groups);
+    items += parts[i].items();
+    end_of[i] = items;
+  }
+  pool_.parallel_for(items, 1, [&](int64_t begin, int64_t end, int worker) {
+    int64_t start = 0;
+    for (int i = 0; i < args.count && begin < end; ++i) {
+      if (begin < end_of[i]) {
+        const int64_t stop = std::min(end, end_of[i]);
+        run_item(parts[i], begin - start, stop - start, args.rows, worker);
+        begin = stop;
+      }
+      start = end_of[i];
+    }
+  });
+}
+
+uint64_t Matmul::scratch_bytes(int64_t rows, int64_t widest) const {
+  const int64_t units = ceil_div(widest, kUnit);
+  const int64_t rounded = rows * units * (kernels_.x_bytes[eight_ ? 1 : 0] + 4 + 8 * 4) + 6 * 64;
+  const int64_t unpacked = std::max(kUnpackedBytes, unpacked_bytes(units)) * pool_.size();
+  return static_cast<uint64_t>(rounded + unpacked);
+}
+
+}  // namespace greta::cpu

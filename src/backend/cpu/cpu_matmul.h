@@ -1,0 +1,49 @@
+#pragma once
+// How a matmul call is shared among threads: rounding of the activations, then row groups (and token tiles).
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/memory.h"
+#include "backend/cpu/weights.h"
+#include "base/thread_pool.h"
+
+namespace greta::cpu {
+
+class Matmul {
+ public:
+  Matmul(const KernelTable& kernels, ThreadPool& pool, bool eight)
+      : kernels_(kernels), pool_(pool), eight_(eight) {}
+
+  void run(const MatmulArgs& args);
+  /// Bytes that run() keeps for calls of this size.
+  uint64_t scratch_bytes(int64_t rows, int64_t widest) const;
+
+ private:
+  /// One output of the call, cut into items: row groups, times parts of the tokens where groups are too few.
+  struct Part {
+    const CpuWeight* weight = nullptr;
+    IntegerJob integer;
+    FloatJob floats;
+    int64_t groups = 0;       ///< of 16 rows
+    int64_t item_groups = 1;  ///< groups of an item
+    int64_t row_items = 0;
+    int64_t token_items = 1;
+    int64_t items() const { return row_items * token_items; }
+  };
+
+  void round_activations(const MatmulArgs& args);
+  Part make_part(const MatmulArgs& args, int index, int64_t all_groups) const;
+  void run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker);
+
+  const KernelTable& kernels_;
+  ThreadPool& pool_;
+  bool eight_;
+  Activation x_;
+  std::vector<int32_t> tile_start_;
+  const void* extra_[3] = {};
+  Memory rounded_;
+  std::vector<Memory> unpacked_;  ///< [threads]
+};
+
+}  // namespace greta::cpu

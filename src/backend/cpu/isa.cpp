@@ -1,0 +1,54 @@
+#include <algorithm>
+
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/kernels.h"
+
+namespace greta {
+
+namespace cpu {
+
+int64_t unpacked_bytes(int64_t units) {
+  return units * 512 + 2 * (units * 2 * kLanes * static_cast<int64_t>(sizeof(float)));
+}
+
+int64_t attention_scratch(int queries, int head_dim) {
+  const int64_t padded = (int64_t{head_dim} + 15) / 16 * 16;
+  const int64_t floats = 2 * queries * padded + 8 * kLanes * 4 + 2 * int64_t{queries};
+  return floats * static_cast<int64_t>(sizeof(float)) + 64;
+}
+
+}  // namespace cpu
+
+bool has_isa(Isa isa) {
+  switch (isa) {
+    case Isa::automatic:
+    case Isa::portable:
+      return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
+    case Isa::avx512:
+      return has_isa(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512vnni");
+  }
+  return false;
+}
+
+Isa best_isa() { return has_isa(Isa::avx512) ? Isa::avx512 : has_isa(Isa::avx2) ? Isa::avx2 : Isa::portable; }
+
+std::string_view name_of(Isa isa) {
+  switch (isa) {
+    case Isa::automatic:
+      return "auto";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::portable:
+      break;
+  }
+  return "portable";
+}
+
+}  // namespace greta

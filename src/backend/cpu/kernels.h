@@ -1,0 +1,151 @@
+#pragma once
+// The kernels of one instruction set, as a table of plain functions. Three translation units fill one each
+// from the same sources (*.inl); which one runs is chosen once, when the backend is made. Nothing here may
+// hold an inline function: this header is compiled with AVX-512 switched on, and the linker would be free to
+// use that copy everywhere.
+#include <cstddef>
+#include <cstdint>
+
+namespace greta::cpu {
+
+/// Rows of a packed group: one a SIMD lane.
+inline constexpr int kLanes = 16;
+/// Elements of K that share an activation scale, and the unit of every packed layout.
+inline constexpr int kUnit = 32;
+/// Units in a step (a K-quant's super-block; eight blocks of the other types).
+inline constexpr int kStepUnits = 8;
+/// Integer weight types, the index of the kernel arrays.
+inline constexpr int kIntegerTypes = 10;
+enum IntegerType : int { kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K };
+/// Float types of weights and of the KV cache, the index of their kernel arrays.
+enum FloatType : int { kF32, kF16, kBF16 };
+inline constexpr int kFloatTypes = 3;
+
+/// How a group of 16 rows lies in memory (packed.h). A step is its units' quants, `quants` bytes each, then
+/// its scales: `scales` bytes a unit, or once a step where it is a K-quant's super-block. weight = scale *
+/// (code - bias), or scale * code + addend where the format has minima; both by sub-block of `sub` elements.
+struct FormatShape {
+  int quants;
+  int scales;
+  bool super;
+  int sub;
+  int bias;
+  bool minima;
+};
+inline constexpr FormatShape kFormats[kIntegerTypes] = {
+    {256, 32, false, 32, 8, false},    // Q4_0: low nibbles of 4 k4-groups, high nibbles of the next 4; d
+    {256, 64, false, 32, 0, true},     // Q4_1: the same; d, m
+    {320, 32, false, 32, 16, false},   // Q5_0: nibbles, then 8 planes of the fifth bit in one vector; d
+    {320, 64, false, 32, 0, true},     // Q5_1: the same; d, m
+    {512, 32, false, 32, 128, false},  // Q8_0: q + 128; d
+    {128, 320, true, 16, 0,
+     true},  // Q2_K: pairs of bits of 4 k4-groups, twice; d, dmin, nibbles of scales, of mins
+    {192, 224, true, 16, 4, false},   // Q3_K: pairs of bits, then planes of the third bit; d, 6-bit scales
+    {256, 256, true, 32, 0, true},    // Q4_K: nibbles; d, dmin, 6-bit scales and mins
+    {320, 256, true, 32, 0, true},    // Q5_K: nibbles and the fifth bit; the same
+    {384, 288, true, 16, 32, false},  // Q6_K: nibbles and pairs of bits; d, 8-bit scales
+};
+
+/// Rows of activations rounded to integers, in token tiles. Tile i holds the tokens tile_start[i] ..
+/// tile_start[i + 1], T of them. Every array begins a tile at (its first token) x (the array's length for one
+/// token):
+///   q      [units][...][T] bytes, the instruction set's own order, x_bytes a unit and token
+///   scale  [units][T] FP32
+///   sum    [2 * units][T] int32: exact sums of q over 16 elements
+///   extra  [sub-blocks][T], one array for each (sub-block, bias) that an output of the call has (x_extra)
+struct Activation {
+  int64_t units = 0;
+  int64_t tiles = 0;
+  const int32_t* tile_start = nullptr;
+  uint8_t* q = nullptr;
+  float* scale = nullptr;
+  int32_t* sum = nullptr;
+};
+
+/// One product with integer weights. `packed` is laid out by packed.h.
+struct IntegerJob {
+  const uint8_t* packed = nullptr;
+  int64_t group_bytes = 0;
+  int64_t rows = 0;
+  const Activation* x = nullptr;
+  const void* extra = nullptr;
+  const float* bias = nullptr;  ///< [rows] or null
+  float* out = nullptr;         ///< [tokens, rows]
+};
+
+/// One product with float weights, in place: row r begins at w + r * row_bytes, in whatever alignment.
+struct FloatJob {
+  const std::byte* w = nullptr;
+  int64_t row_bytes = 0;
+  int64_t rows = 0;
+  int64_t k = 0;
+  const float* x = nullptr;     ///< [tokens, k]
+  const float* bias = nullptr;  ///< [rows] or null
+  float* out = nullptr;         ///< [tokens, rows]
+};
+
+/// Queries that read the same kv head of the same sequence. K page: [kv_head][head_dim][64]; V:
+/// [kv_head][64][head_dim].
+struct AttentionJob {
+  int queries = 0;
+  const float* const* q = nullptr;     ///< each [head_dim]
+  float* const* out = nullptr;         ///< each [head_dim]
+  const int32_t* positions = nullptr;  ///< each sees the keys 0 .. position
+  const int32_t* pages = nullptr;      ///< of the sequence
+  const std::byte* k = nullptr;        ///< page 0, this kv head
+  const std::byte* v = nullptr;
+  int64_t page_bytes = 0;
+  int head_dim = 0;
+  float scale = 0.0f;
+};
+
+struct KernelTable {
+  const char* name;
+  int widest_tile;  ///< tokens
+  int x_bytes[2];   ///< bytes of Activation::q for 32 elements of one token, by [eight-bit mode]
+  /// Tile sizes in descending order, ending with 1; a row count is cut greedily.
+  int tile_sizes[6];
+
+  // rows: element-wise and norms
+  void (*rmsnorm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  void (*add)(const float* a, const float* b, int64_t n, float* out);
+  void (*scale)(const float* x, float factor, int64_t n, float* out);
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  void (*exp)(const float* x, int64_t n, float* out);
+
+  // rope
+  void (*sincos)(const double* x, int64_t n, double* sin, double* cos);
+  void (*rope_table)(int32_t position, const double* inv_freq, int64_t n, double magnitude, float* cos,
+                     float* sin);
+  void (*rotate_adjacent)(const float* x, const float* cos, const float* sin, int pairs, float* out);
+  void (*rotate_half)(const float* x, const float* cos, const float* sin, int pairs, float* out);
+  /// FP32 to the cache's element type, nearest even.
+  void (*round_to[kFloatTypes])(const float* x, int64_t n, void* out);
+
+  // matmul
+  void (*float_matmul[kFloatTypes])(const FloatJob& job, int64_t row0, int64_t row1, int64_t token0,
+                                    int64_t token1);
+  /// Rounds one tile of rows, x: [tokens, k] from the tile's first token on.
+  void (*round_tile[2])(const float* x, int64_t k, Activation& to, int64_t tile);
+  /// extra[] of one tile for a weight type: -bias * sum as int32, or float(sum) * scale.
+  void (*x_extra[kIntegerTypes])(const Activation& x, int64_t tile, void* extra);
+  /// One token: groups [group0, group1).
+  void (*integer_one[2][kIntegerTypes])(const IntegerJob& job, int64_t group0, int64_t group1);
+  /// Tiles [tile0, tile1) x groups [group0, group1); scratch holds unpacked_bytes() a group.
+  void (*integer_tile[2][kIntegerTypes])(const IntegerJob& job, int64_t group0, int64_t group1, int64_t tile0,
+                                         int64_t tile1, std::byte* scratch);
+
+  // attention; scratch: attention_scratch() bytes, 64-byte aligned
+  void (*attention[kFloatTypes])(const AttentionJob& job, std::byte* scratch);
+};
+
+/// Bytes of one group unpacked: codes, then scale and addend of each sub-block.
+int64_t unpacked_bytes(int64_t units);
+int64_t attention_scratch(int queries, int head_dim);
+
+const KernelTable& kernels_avx512();
+const KernelTable& kernels_avx2();
+const KernelTable& kernels_portable();
+
+}  // namespace greta::cpu

@@ -1,0 +1,28 @@
+// The kernels compiled for portable. Everything is in an unnamed namespace: this file is built with its own
+// -m flags, so no name of it may be shared with another translation unit, and it includes no header with
+// inline functions of ours.
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/cpu/kernels.h"
+
+namespace greta::cpu {
+namespace {
+
+#include "backend/cpu/simd_common.inl"
+// clang-format off: each file builds on those before it
+#include "backend/cpu/attention.inl"
+#include "backend/cpu/floats.inl"
+#include "backend/cpu/formats.inl"
+#include "backend/cpu/integers.inl"
+#include "backend/cpu/math.inl"
+#include "backend/cpu/rows.inl"
+#include "backend/cpu/simd_portable.inl"
+#include "backend/cpu/table.inl"
+// clang-format on
+
+}  // namespace
+
+const KernelTable& kernels_portable() { return kTable; }
+
+}  // namespace greta::cpu

@@ -1,0 +1,172 @@
+// 16 virtual lanes in one zmm. The three simd_*.inl files define the same names; included inside an unnamed
+// namespace.
+using VF = __m512;   // 16 FP32 lanes
+using VI = __m512i;  // 16 int32 lanes
+using VB = __m512i;  // 64 bytes: byte 4 * row + j
+
+inline constexpr int kFloatRows = 4, kFloatTokens = 6;  // register tile of the float matmul
+inline constexpr int kKeyVectors = 4, kQueries = 4;  // register tile of attention: 16-key vectors x queries
+inline constexpr int kTileSizes[6] = {12, 8, 4, 2, 1, 1};
+inline constexpr const char* kIsaName = "avx512";
+// Rounded activations of a unit of T tokens: 16-bit mode [plane: high, low][k / 4][T][4] signed bytes, 8-bit
+// one plane.
+template <bool Eight>
+inline constexpr int kXBytes = Eight ? 32 : 64;
+
+inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
+inline VF zero() { return _mm512_setzero_ps(); }
+inline VF set1(float x) { return _mm512_set1_ps(x); }
+inline VF load(const float* p) { return _mm512_loadu_ps(p); }
+inline VF load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline void store(float* p, VF x) { _mm512_storeu_ps(p, x); }
+inline void store_n(float* p, VF x, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
+inline VF fma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
+inline VF add(VF a, VF b) { return _mm512_add_ps(a, b); }
+inline VF sub(VF a, VF b) { return _mm512_sub_ps(a, b); }
+inline VF mul(VF a, VF b) { return _mm512_mul_ps(a, b); }
+inline VF div(VF a, VF b) { return _mm512_div_ps(a, b); }
+inline VF vmin(VF a, VF b) { return _mm512_min_ps(a, b); }  // a < b ? a : b, so b where either is NaN
+inline VF vmax(VF a, VF b) { return _mm512_max_ps(a, b); }
+inline VI as_int(VF x) { return _mm512_castps_si512(x); }
+inline VF as_float(VI x) { return _mm512_castsi512_ps(x); }
+inline VF neg(VF x) { return as_float(_mm512_xor_si512(as_int(x), _mm512_set1_epi32(INT32_MIN))); }
+// lanes below n from a, the others from b
+inline VF select_first(int n, VF a, VF b) { return _mm512_mask_blend_ps(first_lanes(n), b, a); }
+
+inline __m256i load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline __m256i load_half_n(const void* p, int n) { return _mm256_maskz_loadu_epi16(first_lanes(n), p); }
+inline VF widen_bf16(__m256i x) { return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+inline VF load_f16(const void* p) { return _mm512_cvtph_ps(load_half(p)); }
+inline VF load_f16_n(const void* p, int n) { return _mm512_cvtph_ps(load_half_n(p, n)); }
+inline VF load_bf16(const void* p) { return widen_bf16(load_half(p)); }
+inline VF load_bf16_n(const void* p, int n) { return widen_bf16(load_half_n(p, n)); }
+inline __m256i narrow_f16(VF x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline __m256i narrow_bf16(VF x) {
+  const VI bits = as_int(x);
+  const VI odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const VI rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+  const VI quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  return _mm512_cvtepi32_epi16(
+      _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), rounded, quiet));
+}
+inline void store_f16_n(uint16_t* p, VF x, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow_f16(x));
+}
+inline void store_bf16_n(uint16_t* p, VF x, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow_bf16(x));
+}
+
+inline VI zeroi() { return _mm512_setzero_si512(); }
+inline VI set1i(int32_t x) { return _mm512_set1_epi32(x); }
+inline VI loadi(const void* p) { return _mm512_loadu_si512(p); }
+inline void storei(void* p, VI x) { _mm512_storeu_si512(p, x); }
+inline VI addi(VI a, VI b) { return _mm512_add_epi32(a, b); }
+inline VI subi(VI a, VI b) { return _mm512_sub_epi32(a, b); }
+inline VI andi(VI a, VI b) { return _mm512_and_si512(a, b); }
+inline VI ori(VI a, VI b) { return _mm512_or_si512(a, b); }
+inline VI maxi(VI a, VI b) { return _mm512_max_epi32(a, b); }
+inline VI shl(VI x, int n) { return _mm512_sll_epi32(x, _mm_cvtsi32_si128(n)); }
+inline VI shr(VI x, int n) { return _mm512_srl_epi32(x, _mm_cvtsi32_si128(n)); }
+inline VI sar(VI x, int n) { return _mm512_sra_epi32(x, _mm_cvtsi32_si128(n)); }
+inline VF to_float(VI x) { return _mm512_cvtepi32_ps(x); }
+inline VI to_int(VF x) { return _mm512_cvtps_epi32(x); }  // nearest even (the default mode)
+inline int32_t reduce_addi(VI x) { return _mm512_reduce_add_epi32(x); }
+inline int32_t reduce_maxi(VI x) { return _mm512_reduce_max_epi32(x); }
+
+// The fixed reduction tree: (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
+inline float reduce_add(VF x) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+inline float reduce_max(VF x) {
+  const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+
+inline VB loadb(const void* p) { return _mm512_loadu_si512(p); }
+inline void storeb(void* p, VB x) { _mm512_storeu_si512(p, x); }
+inline VB orb(VB a, VB b) { return _mm512_or_si512(a, b); }
+// Every byte shifted left by S (right by -S), then masked; the mask takes away what crossed from the
+// neighbour.
+template <int S, int Mask>
+inline VB shift_mask(VB x) {
+  if constexpr (S > 0) x = _mm512_slli_epi16(x, S);
+  if constexpr (S < 0) x = _mm512_srli_epi16(x, -S);
+  return _mm512_and_si512(x, _mm512_set1_epi8(static_cast<char>(Mask)));
+}
+
+inline VI broadcast_word(const uint8_t* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+
+// sum[t] = the exact integer products of N k4-groups, source(i) being the codes of group first + i.
+template <int T, int N, bool Eight, class Source>
+[[gnu::always_inline]] inline void dot(VI (&sum)[T], const Source& source, int first, const uint8_t* x) {
+  const uint8_t* high = x + first * T * 4;
+  unroll<T>([&](auto t) { sum[t] = _mm512_setzero_si512(); });
+  if constexpr (Eight) {
+    unroll<N>([&](auto i) {
+      const VB codes = source(first + i);
+      unroll<T>([&](auto t) {
+        sum[t] = _mm512_dpbusd_epi32(sum[t], codes, broadcast_word(high + (i * T + t) * 4));
+      });
+    });
+    return;
+  }
+  const uint8_t* low = high + 32 * T;
+  if constexpr (T <= 4) {  // two chains: one token alone waits for latency
+    VI part[T];
+    unroll<T>([&](auto t) { part[t] = _mm512_setzero_si512(); });
+    unroll<N>([&](auto i) {
+      const VB codes = source(first + i);
+      unroll<T>([&](auto t) {
+        sum[t] = _mm512_dpbusd_epi32(sum[t], codes, broadcast_word(high + (i * T + t) * 4));
+        part[t] = _mm512_dpbusd_epi32(part[t], codes, broadcast_word(low + (i * T + t) * 4));
+      });
+    });
+    unroll<T>([&](auto t) { sum[t] = _mm512_add_epi32(_mm512_slli_epi32(sum[t], 8), part[t]); });
+  } else {  // one chain for both planes: half the registers
+    unroll<N>([&](auto i) {
+      const VB codes = source(first + i);
+      unroll<T>([&](auto t) {
+        sum[t] = _mm512_dpbusd_epi32(sum[t], codes, broadcast_word(high + (i * T + t) * 4));
+      });
+    });
+    unroll<T>([&](auto t) { sum[t] = _mm512_slli_epi32(sum[t], 8); });
+    unroll<N>([&](auto i) {
+      const VB codes = source(first + i);
+      unroll<T>([&](auto t) {
+        sum[t] = _mm512_dpbusd_epi32(sum[t], codes, broadcast_word(low + (i * T + t) * 4));
+      });
+    });
+  }
+}
+
+// Writes the 32 integers of one unit and token (t of T) in the order that dot() reads.
+template <bool Eight>
+inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
+  alignas(64) uint8_t plane[2][32];
+  if constexpr (Eight) {
+    _mm_store_si128(reinterpret_cast<__m128i*>(plane[0]), _mm512_cvtepi32_epi8(a));
+    _mm_store_si128(reinterpret_cast<__m128i*>(plane[0] + 16), _mm512_cvtepi32_epi8(b));
+  } else {  // q = 256 high + low, low = the signed last byte
+    const VI half = _mm512_set1_epi32(128);
+    _mm_store_si128(reinterpret_cast<__m128i*>(plane[0]),
+                    _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(a, half), 8)));
+    _mm_store_si128(reinterpret_cast<__m128i*>(plane[0] + 16),
+                    _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(b, half), 8)));
+    _mm_store_si128(reinterpret_cast<__m128i*>(plane[1]), _mm512_cvtepi32_epi8(a));
+    _mm_store_si128(reinterpret_cast<__m128i*>(plane[1] + 16), _mm512_cvtepi32_epi8(b));
+  }
+  for (int p = 0; p < (Eight ? 1 : 2); ++p) {
+    for (int i = 0; i < 8; ++i) __builtin_memcpy(unit + ((p * 8 + i) * tokens + t) * 4, plane[p] + 4 * i, 4);
+  }
+}

@@ -1,0 +1,51 @@
+// What the simd_*.inl files share and need before them.
+
+template <int I>
+struct Index {
+  static constexpr int value = I;
+  constexpr operator int() const { return I; }
+};
+// body(Index<0>), body(Index<1>) ... N times, so that arrays of registers are indexed by constants.
+template <int N, int I = 0, class Body>
+[[gnu::always_inline]] inline void unroll(const Body& body) {
+  if constexpr (I < N) {
+    body(Index<I>{});
+    unroll<N, I + 1>(body);
+  }
+}
+
+// Half-precision bits, as base/half.h has them (which may not be included here: see kernels.h).
+[[maybe_unused]] inline float widen_f16_bits(uint32_t h) {
+  const uint32_t sign = (h & 0x8000u) << 16;
+  const uint32_t exponent = (h >> 10) & 0x1fu;
+  uint32_t mantissa = h & 0x3ffu;
+  if (exponent == 0x1f) return __builtin_bit_cast(float, sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0) return __builtin_bit_cast(float, sign | ((exponent + 112) << 23) | (mantissa << 13));
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // exact
+  return __builtin_bit_cast(float, sign | __builtin_bit_cast(uint32_t, magnitude));
+}
+[[maybe_unused]] inline uint16_t narrow_f16_bits(uint32_t x) {
+  const uint32_t sign = (x >> 16) & 0x8000u;
+  const uint32_t magnitude = x & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 aligns and rounds to steps of 2^-24
+    const float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (__builtin_bit_cast(uint32_t, shifted) - 0x3f000000u));
+  }
+  const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+[[maybe_unused]] inline uint16_t narrow_bf16_bits(uint32_t x) {
+  if ((x & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((x >> 16) | 0x40u);
+  return static_cast<uint16_t>((x + 0x7fffu + ((x >> 16) & 1u)) >> 16);
+}
+
+// The 32 integers of one unit and token (t of T) as [k / 4][T] of four int16: k0, k2, k1, k3.
+[[maybe_unused]] inline void place_words(const int32_t* q, int64_t t, int64_t tokens, uint8_t* unit) {
+  for (int i = 0; i < 8; ++i) {
+    const int16_t word[4] = {static_cast<int16_t>(q[4 * i]), static_cast<int16_t>(q[4 * i + 2]),
+                             static_cast<int16_t>(q[4 * i + 1]), static_cast<int16_t>(q[4 * i + 3])};
+    __builtin_memcpy(unit + (i * tokens + t) * 8, word, 8);
+  }
+}
