@@ -19,7 +19,19 @@
 namespace greta::gguf {
 
 enum class ValueType : uint32_t {
-  U8 = 0, I8 = 1, U16 = 2, I16 = 3, U32 = 4, I32 = 5, F32 = 6, Bool = 7, String = 8, Array = 9, U64 = 10, I64 = 11, F64 = 12,
+  U8 = 0,
+  I8 = 1,
+  U16 = 2,
+  I16 = 3,
+  U32 = 4,
+  I32 = 5,
+  F32 = 6,
+  Bool = 7,
+  String = 8,
+  Array = 9,
+  U64 = 10,
+  I64 = 11,
+  F64 = 12,
 };
 
 /// "u32", "string", "array of f32" ...
@@ -27,8 +39,9 @@ std::string_view name_of(ValueType type);
 
 struct Value;
 
-/// An array: all elements of one type. Numbers are kept as the file's little-endian bytes (a span into the mapping, so
-/// that a vocabulary of 262,144 scores costs nothing); strings as views into the mapping; nested arrays as values.
+/// An array: all elements of one type. Numbers are kept as the file's little-endian bytes (a span into the
+/// mapping, so that a vocabulary of 262,144 scores costs nothing); strings as views into the mapping; nested
+/// arrays as values.
 struct Array {
   ValueType element = ValueType::U8;
   uint64_t count = 0;
@@ -37,18 +50,20 @@ struct Array {
   std::vector<Array> arrays;              ///< element == Array
 };
 
-/// One metadata value. Strings and arrays point into the file's mapping (or, for writing, into the caller's memory).
+/// One metadata value. Strings and arrays point into the file's mapping (or, for writing, into the caller's
+/// memory).
 struct Value {
   ValueType type = ValueType::U32;
-  std::variant<uint64_t, int64_t, double, bool, std::string_view, Array> data;  ///< F32 is held in double, exactly
+  std::variant<uint64_t, int64_t, double, bool, std::string_view, Array>
+      data;  ///< F32 is held in double, exactly
 };
 
 struct Tensor {
   std::string name;
   std::vector<uint64_t> shape;  ///< GGUF's order: the first dimension is the fastest (the row length)
   quant::Type type = quant::Type::F32;
-  uint64_t offset = 0;          ///< of the first byte, from the start of the part's file
-  int part = 0;                 ///< which file of a split
+  uint64_t offset = 0;  ///< of the first byte, from the start of the part's file
+  int part = 0;         ///< which file of a split
   std::span<const std::byte> bytes;
 
   uint64_t elements() const;
@@ -56,21 +71,21 @@ struct Tensor {
 };
 
 /// A readable GGUF file, or all parts of a split one (`-00001-of-0000N.gguf`: any part may be named).
-/// Every count, length, offset, alignment and type is checked against the bytes there before anything is believed;
-/// errors are greta::Error and name the field, its offset, the value and what was expected.
+/// Every count, length, offset, alignment and type is checked against the bytes there before anything is
+/// believed; errors are greta::Error and name the field, its offset, the value and what was expected.
 class File {
  public:
-  /// Errors: unreadable path, not a GGUF, version 1, big-endian, truncated, overlapping or out-of-range tensors,
-  /// unknown tensor types, duplicate keys or tensor names, a missing or foreign part of a split.
+  /// Errors: unreadable path, not a GGUF, version 1, big-endian, truncated, overlapping or out-of-range
+  /// tensors, unknown tensor types, duplicate keys or tensor names, a missing or foreign part of a split.
   static File open(const std::string& path);
   /// The same from memory (tests, fuzzing); the bytes must outlive the File. Not for split files.
   static File from_bytes(std::span<const std::byte> bytes, const std::string& name);
 
   uint32_t version() const { return version_; }
   uint64_t alignment() const { return alignment_; }
-  const std::string& path() const { return path_; }             ///< resolved path of the first part
+  const std::string& path() const { return path_; }  ///< resolved path of the first part
   const std::vector<std::string>& part_paths() const { return part_paths_; }
-  uint64_t file_bytes() const;                                  ///< of all parts
+  uint64_t file_bytes() const;  ///< of all parts
   /// SHA-256 of the file, or of the parts' bytes one after the other.
   std::string sha256() const;
 
@@ -102,14 +117,15 @@ class File {
 double array_number(const Array& array, uint64_t i);
 int64_t array_integer(const Array& array, uint64_t i);
 
-/// Writes a GGUF v3 file in constant memory: metadata and tensor table first, then each tensor's bytes are asked for in
-/// order. The file appears under its name when it is whole; on any error nothing is left. Data is padded to the
-/// alignment, the last tensor's too. Errors (greta::Error): a key or tensor name given twice, a shape that the type
-/// cannot hold, a fill of the wrong length, whatever the system says about the path.
+/// Writes a GGUF v3 file in constant memory: metadata and tensor table first, then each tensor's bytes are
+/// asked for in order. The file appears under its name when it is whole; on any error nothing is left. Data
+/// is padded to the alignment, the last tensor's too. Errors (greta::Error): a key or tensor name given
+/// twice, a shape that the type cannot hold, a fill of the wrong length, whatever the system says about the
+/// path.
 class Writer {
  public:
-  /// A power of two from 8: the format allows any multiple of 8, other readers do not. `general.alignment` is written
-  /// where it is not 32, and may not be added by hand.
+  /// A power of two from 8: the format allows any multiple of 8, other readers do not. `general.alignment` is
+  /// written where it is not 32, and may not be added by hand.
   explicit Writer(uint64_t alignment = 32);
 
   void add_u32(std::string key, uint32_t value);
@@ -117,10 +133,10 @@ class Writer {
   void add_i32(std::string key, int32_t value);
   void add_f32(std::string key, float value);
   void add_bool(std::string key, bool value);
-  void add_string(std::string key, std::string value);
-  void add_strings(std::string key, std::vector<std::string> values);
-  void add_f32s(std::string key, std::vector<float> values);
-  void add_i32s(std::string key, std::vector<int32_t> values);
+  void add_string(std::string key, const std::string& value);
+  void add_strings(std::string key, const std::vector<std::string>& values);
+  void add_f32s(std::string key, const std::vector<float>& values);
+  void add_i32s(std::string key, const std::vector<int32_t>& values);
   /// A value as another file holds it, byte for byte.
   void add_value(std::string key, const Value& value);
 

@@ -199,14 +199,14 @@ void Writer::add_bool(std::string key, bool value) {
   add_encoded(std::move(key), scalar<uint8_t>(ValueType::Bool, value ? 1 : 0));
 }
 
-void Writer::add_string(std::string key, std::string value) {
+void Writer::add_string(std::string key, const std::string& value) {
   Bytes out;
   put_type(out, ValueType::String);
   put_string(out, value);
   add_encoded(std::move(key), std::move(out));
 }
 
-void Writer::add_strings(std::string key, std::vector<std::string> values) {
+void Writer::add_strings(std::string key, const std::vector<std::string>& values) {
   Bytes out;
   put_type(out, ValueType::Array);
   put_type(out, ValueType::String);
@@ -215,10 +215,10 @@ void Writer::add_strings(std::string key, std::vector<std::string> values) {
   add_encoded(std::move(key), std::move(out));
 }
 
-void Writer::add_f32s(std::string key, std::vector<float> values) {
+void Writer::add_f32s(std::string key, const std::vector<float>& values) {
   add_encoded(std::move(key), numbers(ValueType::F32, values));
 }
-void Writer::add_i32s(std::string key, std::vector<int32_t> values) {
+void Writer::add_i32s(std::string key, const std::vector<int32_t>& values) {
   add_encoded(std::move(key), numbers(ValueType::I32, values));
 }
 

@@ -60,8 +60,10 @@ uint16_t quantize_signed(const float* __restrict x, const char* type, int64_t fi
                          int32_t* __restrict q) {
   constexpr int kSub = 16;
   constexpr int kSubs = kSuper / kSub;
+  constexpr int kHalfLevels = Levels / 2;
   float scale[kSubs];
-  for (int s = 0; s < kSubs; ++s) scale[s] = extreme_of<kSub>(x + kSub * s) / static_cast<float>(-Levels / 2);
+  for (int s = 0; s < kSubs; ++s)
+    scale[s] = extreme_of<kSub>(x + kSub * s) / static_cast<float>(-kHalfLevels);
   const uint16_t stored = stored_half(extreme_of<kSubs>(scale) / static_cast<float>(-MaxCode), type, first);
   const float d = f16_to_f32(stored);
   const float per_d = inverse_unless_zero(d);
@@ -69,7 +71,7 @@ uint16_t quantize_signed(const float* __restrict x, const char* type, int64_t fi
     scale_code[s] = nearest_in(scale[s] * per_d, -MaxCode, MaxCode - 1);
     const float inverse = inverse_unless_zero(d * static_cast<float>(scale_code[s]));
     for (int j = kSub * s; j < kSub * (s + 1); ++j)
-      q[j] = nearest_in(x[j] * inverse, -Levels / 2, Levels / 2 - 1) + Levels / 2;
+      q[j] = nearest_in(x[j] * inverse, -kHalfLevels, kHalfLevels - 1) + kHalfLevels;
   }
   return stored;
 }

@@ -39,16 +39,17 @@ void pack_fifth_bits(const int32_t* q, uint8_t* qh) {
   std::memcpy(qh, &bits, sizeof bits);
 }
 
-/// Symmetric: d = extreme / -Levels/2, so that the extreme value lands on code 0; q = trunc(x / d + Levels/2
-/// + 0.5).
+/// Symmetric, H = Levels / 2: d = extreme / -H, so that the extreme value lands on code 0; q = trunc(x / d +
+/// H + 0.5).
 template <int Levels>
 void quantize_symmetric(const float* __restrict x, const char* type, int64_t first, uint8_t* d_out,
                         int32_t* __restrict q) {
-  const float d = extreme_of<kBlock>(x) / static_cast<float>(-Levels / 2);
+  constexpr int kHalfLevels = Levels / 2;
+  const float d = extreme_of<kBlock>(x) / static_cast<float>(-kHalfLevels);
   const uint16_t stored = stored_half(d, type, first);
   store16(d_out, stored);
   const float inverse = (stored & 0x7fffu) != 0 ? 1.0F / d : 0.0F;
-  constexpr float kShift = static_cast<float>(Levels / 2) + 0.5F;
+  constexpr float kShift = static_cast<float>(kHalfLevels) + 0.5F;
   for (int j = 0; j < kBlock; ++j) q[j] = std::min(static_cast<int32_t>(x[j] * inverse + kShift), Levels - 1);
 }
 
@@ -62,8 +63,11 @@ void quantize_with_minimum(const float* __restrict x, const char* type, int64_t 
   store16(d_out, stored);
   store16(m_out, stored_half(range.low, type, first));
   const float inverse = (stored & 0x7fffu) != 0 ? 1.0F / d : 0.0F;
-  for (int j = 0; j < kBlock; ++j)
-    q[j] = std::min(static_cast<int32_t>((x[j] - range.low) * inverse + 0.5F), Levels - 1);
+  // Truncation after adding a half is the format's published formula, and nothing here is negative.
+  for (int j = 0; j < kBlock; ++j) {
+    const float code = (x[j] - range.low) * inverse + 0.5F;
+    q[j] = std::min(static_cast<int32_t>(code), Levels - 1);
+  }
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 #include "synth/vocabulary.h"
 
-#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -47,9 +46,9 @@ void add_made_up_tokenizer(gguf::Writer& writer, uint64_t size) {
   for (size_t i = 0; i < first_piece; ++i) types[i] = i == 0 ? kUnknown : i < 3 ? kControl : kByte;
   writer.add_string("tokenizer.ggml.model", "llama");
   writer.add_string("tokenizer.ggml.pre", "default");
-  writer.add_strings("tokenizer.ggml.tokens", std::move(pieces));
-  writer.add_f32s("tokenizer.ggml.scores", std::move(scores));
-  writer.add_i32s("tokenizer.ggml.token_type", std::move(types));
+  writer.add_strings("tokenizer.ggml.tokens", pieces);
+  writer.add_f32s("tokenizer.ggml.scores", scores);
+  writer.add_i32s("tokenizer.ggml.token_type", types);
   writer.add_u32("tokenizer.ggml.unknown_token_id", 0);
   writer.add_u32("tokenizer.ggml.bos_token_id", 1);
   writer.add_u32("tokenizer.ggml.eos_token_id", 2);
