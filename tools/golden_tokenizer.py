@@ -6,7 +6,8 @@ as Llama's was (spm), and written as a vocabulary-only GGUF; a few hundred of th
 it. Usage: golden_tokenizer.py OUTPUT_FOLDER [--tokens 1500] [--strings 400]
 
 Format of a .bin: "GTOK", u32 number of cases; each case: u8 flags (1: special tokens in the text are read, 2: the text
-holds U+2581 and SPM gives it back as a space), u32 length, the text, u32 number of ids, u32 ids. Little-endian.
+holds U+2581 and SPM gives it back as a space, 4: the text does not come back, since the vocabulary has no token for some
+of its bytes or its normalisation takes spaces away), u32 length, the text, u32 number of ids, u32 ids. Little-endian.
 """
 import argparse
 import io
@@ -26,7 +27,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, models, pre_tokenizers, trainers
 
 CONTROL, USER_DEFINED = 3, 4
-READS_SPECIAL, HAS_U2581 = 1, 2
+READS_SPECIAL, HAS_U2581, LEAVES_OUT = 1, 2, 4
 
 # The letters that DeepSeek LLM's published expression lists.
 DEEPSEEK_LETTERS = (
@@ -79,6 +80,11 @@ class BpeOracle:
         self.pieces = pieces
         self.special = [p for p, t in zip(pieces, types) if t in (CONTROL, USER_DEFINED)]
         self.spaced = False
+        known = set(pieces)
+        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        others = [b for b in range(256) if b not in printable]
+        letters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+        self.lacking = {b for b, letter in letters.items() if letter not in known}
         self.all = self._make(family, pieces, merges, types, (CONTROL, USER_DEFINED))
         self.user = self._make(family, pieces, merges, types, (USER_DEFINED,))
 
@@ -112,6 +118,7 @@ class SpmOracle:
         self.control = {self.pieces[i]: i for i in control}
         self.special = list(self.control)
         self.spaced = True
+        self.lacking = set()
         self.cut = re.compile("(" + "|".join(map(re.escape, sorted(self.control, key=len, reverse=True))) + ")")
 
     def encode(self, texts, special):
@@ -307,7 +314,11 @@ def write_cases(path, cases):
 
 def make_cases(oracle, texts, special):
     flags = READS_SPECIAL if special else 0
-    return [(flags | (HAS_U2581 if oracle.spaced and "\u2581" in text else 0), text, ids)
+    def more(text):
+        return ((HAS_U2581 if oracle.spaced and "\u2581" in text else 0) |
+                (LEAVES_OUT if oracle.lacking.intersection(text.encode()) else 0))
+
+    return [(flags | more(text), text, ids)
             for text, ids in zip(texts, oracle.encode(texts, special))]
 
 
@@ -375,20 +386,49 @@ def train_bpe(family, tokens, path, seed):
     write_gguf(path, "gpt2", family, pieces, types, merges=merges, bos=0, eos=1)
 
 
-def train_spm(tokens, model_path, gguf_path, seed):
+def train_spm_model(tokens, seed, **options):
     model = io.BytesIO()
     strings = Strings(seed, [])
     lines = PROSE * 6 + strings.lines[::3] + [t.replace("\x00", " ") for t in (strings.text() for _ in range(4000))]
+    settings = dict(
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        split_digits=True, add_dummy_prefix=True, allow_whitespace_only_pieces=True, character_coverage=0.98,
+        user_defined_symbols=["<tool>", "<tool>>", "naïve✓"], control_symbols=["<|im_end|>", "<|im"])
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, vocab_size=tokens, model_type="bpe", byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, add_dummy_prefix=True,
-        allow_whitespace_only_pieces=True, character_coverage=0.98, user_defined_symbols=["<tool>", "<tool>>", "naïve✓"],
-        control_symbols=["<|im_end|>", "<|im"], num_threads=1, minloglevel=2, max_sentence_length=100000)
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=tokens, num_threads=1, minloglevel=2,
+        max_sentence_length=100000, **(settings | options))
+    return sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+
+
+def train_spm(tokens, model_path, gguf_path, seed):
+    proto = train_spm_model(tokens, seed)
     with open(model_path, "wb") as out:
-        out.write(model.getvalue())
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+        out.write(proto.SerializeToString())
     write_gguf(gguf_path, "llama", "default", [p.piece for p in proto.pieces], [p.type for p in proto.pieces],
                scores=[p.score for p in proto.pieces], bos=1, eos=2)
+
+
+def spm_variants(folder, tokens, strings_count, seed):
+    """Models of other settings, for the reader of SentencePiece files: Gemma's (no prefix, runs of spaces as tokens), and
+    one with all that is rare: no byte tokens, extra spaces removed, pieces marked unused."""
+    no_prefix = train_spm_model(tokens, seed, add_dummy_prefix=False,
+                                user_defined_symbols=["\u2581" * n for n in range(2, 9)] + ["<tool>", "\n\n", "\n"])
+    odd = train_spm_model(tokens, seed, byte_fallback=False, remove_extra_whitespaces=True)
+    long = [p for p in odd.pieces if p.type == 1 and len(p.piece) > 2]
+    for piece in random.Random(seed).sample(long, len(long) // 3):
+        piece.type = 5
+    for name, proto in [("spm-noprefix", no_prefix), ("spm-odd", odd)]:
+        data = proto.SerializeToString()
+        with open(os.path.join(folder, name + ".model"), "wb") as out:
+            out.write(data)
+        oracle = SpmOracle(data)
+        strings = Strings(seed + 2, oracle.special)
+        texts = ["", " ", "   ", " a  b ", "\u2581"] + hardest([strings.next(i) for i in range(4 * strings_count)], strings_count)
+        cases = make_cases(oracle, texts, False)
+        if name == "spm-odd":
+            cases = [(flags | LEAVES_OUT, text, ids) for flags, text, ids in cases]
+        write_cases(os.path.join(folder, name + ".bin"), cases)
+        print(f"{name}: {len(oracle.pieces)} tokens, {len(cases)} cases, by {oracle.name}")
 
 
 def main():
@@ -399,6 +439,7 @@ def main():
     parser.add_argument("--seed", type=int, default=20)
     args = parser.parse_args()
     os.makedirs(args.output, exist_ok=True)
+    spm_variants(args.output, args.tokens, args.strings // 2, args.seed)
     for family in ["spm"] + BPE_FAMILIES:
         path = os.path.join(args.output, family + ".gguf")
         if family == "spm":

@@ -1,6 +1,7 @@
 #include "tokenizer/bpe.h"
 
 #include "base/error.h"
+#include "base/log.h"
 #include "tokenizer/merge.h"
 #include "tokenizer/unicode.h"
 
@@ -108,6 +109,8 @@ void BpeTokenizer::encode_plain(std::string_view text, std::vector<TokenId>& ids
   std::vector<Symbol> symbols;
   std::vector<uint64_t> heap;
   std::string spelled;
+  size_t unknown = 0;
+  unsigned first_unknown = 0;
   const auto lookup = [&](const Symbol& left, const Symbol& right) {
     return merges_.find(left.id, right.id);
   };
@@ -132,19 +135,22 @@ void BpeTokenizer::encode_plain(std::string_view text, std::vector<TokenId>& ids
     symbols.clear();
     for (size_t i = 0; i < word.size(); ++i) {
       const auto byte = static_cast<unsigned char>(word[i]);
-      if (byte_tokens_[byte] < 0) {
-        fail(
-            "the text has the byte 0x{:02X} at offset {}, for which the vocabulary has no token; expected a "
-            "text that "
-            "it can spell",
-            byte, static_cast<size_t>(word.data() - text.data()) + i);
+      if (byte_tokens_[byte] < 0) {  // left out, as the library does that such vocabularies were trained with
+        if (unknown++ == 0) first_unknown = byte;
+        continue;
       }
       const auto at = static_cast<uint32_t>(i);
       symbols.push_back({.start = at, .end = at + 1, .id = byte_tokens_[byte]});
     }
     merge_symbols(symbols, lookup, heap);
-    for (uint32_t i = 0; i != Symbol::kNone; i = symbols[i].next) ids.push_back(symbols[i].id);
+    for (uint32_t i = symbols.empty() ? Symbol::kNone : 0; i != Symbol::kNone; i = symbols[i].next)
+      ids.push_back(symbols[i].id);
   });
+  if (unknown > 0) {
+    log::warning(
+        "{} bytes of the text are left out: the vocabulary has no token for them (0x{:02X} is the first)",
+        unknown, first_unknown);
+  }
 }
 
 std::string BpeTokenizer::bytes(TokenId id) const {
