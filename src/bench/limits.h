@@ -1,5 +1,5 @@
 #pragma once
-// The machine's limits, measured in the run that is compared with them (performance.md: how).
+// The machine's limits, measured in the run that is compared with them.
 #include <cstdint>
 #include <string>
 
@@ -7,24 +7,31 @@ namespace greta {
 
 struct ReadLimit {
   double bytes_per_second = 0.0;
-  int threads = 0;       ///< the thread count that gave it
-  std::string pattern;   ///< the access pattern that gave it
-  uint64_t buffer = 0;   ///< bytes of the buffer
+  int threads = 0;      ///< the thread count that gave it
+  std::string pattern;  ///< the access pattern that gave it
+  uint64_t buffer = 0;  ///< bytes of the buffer
 };
 
-/// Best read rate over at least three access patterns and all thread counts up to `max_threads`, over a buffer of
-/// `bytes`. Takes about `seconds`.
+/// Best read rate over four access patterns and the thread counts up to `max_threads`, over a fresh buffer of
+/// `bytes` (at least one cache line a thread; huge pages where the system gives them). Takes about `seconds`
+/// and the time to fill the buffer; every combination runs at least once as far as that time goes, the
+/// largest thread counts first, and then the promising ones again. Errors: greta::Error if the buffer cannot
+/// be had.
 ReadLimit measure_read_limit(uint64_t bytes, int max_threads, double seconds);
 
-/// Peak multiply-adds a second of the instructions that this machine has, on `threads` threads.
+/// Peak multiply-adds a second of the best instructions that this machine has, on `threads` threads together.
 struct ComputeLimit {
-  double int8 = 0.0;      ///< VPDPBUSD (or the AVX2 sequence)
-  double int16 = 0.0;     ///< two-plane VPDPBUSD or VPDPWSSD, whichever is faster
-  double fp32 = 0.0;
+  double int8 = 0.0;  ///< 8-bit by 8-bit: VPDPBUSD, or VPMADDUBSW and VPMADDWD
+  double int16 =
+      0.0;  ///< 16-bit by 8 bits: VPDPBUSD on two planes or VPDPWSSD, whichever is faster; or VPMADDWD
+  double fp32 = 0.0;  ///< fused multiply-adds
+  int threads = 0;
+  std::string instructions;  ///< "AVX-512 VNNI", "AVX2", "portable"
 };
+/// Takes about `seconds`.
 ComputeLimit measure_compute_limit(int threads, double seconds);
 
-/// Size of the last-level cache that one core sees, from the system.
+/// Size of the largest cache that one core sees, from the system; 32 MiB where the system does not say.
 uint64_t last_level_cache_bytes();
 /// "AMD EPYC ..." from the system.
 std::string cpu_name();

@@ -1,0 +1,92 @@
+#include "bench/cost.h"
+
+#include <map>
+
+namespace greta {
+namespace {
+
+bool is_real(quant::Type type) {
+  return type == quant::Type::F32 || type == quant::Type::F16 || type == quant::Type::BF16;
+}
+
+/// Bytes of `rows` rows of a tensor in the form that the mode gives it. int8 pads a row's last block (32
+/// weights, 34 bytes).
+uint64_t bytes_in_mode(const gguf::Tensor& tensor, WeightUse use, WeightMode mode) {
+  if (use != WeightUse::matmul || mode == WeightMode::stored) return tensor.bytes.size();
+  if (mode == WeightMode::f32) return tensor.elements() * 4;
+  const uint64_t cols = tensor.shape.empty() ? 1 : tensor.shape[0];
+  return tensor.elements() / cols * ((cols + 31) / 32) * 34;
+}
+
+/// Each tensor of the plan once; one that is both embedding and head counts as the head.
+std::map<const gguf::Tensor*, WeightUse> uses(const Plan& plan) {
+  std::map<const gguf::Tensor*, WeightUse> found;
+  for (const PlannedTensor& planned : plan.tensors) {
+    const auto [at, added] = found.emplace(planned.tensor, planned.use);
+    if (!added && planned.use != WeightUse::embedding) at->second = planned.use;
+  }
+  return found;
+}
+
+uint64_t kv_element_bytes(KvType type) {
+  switch (type) {
+    case KvType::f16:
+    case KvType::bf16:
+      return 2;
+    case KvType::f32:
+      return 4;
+    case KvType::f64:
+      return 8;
+  }
+  return 0;
+}
+
+}  // namespace
+
+uint64_t weight_bytes_read(const Plan& plan, WeightMode mode, int64_t batch) {
+  uint64_t bytes = 0;
+  for (const auto& [tensor, use] : uses(plan)) {
+    if (use != WeightUse::embedding) {
+      bytes += bytes_in_mode(*tensor, use, mode);
+    } else {
+      const uint64_t rows = tensor->elements() / tensor->shape[0];
+      bytes += tensor->bytes.size() / rows * static_cast<uint64_t>(batch);
+    }
+  }
+  return bytes;
+}
+
+uint64_t kv_bytes_read(const HParams& hp, KvType type, int64_t positions) {
+  return static_cast<uint64_t>(hp.layers * 2 * hp.kv_dim() * positions) * kv_element_bytes(type);
+}
+
+uint64_t model_bytes(const Plan& plan, WeightMode mode) {
+  uint64_t bytes = 0;
+  for (const auto& [tensor, use] : uses(plan)) bytes += bytes_in_mode(*tensor, use, mode);
+  return bytes;
+}
+
+Work prefill_work(const Plan& plan, WeightMode mode, int64_t depth, int64_t tokens) {
+  Work work;
+  const auto n = static_cast<double>(tokens);
+  for (const PlannedTensor& planned : plan.tensors) {
+    if (planned.use != WeightUse::matmul) continue;
+    const double products =
+        static_cast<double>(planned.tensor->elements()) * (planned.role == Role::head ? 1.0 : n);
+    const bool real =
+        mode == WeightMode::f32 || (mode == WeightMode::stored && is_real(planned.tensor->type));
+    (real ? work.real : work.integer) += products;
+  }
+  // Row i sees depth + i + 1 keys; a key costs head_dim products for its score and as many for its value, in
+  // each head.
+  const double keys = n * static_cast<double>(depth) + n * (n + 1.0) / 2.0;
+  work.real += keys * 2.0 * static_cast<double>(plan.hp.layers * plan.hp.q_dim());
+  return work;
+}
+
+double least_seconds(const Work& work, const ComputeLimit& limit, Activations activations) {
+  return work.integer / (activations == Activations::bits8 ? limit.int8 : limit.int16) +
+         work.real / limit.fp32;
+}
+
+}  // namespace greta

@@ -1,0 +1,108 @@
+#include "cli/output.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string>
+
+#include "base/error.h"
+#include "tokenizer/unicode.h"
+
+namespace greta::cli {
+namespace {
+
+std::string& pending() {
+  static std::string text;
+  return text;
+}
+
+constexpr size_t kFlushAt = 1 << 16;
+
+}  // namespace
+
+void print(std::string_view text) {
+  pending() += text;
+  if (pending().size() >= kFlushAt) flush_output();
+}
+
+void flush_output() {
+  const std::string text = std::exchange(pending(), {});
+  for (size_t done = 0; done < text.size();) {
+    const ssize_t n = ::write(STDOUT_FILENO, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EPIPE) throw ClosedPipe();
+    if (n < 0) fail("cannot write to standard output: {}", std::strerror(errno));
+    done += static_cast<size_t>(n);
+  }
+}
+
+void print_json(const nlohmann::ordered_json& document) {
+  print(document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+}
+
+std::string quoted_text(std::string_view text) {
+  std::string out = "\"";
+  while (!text.empty()) {
+    const size_t valid = unicode::find_invalid(text).value_or(text.size());
+    for (const char c : text.substr(0, valid)) {
+      if (c == '"' || c == '\\') {
+        out += '\\';
+        out += c;
+      } else if (c == '\n') {
+        out += "\\n";
+      } else if (c == '\t') {
+        out += "\\t";
+      } else {
+        out += without_controls({&c, 1});
+      }
+    }
+    if (valid == text.size()) break;
+    out += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[valid]));
+    text.remove_prefix(valid + 1);
+  }
+  return out + '"';
+}
+
+std::string without_controls(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f) {
+      out += fmt::format("\\x{:02x}", byte);
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+std::string bytes_shown(double bytes) {
+  constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
+  size_t unit = 0;
+  while (bytes >= 1000.0 && unit + 1 < std::size(kUnits)) {
+    bytes /= 1000.0;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.1f} {}", bytes, kUnits[unit]);
+}
+
+void show_error(const std::string& headline, const std::vector<std::string>& details) {
+  std::string text = "greta: " + without_controls(headline) + "\n";
+  for (const std::string& detail : details) text += "  " + without_controls(detail) + "\n";
+  if (::write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // nobody is there to be told
+}
+
+void guard_standard_files() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    // The lowest free number is taken, which is fd; the wrong direction makes use of it an error, not
+    // silence.
+    const int opened = ::open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_RDWR);
+    if (opened < 0) ::_exit(2);
+  }
+}
+
+}  // namespace greta::cli
