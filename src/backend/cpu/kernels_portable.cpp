@@ -9,15 +9,16 @@
 namespace greta::cpu {
 namespace {
 
+// Each file builds on those before it.
+// clang-format off
 #include "backend/cpu/simd_common.inl"
-// clang-format off: each file builds on those before it
-#include "backend/cpu/attention.inl"
+#include "backend/cpu/simd_portable.inl"
+#include "backend/cpu/math.inl"
+#include "backend/cpu/rows.inl"
 #include "backend/cpu/floats.inl"
 #include "backend/cpu/formats.inl"
 #include "backend/cpu/integers.inl"
-#include "backend/cpu/math.inl"
-#include "backend/cpu/rows.inl"
-#include "backend/cpu/simd_portable.inl"
+#include "backend/cpu/attention.inl"
 #include "backend/cpu/table.inl"
 // clang-format on
 
