@@ -35,7 +35,7 @@ const PreTokenizer* pretokenizer_of(const VocabData& data) {
         "{}: tokenizer.ggml.pre: expected one of {}, got {}; this file's way of cutting words is not "
         "supported, or its "
         "converter did not name it (then convert it again)",
-        data.source, pretokenizer_names(), data.pre.empty() ? "no such key" : "\"" + data.pre + "\"");
+        data.source, pretokenizer_names(), data.pre.empty() ? "no such key" : "\"" + shown(data.pre) + "\"");
   }
   return pre;
 }
@@ -79,13 +79,13 @@ void BpeTokenizer::index_merges(const VocabData& data) {
   }
   merges_.reserve(data.merges.size());
   std::string joined;
-  TokenId guess = 0;  // trained vocabularies list what the merges make in the merges' order
+  TokenId guess = 0;  // what the merge makes: in trained vocabularies the same as before or the next
   for (size_t rank = 0; rank < data.merges.size(); ++rank) {
     const std::string_view merge = data.merges[rank];
     const size_t gap = merge.find(' ', 1);
     if (gap == std::string_view::npos || gap + 1 == merge.size()) {
       fail("{}: tokenizer.ggml.merges[{}]: expected two pieces with a space between, got \"{}\"", data.source,
-           rank, merge);
+           rank, shown(merge));
     }
     const std::string_view left = merge.substr(0, gap), right = merge.substr(gap + 1);
     joined.assign(left).append(right);
@@ -95,13 +95,13 @@ void BpeTokenizer::index_merges(const VocabData& data) {
         fail(
             "{}: tokenizer.ggml.merges[{}] of {}: \"{}\" needs the token \"{}\", which none of the {} of "
             "tokenizer.ggml.tokens is; the vocabulary is damaged: convert the model again",
-            data.source, rank, data.merges.size(), merge, piece, vocab_.size());
+            data.source, rank, data.merges.size(), shown(merge), shown(piece), vocab_.size());
       }
       return id;
     };
-    const TokenId made = guess < vocab_.size() && vocab_.piece(guess) == joined ? guess : id_of(joined);
-    guess = made + 1;
-    merges_.insert(id_of(left), id_of(right), {static_cast<uint32_t>(rank), made});
+    if (guess < vocab_.size() && vocab_.piece(guess) != joined) ++guess;
+    if (guess >= vocab_.size() || vocab_.piece(guess) != joined) guess = id_of(joined);
+    merges_.insert(id_of(left), id_of(right), {static_cast<uint32_t>(rank), guess});
   }
 }
 

@@ -77,7 +77,7 @@ void SpmTokenizer::index_bytes(const VocabData& data) {
     const int byte = byte_of(vocab_.piece(id));
     if (byte < 0) {
       fail("{}: tokenizer.ggml.tokens[{}] is a byte token: expected \"<0x00>\" to \"<0xFF>\", got \"{}\"",
-           data.source, id, vocab_.piece(id));
+           data.source, id, shown(vocab_.piece(id)));
     }
     byte_tokens_[static_cast<size_t>(byte)] = id;
     ++found;

@@ -3,8 +3,23 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "tokenizer/unicode.h"
 
 namespace greta {
+
+std::string shown(std::string_view piece) {
+  size_t most = std::min<size_t>(piece.size(), 48);
+  while (most > 0 && most < piece.size() && (static_cast<unsigned char>(piece[most]) & 0xC0) == 0x80) --most;
+  const std::string_view kept = piece.substr(0, most);
+  const bool readable = !unicode::find_invalid(kept);
+  std::string out;
+  for (const char c : kept) {
+    const auto byte = static_cast<unsigned char>(c);
+    const bool plain = byte >= 0x20 && byte != 0x7F && (byte < 0x80 || readable);
+    out += plain ? std::string(1, c) : fmt::format("\\x{:02X}", byte);
+  }
+  return most < piece.size() ? out + "..." : out;
+}
 
 Vocabulary::Vocabulary(const VocabData& data) {
   const size_t count = data.pieces.size();
@@ -49,7 +64,7 @@ Vocabulary::Vocabulary(const VocabData& data) {
     const auto first = index_.insert(pieces_, static_cast<int32_t>(i));
     if (first) {
       fail("{}: tokenizer.ggml.tokens[{}]: expected pieces that differ, got \"{}\" again, which is token {}",
-           data.source, i, pieces_[i], *first);
+           data.source, i, shown(pieces_[i]), *first);
     }
   }
 }

@@ -30,6 +30,9 @@ struct VocabData {
 /// Checks `data` and builds its tokenizer. Errors as Tokenizer::from_gguf.
 std::unique_ptr<Tokenizer> make_tokenizer(const VocabData& data);
 
+/// A piece for an error message: at most 48 bytes of it, control characters spelled \xNN.
+std::string shown(std::string_view piece);
+
 /// Pieces, types and the index of pieces. Owns its bytes.
 class Vocabulary {
  public:

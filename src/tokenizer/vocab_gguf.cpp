@@ -79,7 +79,7 @@ std::unique_ptr<Tokenizer> make_tokenizer(const VocabData& data) {
   if (data.model == "llama") return std::make_unique<SpmTokenizer>(data);
   if (data.model == "gpt2") return std::make_unique<BpeTokenizer>(data);
   fail("{}: tokenizer.ggml.model: expected llama (SPM) or gpt2 (byte-level BPE), got {}; {}", data.source,
-       data.model.empty() ? "no such key" : "\"" + data.model + "\"", kWayOut);
+       data.model.empty() ? "no such key" : "\"" + shown(data.model) + "\"", kWayOut);
 }
 
 std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const gguf::File& file) {

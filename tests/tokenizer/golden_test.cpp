@@ -13,6 +13,7 @@
 #include "gguf/gguf.h"
 #include "tokenizer/golden_cases.h"
 #include "tokenizer/unicode.h"
+#include "tokenizer/vocab.h"
 
 namespace greta::testing {
 
@@ -44,19 +45,6 @@ std::vector<GoldenCase> read_golden_cases(const std::string& path) {
   if (at != file.size()) fail("{}: {} bytes too many", path, file.size() - at);
   return cases;
 }
-
-namespace {
-
-std::string shown(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    out += byte < 0x20 || byte == 0x7F ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
-  }
-  return out;
-}
-
-}  // namespace
 
 std::string check_golden_case(const Tokenizer& tokenizer, const GoldenCase& expected) {
   const auto ids =

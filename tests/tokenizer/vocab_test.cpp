@@ -125,6 +125,13 @@ TEST(Vocab, RefusesBrokenMergesByIndex) {
   EXPECT_THAT(message_of([&] { make_tokenizer(data); }), AllOf(HasSubstr("merges"), HasSubstr("got none")));
 }
 
+TEST(Vocab, ShowsPiecesShortAndReadable) {
+  EXPECT_EQ(shown("Ġthe"), "Ġthe");
+  EXPECT_EQ(shown("a\n\x1B[31m"), "a\\x0A\\x1B[31m");
+  EXPECT_EQ(shown("\xC3(é"), "\\xC3(\\xC3\\xA9");
+  EXPECT_EQ(shown(std::string(47, 'x') + "éé"), std::string(47, 'x') + "...");
+}
+
 TEST(Vocab, RefusesIdsOutOfRange) {
   for (const int64_t id : {int64_t{12}, int64_t{-1}, INT64_MAX}) {
     VocabData data = bpe_data();
