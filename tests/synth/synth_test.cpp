@@ -200,6 +200,22 @@ TEST_F(Synth, SpreadsAreThoseOfTheComment) {
   }
 }
 
+TEST_F(Synth, NoRowOccursTwice) {
+  SynthOptions options;
+  options.layers = 1;
+  options.vocab = 20000;  // 5 M elements: made in several rounds of pieces
+  const gguf::File file = make(options);
+  std::set<std::string_view> rows;
+  size_t count = 0;
+  for (const gguf::Tensor& t : file.tensors()) {
+    if (t.shape.size() == 1) continue;
+    const size_t row = t.bytes.size() / t.shape[1];
+    for (size_t at = 0; at < t.bytes.size(); at += row, ++count)
+      rows.emplace(reinterpret_cast<const char*>(t.bytes.data()) + at, std::min<size_t>(row, 200));
+  }
+  EXPECT_EQ(rows.size(), count);
+}
+
 TEST_F(Synth, LogitsSpreadBetweenOneAndTen) {
   // After the last norm every row is of magnitude 1 times the norm's weights, whatever the layers did: any
   // such row gives the logits' spread.
