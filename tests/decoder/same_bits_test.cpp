@@ -1,7 +1,10 @@
 // One order of addition (numerics.md section 2): chunk, phase, batch and threads change no bit of any stage's
 // row.
+#include <gmock/gmock.h>
+
 #include <bit>
 
+#include "backend/cpu/cpu_backend.h"
 #include "support.h"
 #include "trace/row_hash.h"
 
@@ -54,11 +57,8 @@ Hashes batched(Engine& engine, const std::vector<std::vector<TokenId>>& texts) {
 
 Hashes of_sequence(const Hashes& all, int32_t sequence) {
   Hashes chosen;
-  for (auto [key, hash] : all) {
-    if (key.sequence != sequence) continue;
-    key.sequence = 0;
-    chosen[key] = hash;
-  }
+  for (const auto& [key, hash] : all)
+    if (key.sequence == sequence) chosen[{0, key.position, key.layer, key.stage}] = hash;
   return chosen;
 }
 
@@ -135,6 +135,40 @@ TEST_P(SameBits, ChunkPhaseBatchAndThreads) {
   for (size_t s = 0; s < texts.size(); ++s)
     expect_equal(of_sequence(together, static_cast<int32_t>(s)), solitary(whole, texts[s]),
                  "batch of 5, text " + std::to_string(s));
+}
+
+/// The AVX-512, AVX2 and portable paths give the same bits (those that this machine has).
+TEST_P(SameBits, InstructionSets) {
+  const Mode mode = GetParam();
+  const test::TemporaryFolder folder;
+  SynthOptions synth;
+  synth.dim = 256;
+  synth.ffn_dim = 512;
+  synth.kv_heads = 2;
+  synth.vocab = kVocab;
+  synth.type = mode.type;
+  synthesise(synth, folder / "m.gguf", 2);
+  const auto model = ModelFile::open(folder / "m.gguf");
+  const auto ids = test::random_tokens(150, kVocab, 9);
+  std::map<std::string, Hashes> seen;
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    if (isa < best_isa()) continue;  // the enumeration goes from the best down
+    for (const int64_t chunk : {1, 64}) {
+      auto o = options(chunk, 1, 2);
+      o.backend.isa = isa;
+      o.backend.weights = mode.weights;
+      o.backend.activations = mode.activations;
+      Engine engine(model, o);
+      const Hashes hashes = solitary(engine, ids);
+      const std::string name = std::string(name_of(isa)) + " chunk " + std::to_string(chunk);
+      for (const auto& [kernel, times] : engine.backend().route())
+        if (kernel.starts_with("matmul"))
+          EXPECT_THAT(kernel, testing::HasSubstr(name_of(isa))) << "another path ran";
+      if (!seen.empty()) expect_equal(hashes, seen.begin()->second, name + " against " + seen.begin()->first);
+      seen[name] = hashes;
+    }
+  }
+  EXPECT_GE(seen.size(), 4u) << "only one path exists here: nothing was compared";
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, SameBits, testing::ValuesIn(modes()),

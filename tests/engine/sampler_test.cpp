@@ -41,11 +41,11 @@ TEST(Sampler, GreedyTakesTheLargestAndTheLowerIdOfEquals) {
 
 TEST(Sampler, FrequenciesAreTheSoftmax) {
   double sum = 0.0;
-  for (const float x : kLogits) sum += std::exp(x);
+  for (const float x : kLogits) sum += std::exp(double{x});
   constexpr int kDraws = 200'000;
   const auto seen = draws(wide_open(), kDraws);
   for (TokenId id = 0; id < 5; ++id) {
-    const double p = std::exp(kLogits[static_cast<size_t>(id)]) / sum;
+    const double p = std::exp(double{kLogits[static_cast<size_t>(id)]}) / sum;
     const double deviation = std::sqrt(p * (1 - p) * kDraws);
     EXPECT_NEAR(seen.at(id), p * kDraws, 5 * deviation) << id;
   }
@@ -116,7 +116,7 @@ TEST(Sampler, RefusesNaNAndNonsense) {
 TEST(Logprobs, AreTheLogSoftmax) {
   const auto l = logprobs_of(kLogits, 2, 3);
   double sum = 0.0;
-  for (const float x : kLogits) sum += std::exp(x);
+  for (const float x : kLogits) sum += std::exp(double{x});
   EXPECT_NEAR(l.logprob, 2.0 - std::log(sum), 1e-12);
   ASSERT_EQ(l.top.size(), 3u);
   EXPECT_EQ(l.top[0].first, 1);

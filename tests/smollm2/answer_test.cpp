@@ -218,7 +218,7 @@ TEST_F(SmolLM2, StagesAreTransformers) {
       }
     }
   }
-  EXPECT_EQ(rows, 3u * (31u + 4u * 16u));
+  EXPECT_EQ(rows, 3u * (32u + 4u * 16u));
 }
 
 TEST_F(SmolLM2, EveryModeAgainstTheTruth) {
