@@ -5,7 +5,7 @@
       [--vocabulary FAMILY=FILE.gguf ...] [--families spm,smollm,...] [--train 8000] [--summary OUT.md]
 
 For each family the strings and the oracle's ids go to a temporary folder and the test program compares: ids, the way back
-byte for byte, and the streamed pieces. Families without --vocabulary get one of --train tokens, trained on the family's
+byte for byte, the streamed pieces, and the words that the pre-tokenizer cuts. Families without --vocabulary get one of --train tokens, trained on the family's
 published pre-tokenizer. Exit status 1 on any mismatch.
 """
 import argparse
@@ -50,15 +50,20 @@ def main():
             cases = golden.make_cases(oracle, texts, True) + golden.make_cases(oracle, plain, False)
             file = os.path.join(folder, "cases.bin")
             golden.write_cases(file, cases)
+            runs = [[f"--vocabulary={path}", f"--family={family}", f"--cases={file}"]]
+            if family != "spm":
+                golden.write_cases(file + ".split", golden.split_cases(family, texts))
+                runs.append([f"--family={family}", f"--splits={file}.split"])
             begin = time.time()
-            run = subprocess.run([args.binary, f"--vocabulary={path}", f"--family={family}", f"--cases={file}"],
-                                 capture_output=True, text=True)
-            seconds = time.time() - begin
-            failed = failed or run.returncode != 0
-            last = (run.stdout.strip().splitlines() or ["no output"])[-1]
-            print(f"{family} ({label}, {oracle.name}): {last}; {seconds:.1f} s", flush=True)
-            if run.returncode != 0:
-                print(run.stdout[-3000:], run.stderr[-1000:])
+            last = []
+            for arguments in runs:
+                run = subprocess.run([args.binary] + arguments, capture_output=True, text=True)
+                failed = failed or run.returncode != 0
+                last.append((run.stdout.strip().splitlines() or ["no output"])[-1])
+                if run.returncode != 0:
+                    print(run.stdout[-3000:], run.stderr[-1000:])
+            last = "; words: ".join(last)
+            print(f"{family} ({label}, {oracle.name}): {last}; {time.time() - begin:.1f} s", flush=True)
             special = sum(any(s in t for s in oracle.special) for t in texts)
             size = sum(len(t.encode()) for t in texts)
             rows.append(f"| {family} | {label} | {len(oracle.pieces)} | {oracle.name} | {len(cases)} | {special} | "

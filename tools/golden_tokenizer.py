@@ -7,7 +7,8 @@ it. Usage: golden_tokenizer.py OUTPUT_FOLDER [--tokens 1500] [--strings 400]
 
 Format of a .bin: "GTOK", u32 number of cases; each case: u8 flags (1: special tokens in the text are read, 2: the text
 holds U+2581 and SPM gives it back as a space, 4: the text does not come back, since the vocabulary has no token for some
-of its bytes or its normalisation takes spaces away), u32 length, the text, u32 number of ids, u32 ids. Little-endian.
+of its bytes or its normalisation takes spaces away), u32 length, the text, u32 number of ids, u32 ids. Little-endian. In split-*.bin the
+numbers are the lengths in bytes of the words that the family's pre-tokenizer cuts.
 """
 import argparse
 import io
@@ -322,6 +323,12 @@ def make_cases(oracle, texts, special):
             for text, ids in zip(texts, oracle.encode(texts, special))]
 
 
+def split_cases(family, texts):
+    """Word lengths: the byte alphabet has one letter a byte."""
+    step = pretokenizer(family)
+    return [(0, text, [len(word) for word, _ in step.pre_tokenize_str(text)]) for text in texts]
+
+
 # ---------------------------------------------------------------- committed goldens
 
 
@@ -410,10 +417,10 @@ def train_spm(tokens, model_path, gguf_path, seed):
 
 def spm_variants(folder, tokens, strings_count, seed):
     """Models of other settings, for the reader of SentencePiece files: Gemma's (no prefix, runs of spaces as tokens), and
-    one with all that is rare: no byte tokens, extra spaces removed, pieces marked unused."""
+    one with all that is rare: no byte tokens, extra spaces removed, spaces inside pieces, pieces marked unused."""
     no_prefix = train_spm_model(tokens, seed, add_dummy_prefix=False,
                                 user_defined_symbols=["\u2581" * n for n in range(2, 9)] + ["<tool>", "\n\n", "\n"])
-    odd = train_spm_model(tokens, seed, byte_fallback=False, remove_extra_whitespaces=True)
+    odd = train_spm_model(tokens, seed, byte_fallback=False, remove_extra_whitespaces=True, split_by_whitespace=False)
     long = [p for p in odd.pieces if p.type == 1 and len(p.piece) > 2]
     for piece in random.Random(seed).sample(long, len(long) // 3):
         piece.type = 5
@@ -452,12 +459,15 @@ def main():
         strings = Strings(args.seed + 1, oracle.special + (USER if family != "spm" else ["<tool>", "<tool>>", "naïve✓"]))
         candidates = list(dict.fromkeys(strings.next(i) for i in range(12 * args.strings)))
         fixed = ["", " ", "  ", "\n", "a", " a", "\x00", "ſ's'S'ſ", "a zephyr qzx éà ж", "<|im<|im_end|>", "<tool>>><tool>",
-                 "\u2581a \u2581", "naïve✓ naïve", "1234567 1 12 123 ½⅔²³", "don't DON'T we'Ve", "a" * 200, " " * 77, "ab" * 99]
+                 "\u2581a \u2581", "naïve✓ naïve", "1234567 1 12 123 ½⅔²³", "don't DON'T we'Ve", "l'ſaint 'ſ'ſs'LLx'Tx", "x½y ²³¹ ¼¾ м¼ 1½2", "\u3000a\u3000，\u3000 b\n", "a" * 200, " " * 77, "ab" * 99]
         texts = fixed + hardest(candidates, args.strings)
         cases = make_cases(oracle, texts, True) + make_cases(oracle, [t for t in texts if any(s in t for s in oracle.special)],
                                                              False)
         out = os.path.join(args.output, family + ".bin")
         write_cases(out, cases)
+        if family != "spm":
+            texts += hardest(list(dict.fromkeys(strings.next(i) for i in range(9 * args.strings))), args.strings)
+            write_cases(os.path.join(args.output, f"split-{family}.bin"), split_cases(family, texts))
         print(f"{family}: {len(oracle.pieces)} tokens, {len(cases)} cases, {os.path.getsize(path)} + {os.path.getsize(out)} "
               f"bytes, by {oracle.name}")
 

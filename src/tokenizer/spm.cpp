@@ -30,13 +30,6 @@ int byte_of(std::string_view piece) {
   return value;
 }
 
-/// Whether a U+2581 stands behind another character.
-bool space_behind_other(std::string_view piece) {
-  size_t leading = 0;
-  while (piece.substr(leading).starts_with(kSpace)) leading += kSpace.size();
-  return piece.find(kSpace, leading) != std::string_view::npos;
-}
-
 }  // namespace
 
 SpmTokenizer::SpmTokenizer(const VocabData& data)
@@ -57,8 +50,11 @@ SpmTokenizer::SpmTokenizer(const VocabData& data)
     const TokenType type = vocab_.type(id);
     has_unused_ = has_unused_ || type == TokenType::unused;
     if (type == TokenType::user_defined) user_defined_.add(vocab_.piece(id), id);
-    const bool merges = ranks_[static_cast<size_t>(id)] != UINT32_MAX;
-    if (merges && space_behind_other(vocab_.piece(id))) space_begins_pieces_ = false;
+    if (ranks_[static_cast<size_t>(id)] == UINT32_MAX) continue;
+    const std::string_view piece = vocab_.piece(id);
+    for (size_t at = piece.find(kSpace, 1); at != std::string_view::npos; at = piece.find(kSpace, at + 1)) {
+      joins_space_[static_cast<unsigned char>(piece[at - 1])] = true;
+    }
   }
   if (!has_bytes_ && unknown_ < 0) {
     fail(
@@ -158,16 +154,13 @@ void SpmTokenizer::encode_plain(std::string_view original, std::vector<TokenId>&
   const std::string_view text = normalized;
   std::vector<Symbol> symbols;
   Scratch scratch;
-  // No merge crosses a user-defined token, or the beginning of a word where no piece has a space inside: what
-  // lies between is merged alone, with the same result and better use of the cache.
-  bool word_so_far = false;  // the group has a character that is not a space
+  // No merge crosses a user-defined token, or a place before a space that no piece spans: what lies between
+  // is merged alone, with the same result and better use of the cache.
   for (size_t at = 0; at < text.size();) {
     const auto match = user_defined_.empty() ? LiteralMatcher::Match{} : user_defined_.match_at(text, at);
-    const bool is_space = text.substr(at).starts_with(kSpace);
-    if (match.length > 0 || (is_space && word_so_far && space_begins_pieces_)) {
-      encode_group(text, symbols, scratch, ids);
-      word_so_far = false;
-    }
+    const bool apart = at > 0 && text.substr(at).starts_with(kSpace) &&
+                       !joins_space_[static_cast<unsigned char>(text[at - 1])];
+    if (match.length > 0 || apart) encode_group(text, symbols, scratch, ids);
     if (match.length > 0) {
       ids.push_back(match.id);
       scratch.after_unknown = false;
@@ -176,7 +169,6 @@ void SpmTokenizer::encode_plain(std::string_view original, std::vector<TokenId>&
     }
     const size_t end = at + unicode::length(static_cast<unsigned char>(text[at]));
     symbols.push_back({.start = static_cast<uint32_t>(at), .end = static_cast<uint32_t>(end)});
-    word_so_far = word_so_far || !is_space;
     at = end;
   }
   encode_group(text, symbols, scratch, ids);

@@ -38,7 +38,9 @@ class SpmTokenizer final : public BaseTokenizer {
   bool remove_extra_spaces_ = false;
   bool has_bytes_ = false;
   bool has_unused_ = false;
-  bool space_begins_pieces_ = true;  ///< no piece has a U+2581 behind another character: words merge apart
+  /// Last bytes of characters that some piece has right before a U+2581. Behind any other character a space
+  /// begins what merges apart from all before it.
+  std::array<bool, 256> joins_space_{};
   LiteralMatcher user_defined_;
   TokenId unknown_ = -1;
   std::array<TokenId, 256> byte_tokens_{};

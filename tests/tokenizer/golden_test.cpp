@@ -1,5 +1,6 @@
-// Every family against its oracle, on the committed strings; with --cases=FILE --vocabulary=FILE
-// --family=NAME the same comparison on any number of strings (tools/fuzz_tokenizer.py).
+// Every family against its oracle, on the committed strings. With --cases=FILE --vocabulary=FILE
+// --family=NAME, or with
+// --splits=FILE --family=NAME, the same comparison on any number of strings (tools/fuzz_tokenizer.py).
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>
@@ -12,6 +13,7 @@
 #include "base/mapped_file.h"
 #include "gguf/gguf.h"
 #include "tokenizer/golden_cases.h"
+#include "tokenizer/pretokenizer.h"
 #include "tokenizer/unicode.h"
 #include "tokenizer/vocab.h"
 
@@ -88,6 +90,40 @@ TEST_P(Family, AgreesWithItsOracle) {
   for (const GoldenCase& c : cases) EXPECT_EQ(check_golden_case(*tokenizer, c), "");
 }
 
+std::string check_split(const PreTokenizer& rule, const GoldenCase& expected) {
+  std::vector<TokenId> lengths;
+  std::string joined;
+  rule.split(expected.text, [&](std::string_view word) {
+    lengths.push_back(static_cast<TokenId>(word.size()));
+    joined += word;
+  });
+  if (lengths == expected.ids && joined == expected.text) return {};
+  return fmt::format("\"{}\": expected words of {} bytes, got {}", shown(expected.text), expected.ids,
+                     lengths);
+}
+
+class Split : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(Split, AgreesWithThePublishedRule) {
+  const PreTokenizer* rule = find_pretokenizer(GetParam());
+  ASSERT_NE(rule, nullptr);
+  const auto cases = read_golden_cases(std::string(GRETA_SOURCE_DIR) + "/tests/golden/tokenizer/split-" +
+                                       GetParam() + ".bin");
+  ASSERT_GT(cases.size(), 300u);
+  for (const GoldenCase& c : cases) EXPECT_EQ(check_split(*rule, c), "");
+}
+
+std::string name_of_family(const ::testing::TestParamInfo<std::string>& given) {
+  std::string name = given.param;
+  for (char& c : name) c = c == '-' ? '_' : c;
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, Split,
+                         ::testing::Values("smollm", "llama-bpe", "gpt-2", "qwen2", "falcon", "starcoder",
+                                           "deepseek-llm", "deepseek-coder", "default"),
+                         name_of_family);
+
 class SentencePieceFile : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(SentencePieceFile, AgreesWithSentencePiece) {
@@ -106,11 +142,21 @@ INSTANTIATE_TEST_SUITE_P(Golden, SentencePieceFile, ::testing::Values("spm", "sp
 INSTANTIATE_TEST_SUITE_P(Golden, Family,
                          ::testing::Values("spm", "smollm", "llama-bpe", "gpt-2", "qwen2", "falcon",
                                            "starcoder", "deepseek-llm", "deepseek-coder", "default"),
-                         [](const auto& given) {
-                           std::string name = given.param;
-                           for (char& c : name) c = c == '-' ? '_' : c;
-                           return name;
-                         });
+                         name_of_family);
+
+/// The rule alone, on strings from elsewhere.
+int compare_splits(const std::string& family, const std::string& cases_file) {
+  const PreTokenizer* rule = find_pretokenizer(family);
+  if (rule == nullptr) fail("no rule {}: expected one of {}", family, pretokenizer_names());
+  size_t wrong = 0;
+  const auto cases = read_golden_cases(cases_file);
+  for (const GoldenCase& c : cases) {
+    const std::string problem = check_split(*rule, c);
+    if (!problem.empty() && ++wrong <= 20) fmt::print("{}\n", problem);
+  }
+  fmt::print("{} strings, {} mismatches\n", cases.size(), wrong);
+  return wrong == 0 ? 0 : 1;
+}
 
 /// The same on strings from elsewhere; prints the first mismatches and a last line with the counts.
 int compare(const std::string& vocabulary, const std::string& family, const std::string& cases_file) {
@@ -141,7 +187,7 @@ int compare(const std::string& vocabulary, const std::string& family, const std:
 
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
-  std::string vocabulary, family, cases;
+  std::string vocabulary, family, cases, splits;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     const auto value = [&](const std::string& name, std::string& into) {
@@ -150,8 +196,10 @@ int main(int argc, char** argv) {
     value("--vocabulary", vocabulary);
     value("--family", family);
     value("--cases", cases);
+    value("--splits", splits);
   }
   try {
+    if (!splits.empty()) return greta::testing::compare_splits(family, splits);
     return cases.empty() ? RUN_ALL_TESTS() : greta::testing::compare(vocabulary, family, cases);
   } catch (const greta::Error& error) {
     fmt::print(stderr, "{}\n", error.what());
