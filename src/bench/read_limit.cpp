@@ -34,13 +34,14 @@ class ReadBuffer {
   ReadBuffer(const ReadBuffer&) = delete;
   ReadBuffer& operator=(const ReadBuffer&) = delete;
 
+  /// Every page differs from every other: equal ones could be one and the same to the machine below us.
   void fill(int threads) {
     time_together(threads, [&](int thread) {
-      const size_t begin =
-          bytes_ / kLine * static_cast<size_t>(thread) / static_cast<size_t>(threads) * kLine;
-      const size_t end =
-          bytes_ / kLine * static_cast<size_t>(thread + 1) / static_cast<size_t>(threads) * kLine;
-      std::memset(data_ + begin, 0x5a + thread, end - begin);
+      const size_t words = bytes_ / sizeof(uint64_t);
+      const size_t begin = words * static_cast<size_t>(thread) / static_cast<size_t>(threads);
+      const size_t end = words * static_cast<size_t>(thread + 1) / static_cast<size_t>(threads);
+      auto* data = reinterpret_cast<uint64_t*>(data_);
+      for (size_t i = begin; i < end; ++i) data[i] = i * 0x9e3779b97f4a7c15u;
     });
   }
   const std::byte* data() const { return data_; }

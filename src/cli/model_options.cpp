@@ -133,10 +133,10 @@ std::unique_ptr<Engine> load_engine(const Values& values, const ModelFile& model
   }
   for (const std::string& warning : engine->plan().warnings) log::warning("{}", warning);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  log::info("{} ({}): weights {}, {}; context {}, loaded in {:.2f} s", engine->hparams().name,
-            model.file.path(),
-            options.backend.weights == WeightMode::stored ? "as stored" : values.text("weights"),
-            engine->backend().description(), engine->context(), seconds);
+  std::string device = engine->backend().description();
+  if (device.find("weights") == std::string::npos) device += ", weights as stored";
+  log::info("{} ({}): {}; context {}, loaded in {:.2f} s", engine->hparams().name, model.file.path(), device,
+            engine->context(), seconds);
   return engine;
 }
 

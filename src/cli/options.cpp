@@ -207,8 +207,8 @@ const std::vector<Option>& table() {
       {"tokenizer", 0, Kind::path, "FILE", "", kModel | kTokenize, "model and device",
        "a SentencePiece tokenizer.model that overrides the file's own"},
       {"expect", 0, Kind::text, "PINS", "", kModel, "model and device",
-       "refuse any other model: dim=..,layers=..,heads=..,kv_heads=..,ffn_dim=..,vocab=..,arch=..,sha256=..,"
-       "tokenizer=.."},
+       "refuse any other model: dim=4096,layers=32 and so on; fields are arch, dim, layers, heads, "
+       "kv_heads, head_dim, ffn_dim, vocab, context, sha256, tokenizer"},
       // ---- output
       {"json", 0, Kind::flag, "", "", kReports, "output", "one JSON document on standard output"},
       {"quiet", 0, Kind::flag, "", "", kReports, "output", "no log: errors alone go to standard error"},

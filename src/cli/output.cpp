@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <string>
 
 #include "base/error.h"
@@ -93,6 +94,18 @@ void show_error(const std::string& headline, const std::vector<std::string>& det
   std::string text = "greta: " + without_controls(headline) + "\n";
   for (const std::string& detail : details) text += "  " + without_controls(detail) + "\n";
   if (::write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // nobody is there to be told
+}
+
+void require_file_target(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (fs::exists(status) && !fs::is_regular_file(status))
+    fail("cannot write {}: it is {}, a file was expected", path,
+         fs::is_directory(status) ? "a directory" : "no regular file");
+  const fs::path folder = fs::path(path).parent_path();
+  if (!folder.empty() && !fs::is_directory(folder, error))
+    fail("cannot write {}: there is no folder {}", path, folder.string());
 }
 
 void guard_standard_files() {

@@ -30,6 +30,10 @@ std::string bytes_shown(double bytes);
 /// standard error, whatever the log's level.
 void show_error(const std::string& headline, const std::vector<std::string>& details = {});
 
+/// Refuses what cannot become a file, before any work is done for it: a missing folder, a directory, a device
+/// or pipe (which a finished file would replace). Errors: the path and the reason.
+void require_file_target(const std::string& path);
+
 /// Makes sure that descriptors 0 to 2 are taken, so that no file of ours can become the standard output.
 void guard_standard_files();
 

@@ -206,7 +206,7 @@ std::string_view nearest(std::string_view word, const std::vector<std::string_vi
     return row[b.size()];
   };
   std::string_view best;
-  size_t least = std::max<size_t>(1, word.size() / 3) + 1;
+  size_t least = std::max<size_t>(2, word.size() / 3) + 1;
   for (const std::string_view candidate : known) {
     const size_t d = distance(word, candidate);
     if (d < least) {

@@ -51,7 +51,7 @@ A decode step reads every tensor of the file once (in the weight mode's own size
 is 4 bytes each), of the embedding one row a token unless it is the output head too, and the keys and values of every
 position so far, as stored. That, times the steps, over the time, is held against the best read rate of this machine:
 the best of several access patterns and thread counts. `run` measures it on a buffer as large as the model, 128 MiB at
-most, and says so. `bench` measures it on four times the last cache, between the rows, and, where the model fits the
+most, and says so. `bench` measures it on four times the last cache (256 MiB at least), between the rows, and, where the model fits the
 last cache, on a buffer of the model's size as well, which is then the limit.
 
 A prefill's time is held against the time that its multiply-adds would take at the peak of the instructions that the

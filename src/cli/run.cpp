@@ -24,6 +24,11 @@ using Json = nlohmann::ordered_json;
 constexpr uint64_t kLargestLimitBuffer = uint64_t{128} << 20;
 constexpr double kLimitSeconds = 0.05;  // on top of the time to fill the buffer
 
+/// Greedy text needs no seed.
+bool draws_seed(const Values& values, const SamplerOptions& sampling) {
+  return !values.has("seed") && !sampling.greedy && sampling.temperature > 0.0f;
+}
+
 Request request_of(const Values& values, std::vector<TokenId> prompt) {
   Request request;
   request.prompt = std::move(prompt);
@@ -42,10 +47,7 @@ Request request_of(const Values& values, std::vector<TokenId> prompt) {
   sampling.repeat_penalty = static_cast<float>(*values.real("repeat-penalty"));
   sampling.seed = static_cast<uint64_t>(values.number("seed").value_or(0));
   sampling.validate();
-  if (!values.has("seed") && !sampling.greedy && sampling.temperature > 0.0f) {
-    sampling.seed = std::random_device()();
-    log::info("--seed {} (drawn)", sampling.seed);
-  }
+  if (draws_seed(values, sampling)) sampling.seed = std::random_device()();
   return request;
 }
 
@@ -101,8 +103,8 @@ void log_statistics(const Generation& result, const GenerateStats& stats, const 
         speed.decode_bytes / 1e9, speed.of_limit, speed.limit.bytes_per_second / 1e9, speed.limit.threads,
         speed.limit.threads == 1 ? "" : "s", speed.limit.threads == 1 ? "s" : "",
         bytes_shown(static_cast<double>(speed.limit.buffer)));
-  log::info("{} prompt tokens at {:.1f} tokens/s; {}; {}{}; logits hash {}", stats.prompt_tokens,
-            speed.prefill, decode, name_of(result.finish),
+  log::info("{} prompt token{} at {:.1f} tokens/s; {}; {}{}; logits hash {}", stats.prompt_tokens,
+            stats.prompt_tokens == 1 ? "" : "s", speed.prefill, decode, name_of(result.finish),
             activations == Activations::bits8 ? "; activations 8" : "", hash_text(result.logits_hash));
 }
 
@@ -183,6 +185,7 @@ int run(const Values& values) {
   options.chunk = std::min(options.chunk, prompt);  // changes no bit, saves memory
 
   std::unique_ptr<Engine> engine = load_engine(values, model, options);
+  if (draws_seed(values, request.sampling)) log::info("--seed {} (drawn)", request.sampling.seed);
   const Costs costs = costs_of(*engine, options.backend.weights);
   GenerateStats stats;
   Generation result;

@@ -72,6 +72,7 @@ int trace(const Values& values) {
   require_one_prompt(values);
   const std::string path = values.text("output");
   if (path.empty()) fail("greta trace: the file to write is missing: --output FILE (-o FILE)");
+  require_file_target(path);
   EngineOptions options = engine_options(values);
   const ModelFile model = ModelFile::open(values.positionals[0], values.text("tokenizer"));
   const std::vector<TokenId> prompt = prompt_ids(values, *model.tokenizer);

@@ -1,0 +1,238 @@
+// Each command's results, as text and as one JSON document.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "cli/run_binary.h"
+#include "gguf/gguf.h"
+#include "trace/safetensors.h"
+
+namespace greta::test {
+namespace {
+
+using Json = nlohmann::json;
+
+Json json_of(const Outcome& outcome) {
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  return Json::parse(outcome.out);  // one document and nothing else, or it throws
+}
+
+class Commands : public CliTest {
+ protected:
+  std::string model = make_model("m.gguf");
+};
+
+TEST_F(Commands, CheckPrintsThePlan) {
+  std::filesystem::create_symlink("m.gguf", folder / "link.gguf");
+  const Outcome outcome = greta_run({"check", folder / "link.gguf"});
+  EXPECT_EQ(outcome.status, 0);
+  const std::string sha = gguf::File::open(model).sha256();
+  const std::string real = std::filesystem::canonical(model).string();
+  for (const std::string& part : {real, sha, std::string("layers        2"), std::string("dim           64")})
+    EXPECT_NE(outcome.out.find(part), std::string::npos) << part << " in " << outcome.out;
+  const Json json = json_of(greta_run({"check", folder / "link.gguf", "--json", "--context", "100"}));
+  EXPECT_EQ(json["file"], real);
+  EXPECT_EQ(json["sha256"], sha);
+  EXPECT_EQ(json["fits"], true);
+  EXPECT_EQ(json["hparams"]["kv_heads"], 2);
+  EXPECT_EQ(json["context"], 100);
+}
+
+TEST_F(Commands, CheckListsEveryMismatchWithStatus1) {
+  const std::vector<std::string> arguments = {"check", model, "--expect",
+                                              "dim=65,layers=3,heads=4,sha256=" + std::string(64, '0')};
+  const Outcome outcome = greta_run(arguments);
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_NE(outcome.err.find("3 mismatches"), std::string::npos) << outcome.err;
+  auto with_json = arguments;
+  with_json.emplace_back("--json");
+  const Outcome document = greta_run(with_json);
+  EXPECT_EQ(document.status, 1);
+  const Json json = Json::parse(document.out);
+  EXPECT_EQ(json["fits"], false);
+  EXPECT_EQ(json["problems"].size(), 3u);
+  EXPECT_EQ(json["problems"][0]["expected"], "65");
+  EXPECT_EQ(json["problems"][0]["got"], "64");
+}
+
+TEST_F(Commands, CheckOfABrokenTokenizerIsAMisfitAmongOthers) {
+  const gguf::File file = gguf::File::open(model);
+  gguf::Writer writer;
+  for (const auto& [key, value] : file.metadata())
+    if (key != "tokenizer.ggml.model" && key != "llama.block_count") writer.add_value(key, value);
+  writer.add_string("tokenizer.ggml.model", "crystal-ball");
+  writer.write(folder / "broken.gguf");
+  const Outcome outcome = greta_run({"check", folder / "broken.gguf"});
+  EXPECT_EQ(outcome.status, 1) << outcome.err;
+  EXPECT_NE(outcome.err.find("crystal-ball"), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("llama.block_count"), std::string::npos) << outcome.err;
+  EXPECT_EQ(greta_run({"run", folder / "broken.gguf", "--prompt", "a"}).status, 2);
+  EXPECT_EQ(greta_run({"inspect", folder / "broken.gguf"}).status, 0);
+}
+
+TEST_F(Commands, InspectShowsWhatTheFileHolds) {
+  const Outcome summary = greta_run({"inspect", model});
+  EXPECT_EQ(summary.status, 0);
+  for (const char* part : {"architecture  llama", "Q8_0", "tokenizer     spm", "300 tokens"})
+    EXPECT_NE(summary.out.find(part), std::string::npos) << part << " in " << summary.out;
+  const Outcome tensors = greta_run({"inspect", model, "--tensors"});
+  EXPECT_EQ(lines_of(tensors.out).size(), gguf::File::open(model).tensors().size() + 1);
+  EXPECT_NE(tensors.out.find("blk.1.ffn_down.weight"), std::string::npos);
+  const Outcome metadata = greta_run({"inspect", model, "--metadata"});
+  EXPECT_EQ(lines_of(metadata.out).size(), gguf::File::open(model).metadata().size());
+  EXPECT_NE(metadata.out.find("llama.block_count = u32 2"), std::string::npos) << metadata.out;
+
+  const Json json = json_of(greta_run({"inspect", model, "--json", "--tensors", "--metadata"}));
+  EXPECT_EQ(json["metadata"]["llama.attention.head_count_kv"]["value"], 2);
+  EXPECT_EQ(json["metadata"]["tokenizer.ggml.tokens"]["value"]["count"], 300);
+  EXPECT_EQ(json["tensors"].size(), json["tensor_count"]);
+  EXPECT_EQ(json["tokenizer"]["vocab"], 300);
+}
+
+TEST_F(Commands, VocabularyOnlyFiles) {
+  const gguf::File file = gguf::File::open(model);
+  gguf::Writer writer;
+  for (const auto& [key, value] : file.metadata()) writer.add_value(key, value);
+  const std::string path = folder / "vocab.gguf";
+  writer.write(path);
+  EXPECT_NE(greta_run({"inspect", path}).out.find("300 tokens"), std::string::npos);
+  const Json json = json_of(greta_run({"tokenize", path, "--prompt", "abc", "--json"}));
+  EXPECT_EQ(json["ids"].size(), json["pieces"].size());
+  EXPECT_GE(json["ids"].size(), 3u);
+  EXPECT_EQ(greta_run({"check", path}).status, 1);
+  EXPECT_EQ(greta_run({"run", path, "--prompt", "a"}).status, 2);
+}
+
+TEST_F(Commands, TokenizeAndBack) {
+  const std::string texts[] = {"Hello, world", " two  spaces ", "Grüße\n\tπ 漢字 🙂", "</s> and <s>",
+                               ""};
+  for (const std::string& text : texts)
+    for (const bool special : {true, false}) {
+      write_file(folder / "text", text);
+      std::vector<std::string> arguments = {"tokenize", model, "--prompt-file", folder / "text", "--json"};
+      if (!special) arguments.emplace_back("--no-special");
+      const Json json = json_of(greta_run(arguments));
+      const std::string ids = fmt::format("{}", fmt::join(json["ids"].get<std::vector<int>>(), ","));
+      if (ids.empty()) continue;
+      std::vector<std::string> back = {"tokenize", model, "--decode", "--token-ids", ids};
+      if (!special) back.emplace_back("--no-special");
+      EXPECT_EQ(greta_run(back).out, text) << ids;
+      write_file(folder / "ids", ids + "\n");
+      back = {"tokenize", model, "--decode", "--prompt-file", folder / "ids"};
+      if (!special) back.emplace_back("--no-special");
+      EXPECT_EQ(greta_run(back).out, text) << ids;
+    }
+  const Json plain = json_of(greta_run({"tokenize", model, "--prompt", "</s>", "--no-special", "--json"}));
+  const Json read = json_of(greta_run({"tokenize", model, "--prompt", "</s>", "--json"}));
+  EXPECT_GT(plain["ids"].size(), 2u);
+  EXPECT_EQ(read["ids"].size(), 2u);  // the begin token and the one that the text names
+  EXPECT_EQ(lines_of(greta_run({"tokenize", model, "--prompt", "a\nb"}).out).size(),
+            json_of(greta_run({"tokenize", model, "--prompt", "a\nb", "--json"}))["ids"].size());
+  // Bytes come in as they are: the newline at a file's end is a token too.
+  const Outcome piped = greta_run({"tokenize", model, "--prompt-file", "-", "--json"}, with_input("a\n"));
+  EXPECT_EQ(json_of(piped)["ids"],
+            json_of(greta_run({"tokenize", model, "--prompt", "a\n", "--json"}))["ids"]);
+}
+
+TEST_F(Commands, TraceWritesWhatWasChosen) {
+  const std::string path = folder / "t.safetensors";
+  const Json json = json_of(greta_run({"trace", model, "--prompt", "Hello there", "-o", path, "--layers", "1",
+                                       "--stages", "attn_out,logits", "--positions", "0,2-3", "--json"}));
+  EXPECT_EQ(json["rows"], 3);
+  EXPECT_EQ(json["stages"], 2);
+  const SafeTensorsFile file(path);
+  EXPECT_EQ(file.numbers("positions"), (std::vector<double>{0, 2, 3}));
+  ASSERT_NE(file.find("layers.1.attn_out"), nullptr);
+  EXPECT_EQ(file.find("layers.0.attn_out"), nullptr);
+  EXPECT_EQ(file.find("layers.1.attn_out")->dtype, "F32");
+  EXPECT_EQ(file.find("logits")->shape, (std::vector<int64_t>{3, 300}));
+  EXPECT_EQ(file.metadata().at("model_sha256"), gguf::File::open(model).sha256());
+  EXPECT_EQ(file.metadata().at("logits_hash"), json["logits_hash"]);
+  for (const char* key : {"device", "build_commit", "build_dirty", "options", "schema"})
+    EXPECT_FALSE(file.metadata().at(key).empty()) << key;
+}
+
+TEST_F(Commands, TraceHashCoversAllRowsWhateverIsRecorded) {
+  const auto hash = [&](std::vector<std::string> extra, const std::string& prompt) {
+    std::vector<std::string> arguments = {"trace", model, "--prompt", prompt, "-o", folder / "t.safetensors"};
+    arguments.insert(arguments.end(), extra.begin(), extra.end());
+    const Outcome outcome = greta_run(arguments);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    return hash_in(outcome.out);
+  };
+  const std::string whole = hash({}, "Hello there");
+  EXPECT_EQ(whole.size(), 16u);
+  EXPECT_EQ(hash({"--stages", "embed_out", "--positions", "0"}, "Hello there"), whole);
+  EXPECT_EQ(hash({"--chunk", "3", "--threads", "1"}, "Hello there"), whole);
+  EXPECT_NE(hash({}, "Jello there"), whole);  // an early token alone
+  EXPECT_EQ(hash({"--device", "reference"}, "Hello there").size(), 16u);
+  EXPECT_EQ(SafeTensorsFile(folder / "t.safetensors").find("final_norm")->dtype, "F64");
+}
+
+TEST_F(Commands, TraceRefusesBadLists) {
+  const struct {
+    std::vector<std::string> extra;
+    const char* message;
+  } cases[] = {{{"--stages", "atn_out"}, "atn_out"},
+               {{"--layers", "2"}, "--layers"},
+               {{"--positions", "90"}, "--positions"}};
+  for (const auto& c : cases) {
+    std::vector<std::string> arguments = {"trace", model, "--prompt", "a", "-o", folder / "t.safetensors"};
+    arguments.insert(arguments.end(), c.extra.begin(), c.extra.end());
+    const Outcome outcome = greta_run(arguments);
+    EXPECT_EQ(outcome.status, 2);
+    EXPECT_NE(outcome.err.find(c.message), std::string::npos) << outcome.err;
+  }
+  EXPECT_EQ(files(), std::vector<std::string>{"m.gguf"});
+}
+
+TEST_F(Commands, BenchRowsAndLimits) {
+  const std::vector<std::string> rows = {"bench",    model,     "--pp",      "16",      "--tg",
+                                         "4",        "--depth", "0,8",       "--batch", "1,2",
+                                         "--repeat", "2",       "--threads", "1"};
+  auto arguments = rows;
+  arguments.emplace_back("--json");
+  const Json json = json_of(greta_run(arguments));
+  ASSERT_EQ(json["rows"].size(), 6u);  // pp at two depths, tg at two depths and two batches
+  for (const Json& row : json["rows"]) {
+    EXPECT_GT(row["tokens_per_s"].get<double>(), 0.0);
+    EXPECT_GT(row["of_limit"].get<double>(), 0.0);
+    EXPECT_LT(row["of_limit"].get<double>(), 1.0);
+    EXPECT_LE(row["min"].get<double>(), row["tokens_per_s"].get<double>());
+    EXPECT_GE(row["max"].get<double>(), row["tokens_per_s"].get<double>());
+    EXPECT_EQ(row["samples"].size(), 2u);
+    EXPECT_EQ(row["limit"], row["test"] == "pp16" ? "compute" : "read_model");
+  }
+  EXPECT_EQ(json["rows"][0]["test"], "pp16");
+  EXPECT_EQ(json["rows"][1]["test"], "tg4");
+  EXPECT_GT(json["limits"]["read"]["bytes_per_s"].get<double>(), 1e8);
+  EXPECT_GT(json["limits"]["compute"]["int16_per_s"].get<double>(), 1e8);
+  for (const char* key : {"cpu", "build", "files", "options"}) EXPECT_TRUE(json.contains(key)) << key;
+  arguments.back() = "--csv";
+  const auto csv = lines_of(greta_run(arguments).out);
+  EXPECT_EQ(csv.size(), 7u);
+  EXPECT_EQ(csv[0], "model,test,depth,batch,threads,tokens_per_s,min,max,of_limit,limit");
+}
+
+TEST_F(Commands, SynthAndDevicesSpeakJson) {
+  const Json made =
+      json_of(greta_run({"synth", "-o", folder / "s.gguf", "--dim", "64", "--vocab", "300", "--json"}));
+  EXPECT_EQ(made["bytes"], std::filesystem::file_size(folder / "s.gguf"));
+  const Json devices = json_of(greta_run({"devices", "--json"}));
+  EXPECT_EQ(devices["devices"][0]["device"], "cpu");
+  EXPECT_EQ(devices["devices"][1]["device"], "reference");
+  EXPECT_NE(greta_run({"devices"}).out.find("not in this build"), std::string::npos);
+}
+
+TEST_F(Commands, SynthIsReproducible) {
+  make_model("a.gguf", {"--seed", "5", "--threads", "1"});
+  make_model("b.gguf", {"--seed", "5", "--threads", "2"});
+  make_model("c.gguf", {"--seed", "6"});
+  EXPECT_EQ(read_file(folder / "a.gguf"), read_file(folder / "b.gguf"));
+  EXPECT_NE(read_file(folder / "a.gguf"), read_file(folder / "c.gguf"));
+}
+
+}  // namespace
+}  // namespace greta::test
