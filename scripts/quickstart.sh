@@ -11,7 +11,7 @@ model=$("$ROOT/scripts/models.sh" smollm2)
 say "greta check"
 "$ROOT/build/release/greta" check "$model"
 say "greta run"
-"$ROOT/build/release/greta" run "$model" --greedy --max-tokens 96 --prompt '<|im_start|>user
-What is the capital of France, and what is it known for?<|im_end|>
+"$ROOT/build/release/greta" run "$model" --greedy --max-tokens 120 --prompt '<|im_start|>user
+Explain in two sentences why the sky is blue.<|im_end|>
 <|im_start|>assistant
 '
