@@ -20,6 +20,21 @@ import golden_tokenizer as golden
 FAMILIES = ["spm"] + golden.BPE_FAMILIES
 
 
+def every_code_point(binary, families):
+    """Each code point within letters, behind a space, before digits and before a newline."""
+    points = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    texts = ["".join(f"a{chr(c)}b {chr(c)}1{chr(c)}\n" for c in points[i:i + 32]) for i in range(0, len(points), 32)]
+    status = 0
+    for family in families:
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "cases.bin")
+            golden.write_cases(file, golden.split_cases(family, texts))
+            run = subprocess.run([binary, f"--family={family}", f"--splits={file}"], capture_output=True, text=True)
+            print(f"{family}: every code point, {len(points)}: {run.stdout.strip().splitlines()[-1]}", flush=True)
+            status |= run.returncode
+    return status
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True)
@@ -29,8 +44,12 @@ def main():
     parser.add_argument("--vocabulary", action="append", default=[], metavar="FAMILY=FILE")
     parser.add_argument("--train", type=int, default=8000)
     parser.add_argument("--summary")
+    parser.add_argument("--every-code-point", action="store_true",
+                        help="only compare the words of strings that hold every code point in several places")
     args = parser.parse_args()
     given = dict(v.split("=", 1) for v in args.vocabulary)
+    if args.every_code_point:
+        return every_code_point(args.binary, [f for f in args.families.split(",") if f != "spm"])
     rows, failed = [], False
     for family in args.families.split(","):
         with tempfile.TemporaryDirectory() as folder:

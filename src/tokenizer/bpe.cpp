@@ -1,5 +1,7 @@
 #include "tokenizer/bpe.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/log.h"
 #include "tokenizer/merge.h"
@@ -78,30 +80,57 @@ void BpeTokenizer::index_merges(const VocabData& data) {
     fail("{}: tokenizer.ggml.merges: expected fewer than 2^32, got {}", data.source, data.merges.size());
   }
   merges_.reserve(data.merges.size());
+  const size_t count = data.merges.size();
+  struct Split {
+    std::string_view left, right;
+    uint64_t left_hash = 0, right_hash = 0;
+    TokenId left_id = -1, right_id = -1, made = -1;
+  };
+  std::array<Split, 64>
+      block;  // looked up together: their table lines are on the way while others are worked on
   std::string joined;
-  TokenId guess = 0;  // what the merge makes: in trained vocabularies the same as before or the next
-  for (size_t rank = 0; rank < data.merges.size(); ++rank) {
-    const std::string_view merge = data.merges[rank];
-    const size_t gap = merge.find(' ', 1);
-    if (gap == std::string_view::npos || gap + 1 == merge.size()) {
-      fail("{}: tokenizer.ggml.merges[{}]: expected two pieces with a space between, got \"{}\"", data.source,
-           rank, shown(merge));
-    }
-    const std::string_view left = merge.substr(0, gap), right = merge.substr(gap + 1);
-    joined.assign(left).append(right);
-    const auto id_of = [&](std::string_view piece) {
-      const TokenId id = vocab_.find(piece);
-      if (id < 0) {
-        fail(
-            "{}: tokenizer.ggml.merges[{}] of {}: \"{}\" needs the token \"{}\", which none of the {} of "
-            "tokenizer.ggml.tokens is; the vocabulary is damaged: convert the model again",
-            data.source, rank, data.merges.size(), shown(merge), shown(piece), vocab_.size());
+  TokenId made = 0;  // what the merge makes: in trained vocabularies the same as before or the next
+  for (size_t begin = 0; begin < count; begin += block.size()) {
+    const size_t end = std::min(count, begin + block.size());
+    for (size_t rank = begin; rank < end; ++rank) {
+      const std::string_view merge = data.merges[rank];
+      const size_t gap = merge.find(' ', 1);
+      if (gap == std::string_view::npos || gap + 1 == merge.size()) {
+        fail("{}: tokenizer.ggml.merges[{}]: expected two pieces with a space between, got \"{}\"",
+             data.source, rank, shown(merge));
       }
-      return id;
-    };
-    if (guess < vocab_.size() && vocab_.piece(guess) != joined) ++guess;
-    if (guess >= vocab_.size() || vocab_.piece(guess) != joined) guess = id_of(joined);
-    merges_.insert(id_of(left), id_of(right), {static_cast<uint32_t>(rank), guess});
+      Split& split = block[rank - begin];
+      split.left = merge.substr(0, gap);
+      split.right = merge.substr(gap + 1);
+      split.left_hash = hash_text(split.left);
+      split.right_hash = hash_text(split.right);
+      vocab_.prefetch(split.left_hash);
+      vocab_.prefetch(split.right_hash);
+    }
+    for (size_t rank = begin; rank < end; ++rank) {
+      Split& split = block[rank - begin];
+      const auto id_of = [&](std::string_view piece, uint64_t hash) {
+        const TokenId id = vocab_.find(piece, hash);
+        if (id < 0) {
+          fail(
+              "{}: tokenizer.ggml.merges[{}] of {}: \"{}\" needs the token \"{}\", which none of the {} of "
+              "tokenizer.ggml.tokens is; the vocabulary is damaged: convert the model again",
+              data.source, rank, count, shown(data.merges[rank]), shown(piece), vocab_.size());
+        }
+        return id;
+      };
+      joined.assign(split.left).append(split.right);
+      if (made < vocab_.size() && vocab_.piece(made) != joined) ++made;
+      if (made >= vocab_.size() || vocab_.piece(made) != joined) made = id_of(joined, hash_text(joined));
+      split.left_id = id_of(split.left, split.left_hash);
+      split.right_id = id_of(split.right, split.right_hash);
+      split.made = made;
+      merges_.prefetch(split.left_id, split.right_id);
+    }
+    for (size_t rank = begin; rank < end; ++rank) {
+      const Split& split = block[rank - begin];
+      merges_.insert(split.left_id, split.right_id, {static_cast<uint32_t>(rank), split.made});
+    }
   }
 }
 
@@ -133,6 +162,8 @@ void BpeTokenizer::encode_plain(std::string_view text, std::vector<TokenId>& ids
       }
     }
     symbols.clear();
+    if (word.size() > symbols.capacity())
+      symbols.reserve(word.size());  // exactly: a word may be the whole text
     for (size_t i = 0; i < word.size(); ++i) {
       const auto byte = static_cast<unsigned char>(word[i]);
       if (byte_tokens_[byte] < 0) {  // left out, as the library does that such vocabularies were trained with

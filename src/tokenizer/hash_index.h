@@ -54,14 +54,20 @@ class TextIndex {
 
   /// The id of a text, or -1.
   int32_t find(const std::vector<std::string_view>& texts, std::string_view text) const {
+    return find(texts, text, hash_text(text));
+  }
+  /// The same with the text's hash, which `prefetch` may have announced some time before.
+  int32_t find(const std::vector<std::string_view>& texts, std::string_view text, uint64_t hash) const {
     if (slots_.empty()) return -1;
-    const uint64_t hash = hash_text(text);
     for (size_t at = hash & mask();; at = (at + 1) & mask()) {
       const Slot& slot = slots_[at];
       if (slot.id < 0) return -1;
       if (slot.tag == static_cast<uint32_t>(hash >> 32) && texts[static_cast<size_t>(slot.id)] == text)
         return slot.id;
     }
+  }
+  void prefetch(uint64_t hash) const {
+    if (!slots_.empty()) __builtin_prefetch(&slots_[hash & mask()]);
   }
 
  private:
@@ -81,7 +87,7 @@ class PairIndex {
     int32_t id = -1;             ///< the token they become
   };
 
-  void reserve(size_t count) { slots_.assign(std::bit_ceil(count * 2 + 2), Slot{}); }
+  void reserve(size_t count) { slots_.assign(std::bit_ceil(count + count / 2 + 2), Slot{}); }
 
   /// A later entry for the same pair replaces the earlier one.
   void insert(int32_t left, int32_t right, Merge merge) {
@@ -92,6 +98,10 @@ class PairIndex {
         return;
       }
     }
+  }
+
+  void prefetch(int32_t left, int32_t right) const {
+    __builtin_prefetch(&slots_[hash(key_of(left, right)) & mask()], 1);
   }
 
   Merge find(int32_t left, int32_t right) const {

@@ -44,6 +44,9 @@ class Vocabulary {
   TokenType type(TokenId id) const { return types_[index(id)]; }
   /// -1 where there is none.
   TokenId find(std::string_view piece) const { return index_.find(pieces_, piece); }
+  /// The same with hash_text(piece); `prefetch` some time before hides the wait for memory.
+  TokenId find(std::string_view piece, uint64_t hash) const { return index_.find(pieces_, piece, hash); }
+  void prefetch(uint64_t hash) const { index_.prefetch(hash); }
   size_t longest_piece() const { return longest_; }
 
  private:

@@ -235,8 +235,7 @@ TEST(Encode, EndTokensAreWhatTheFileNamesAndKnownControlTokens) {
 TEST(Encode, SpmSpacePrefixGoesAsItCame) {
   const auto tokenizer = make_tokenizer(spm_data());
   EXPECT_EQ(tokenizer->description(), "spm/llama");
-  for (const std::string text :
-       {"a", " a", "  a ", "<s>a", "a</s> a<s>  a", " ", "", std::string("\0a", 2).c_str(), "é<unk>a"}) {
+  for (const std::string text : {"a", " a", "  a ", "<s>a", "a</s> a<s>  a", " ", "", "é<unk>a"}) {
     const auto ids = tokenizer->encode(text, {.add_special = false});
     EXPECT_EQ(tokenizer->decode(ids, true), text);
   }
