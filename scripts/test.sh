@@ -22,12 +22,14 @@ step() {
 
 check_format() { git ls-files '*.cpp' '*.h' | xargs clang-format --dry-run --Werror; }
 check_tidy() { git ls-files 'src/*.cpp' | grep -v -e _avx512 -e _avx2 | xargs -P2 -n4 clang-tidy --quiet -p build/release 2>/dev/null; }
-# Programs named by folder (tests/CMakeLists.txt).
+# every_folder: the test programs, one a folder of tests/ (tests/CMakeLists.txt).
+every_folder() { find tests -name '*_test.cpp' -printf '%h\n' | sort -u | xargs -n1 basename; }
+# sanitized asan|tsan FOLDER...: those programs under a sanitizer.
 sanitized() {
-  local preset=$1
+  local kind=$1
   shift
-  build "ci-$preset" $(printf '%s_tests ' "$@") greta
-  ctest --test-dir "build/$preset" --output-on-failure -j2 -R "^($(IFS='|'; echo "$*"))\\." --progress | tail -n 15
+  build "ci-$kind" "${@/%/_tests}" greta
+  ctest --test-dir "build/$kind" --output-on-failure -j2 -R "^($(IFS='|'; echo "$*"))\\." | tail -n 15
 }
 
 step "packages" ensure_packages "${BUILD_PACKAGES[@]}" "${CHECK_PACKAGES[@]}"
@@ -36,10 +38,13 @@ step "model" scripts/models.sh smollm2
 step "build (release, warnings are errors)" build ci
 step "clang-tidy" check_tidy
 if [ $full = yes ]; then
-  step "address and undefined-behaviour sanitizers, everything" sanitized asan "$(cd tests && ls -d */ | grep -v golden | tr -d / | paste -sd'|')"
-  step "thread sanitizer, everything" sanitized tsan "$(cd tests && ls -d */ | grep -v golden | tr -d / | paste -sd'|')"
+  # shellcheck disable=SC2046
+  step "address and undefined-behaviour sanitizers, everything" sanitized asan $(every_folder)
+  # shellcheck disable=SC2046
+  step "thread sanitizer, everything" sanitized tsan $(every_folder)
+  step "tokenizers: 100,000 random strings a family" scripts/fuzz-tokenizers.sh
 else
-  step "address and undefined-behaviour sanitizers" sanitized asan gguf quant model tokenizer cli
+  step "address and undefined-behaviour sanitizers" sanitized asan base gguf quant model tokenizer trace cli
   step "thread sanitizer" sanitized tsan base engine
 fi
 
