@@ -76,18 +76,18 @@ void BpeTokenizer::index_merges(const VocabData& data) {
     fail("{}: tokenizer.ggml.merges: expected the merges of a byte-level BPE vocabulary, got none",
          data.source);
   }
-  if (data.merges.size() >= UINT32_MAX) {
-    fail("{}: tokenizer.ggml.merges: expected fewer than 2^32, got {}", data.source, data.merges.size());
-  }
-  merges_.reserve(data.merges.size());
   const size_t count = data.merges.size();
+  if (count >= UINT32_MAX) {
+    fail("{}: tokenizer.ggml.merges: expected fewer than 2^32, got {}", data.source, count);
+  }
+  merges_.reserve(count);
   struct Split {
     std::string_view left, right;
     uint64_t left_hash = 0, right_hash = 0;
     TokenId left_id = -1, right_id = -1, made = -1;
   };
-  std::array<Split, 64>
-      block;  // looked up together: their table lines are on the way while others are worked on
+  // Looked up a block at a time: the table lines of one are on the way while others are worked on.
+  std::array<Split, 64> block;
   std::string joined;
   TokenId made = 0;  // what the merge makes: in trained vocabularies the same as before or the next
   for (size_t begin = 0; begin < count; begin += block.size()) {
