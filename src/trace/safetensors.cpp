@@ -63,6 +63,7 @@ SafeTensor parse_tensor(const std::string& path, const std::string& name, const 
 void require_dense(const std::string& path, const std::map<std::string, SafeTensor>& tensors,
                    std::span<const std::byte> data) {
   std::vector<const SafeTensor*> order;
+  order.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) order.push_back(&tensor);
   std::sort(order.begin(), order.end(), [](const SafeTensor* a, const SafeTensor* b) {
     return std::pair(a->bytes.data(), a->bytes.size()) < std::pair(b->bytes.data(), b->bytes.size());

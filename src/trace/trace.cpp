@@ -78,6 +78,7 @@ std::set<Stage> parse_stage_list(const std::string& text) {
     const auto stage = stage_from_name(part);
     if (!stage) {
       std::vector<std::string> known;
+      known.reserve(kStages);
       for (int i = 0; i < kStages; ++i) known.emplace_back(name_of(static_cast<Stage>(i)));
       fail("--stages {}: there is no stage '{}'; expected some of {}", text, part, fmt::join(known, ", "));
     }

@@ -58,7 +58,8 @@ class HashTap : public Tap {
     int32_t position;
     int layer;
     Stage stage;
-    auto operator<=>(const Key&) const = default;
+    auto operator<=>(const Key&) const =
+        default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 reads <=> so
   };
   void on_stage(int layer, Stage stage, const StageRows& rows) override;
   const std::map<Key, uint64_t>& hashes() const { return hashes_; }
