@@ -107,7 +107,7 @@ class CpuBackend : public Backend {
 
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<OwnedBuffer>(bytes); }
   std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) override {
-    return load_weight(source, use, options_.weights, pool_);
+    return load_weight(source, use, options_.weights, pool_, arena_);
   }
 
   void read(const View& view, int64_t first, int64_t count, float* out) const override {
@@ -157,6 +157,7 @@ class CpuBackend : public Backend {
   ThreadPool pool_;
   FloatType element_;
   int64_t element_bytes_;
+  Arena arena_;
   Matmul matmul_;
   Attention attention_;
   std::vector<float> rope_table_;  ///< [rows][2][dims / 2] cos, sin

@@ -10,8 +10,8 @@ namespace {
 /// Unpacked groups of one item: they are read once for every token tile and should stay in a core's own
 /// cache.
 constexpr int64_t kUnpackedBytes = 384 << 10;
-/// Packed bytes of one item of a one-token call.
-constexpr int64_t kStreamBytes = 64 << 10;
+/// The shortest stretch of groups of a one-token call, in bytes of weights.
+constexpr int64_t kStreamBytes = 48 << 10;
 constexpr int64_t kMostGroups = 8;
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
@@ -92,7 +92,8 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
   const int64_t streamed = packed ? w.group_size : w.row_bytes * kLanes;
   const int64_t wanted = args.rows == 1 ? kStreamBytes / streamed
                                         : kUnpackedBytes / (packed ? unpacked_bytes(w.units) : streamed);
-  part.item_groups = std::clamp<int64_t>(wanted, 1, args.rows == 1 ? part.groups : kMostGroups);
+  part.item_groups = std::clamp<int64_t>(wanted, 1, kMostGroups);
+  if (args.rows == 1) return part;
   part.item_groups = std::clamp<int64_t>(all_groups / (threads * 4), 1, part.item_groups);
   part.row_items = ceil_div(part.groups, part.item_groups);
   const int64_t tiles = ceil_div(args.rows, kernels_.widest_tile);
@@ -111,8 +112,6 @@ void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t row
       const int64_t row1 = std::min(group1 * kLanes, w.rows);
       kernels_.float_matmul[w.index](part.floats, group0 * kLanes, row1, rows * share / part.token_items,
                                      rows * (share + 1) / part.token_items);
-    } else if (rows == 1) {
-      kernels_.integer_one[eight_ ? 1 : 0][w.index](part.integer, group0, group1);
     } else {
       Memory& scratch = unpacked_[static_cast<size_t>(worker)];
       scratch.reserve(static_cast<size_t>((group1 - group0) * unpacked_bytes(w.units)));
@@ -121,6 +120,35 @@ void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t row
           x_.tiles * (share + 1) / part.token_items, scratch.data());
     }
   }
+}
+
+void Matmul::run_one(const Part (&parts)[3], int count, int64_t all_groups) {
+  int64_t shortest = 1;
+  for (int i = 0; i < count; ++i) shortest = std::max(shortest, parts[i].item_groups);
+  stretch_.clear();
+  for (int64_t group = 0; group < all_groups;) {
+    stretch_.push_back(group);
+    group += std::max(shortest, (all_groups - group) / (2 * pool_.size()));
+  }
+  stretch_.push_back(all_groups);
+  pool_.parallel_for(static_cast<int64_t>(stretch_.size()) - 1, 1, [&](int64_t begin, int64_t end, int) {
+    int64_t group0 = stretch_[static_cast<size_t>(begin)];
+    int64_t group1 = std::min(stretch_[static_cast<size_t>(end)], all_groups);
+    for (int i = 0; i < count && group1 > 0; ++i) {
+      const Part& part = parts[i];
+      const CpuWeight& w = *part.weight;
+      const int64_t stop = std::min(group1, part.groups);
+      if (group0 < stop) {
+        if (w.layout == Layout::groups) {
+          kernels_.integer_one[eight_ ? 1 : 0][w.index](part.integer, group0, stop);
+        } else {
+          kernels_.float_matmul[w.index](part.floats, group0 * kLanes, std::min(stop * kLanes, w.rows), 0, 1);
+        }
+      }
+      group0 = std::max<int64_t>(group0 - part.groups, 0);
+      group1 -= part.groups;
+    }
+  });
 }
 
 void Matmul::run(const MatmulArgs& args) {
@@ -140,6 +168,10 @@ void Matmul::run(const MatmulArgs& args) {
     parts[i] = make_part(args, i, all_groups);
     items += parts[i].items();
     end_of[i] = items;
+  }
+  if (args.rows == 1) {
+    run_one(parts, args.count, all_groups);
+    return;
   }
   pool_.parallel_for(items, 1, [&](int64_t begin, int64_t end, int worker) {
     int64_t start = 0;

@@ -35,12 +35,15 @@ class Matmul {
   void round_activations(const MatmulArgs& args);
   Part make_part(const MatmulArgs& args, int index, int64_t all_groups) const;
   void run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker);
+  /// One token: stretches of consecutive groups, long ones first, so that each thread streams through memory.
+  void run_one(const Part (&parts)[3], int count, int64_t all_groups);
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
   bool eight_;
   Activation x_;
   std::vector<int32_t> tile_start_;
+  std::vector<int64_t> stretch_;  ///< first groups of run_one()'s stretches, over all outputs
   const void* extra_[3] = {};
   Memory rounded_;
   std::vector<Memory> unpacked_;  ///< [threads]

@@ -21,6 +21,10 @@ inline VF load_weights_n(const std::byte* p, int n) {
 template <FloatType W>
 inline constexpr int kElement = W == kF32 ? 4 : 2;
 
+// How far ahead of its use a line of weights is asked for where one token streams them, kRowsOfOne rows side
+// by side (measured on Zen 4: 8 rows and 512 bytes give 24 GB/s a thread, 4 rows without 19).
+inline constexpr int kRowAhead = 512;
+
 template <FloatType W, int R, int T>
 inline void float_block(const FloatJob& job, int64_t row, int64_t token) {
   const std::byte* w = job.w + row * job.row_bytes;
@@ -30,7 +34,14 @@ inline void float_block(const FloatJob& job, int64_t row, int64_t token) {
   int64_t k = 0;
   for (; k + 16 <= job.k; k += 16) {
     VF weights[R];
-    unroll<R>([&](auto r) { weights[r] = load_weights<W>(w + r * job.row_bytes + k * kElement<W>); });
+    // Past the end of a row comes the row R below it, not the next.
+    const int64_t ahead =
+        k * kElement<W> + kRowAhead < job.row_bytes ? kRowAhead : kRowAhead + (R - 1) * job.row_bytes;
+    unroll<R>([&](auto r) {
+      const std::byte* p = w + r * job.row_bytes + k * kElement<W>;
+      if constexpr (T == 1) __builtin_prefetch(p + ahead);
+      weights[r] = load_weights<W>(p);
+    });
     unroll<T>([&](auto t) {
       const VF v = load(x + t * job.k + k);
       unroll<R>([&](auto r) { acc[r][t] = fma(weights[r], v, acc[r][t]); });
@@ -69,6 +80,9 @@ void float_matmul(const FloatJob& job, int64_t row0, int64_t row1, int64_t token
   for (int64_t token = token0; token < token1; token += kFloatTokens) {
     const int64_t count = token1 - token < kFloatTokens ? token1 - token : kFloatTokens;
     int64_t row = row0;
+    if (count == 1) {
+      for (; row + kRowsOfOne <= row1; row += kRowsOfOne) float_block<W, kRowsOfOne, 1>(job, row, token);
+    }
     for (; row + kFloatRows <= row1; row += kFloatRows)
       float_tokens<W, kFloatRows, kFloatTokens>(job, row, token, count);
     for (; row < row1; ++row) float_tokens<W, 1, kFloatTokens>(job, row, token, count);

@@ -9,11 +9,13 @@ template <int F, int T, bool Eight, int H, class Source>
                                              const uint8_t* x, const float* scale_x, const void* extra) {
   constexpr int kGroups = kFormats[F].sub / 4;
   VI sum[T];
-  dot<T, kGroups, Eight>(sum, codes, H * kGroups, x);
-  if constexpr (!kFormats[F].minima) {
+  if constexpr (kFormats[F].minima) {
+    unroll<T>([&](auto t) { sum[t] = zeroi(); });
+  } else {
     const int32_t* bias = static_cast<const int32_t*>(extra) + H * T;
-    unroll<T>([&](auto t) { sum[t] = addi(sum[t], set1i(bias[t])); });
+    unroll<T>([&](auto t) { sum[t] = set1i(bias[t]); });
   }
+  dot<T, kGroups, Eight>(sum, codes, H * kGroups, x);
   unroll<T>([&](auto t) { acc[t] = fma(to_float(sum[t]), mul(scale, set1(scale_x[t])), acc[t]); });
   if constexpr (kFormats[F].minima) {
     const float* sums = static_cast<const float*>(extra) + H * T;
@@ -43,6 +45,7 @@ template <int F, bool Eight>
 void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
   const Activation& x = *job.x;
+  for (int i = 0; i < kAhead; i += 64) __builtin_prefetch(job.packed + group0 * job.group_bytes + i);
   for (int64_t group = group0; group < group1; ++group) {
     VF acc[1] = {zero()};
     each_unit<F>(job.packed + group * job.group_bytes, x.units,

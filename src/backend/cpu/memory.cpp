@@ -12,6 +12,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kHugeFrom = 2 * kHugePage;
+constexpr size_t kRegion = 16 * kHugePage;
 
 }  // namespace
 
@@ -25,7 +26,8 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
   data_ = static_cast<std::byte*>(mapping_);
   if (bytes >= kHugeFrom) {
     data_ += (kHugePage - reinterpret_cast<uintptr_t>(data_) % kHugePage) % kHugePage;
-    ::madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: fewer TLB misses while weights stream
+    // A wish: fewer TLB misses while weights stream. What is left at the end stays on small pages.
+    ::madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
   }
 }
 
@@ -45,6 +47,20 @@ Memory& Memory::operator=(Memory&& other) noexcept {
 
 void Memory::reserve(size_t bytes) {
   if (bytes > bytes_) *this = Memory(bytes);
+}
+
+std::shared_ptr<std::byte> Arena::allocate(size_t bytes) {
+  if (bytes > kRegion / 4) {
+    auto own = std::make_shared<Memory>(bytes);
+    return {own, own->data()};
+  }
+  if (!region_ || used_ + bytes > region_->bytes()) {
+    region_ = std::make_shared<Memory>(kRegion);
+    used_ = 0;
+  }
+  std::shared_ptr<std::byte> piece(region_, region_->data() + used_);
+  used_ += (bytes + 63) / 64 * 64;
+  return piece;
 }
 
 }  // namespace greta::cpu

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace greta::cpu {
 
@@ -26,6 +27,18 @@ class Memory {
   size_t mapped_ = 0;
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
+};
+
+/// Room for many weights behind one another in large regions, so that small ones lie on huge pages too. A
+/// piece lives as long as its handle; a region goes with its last piece.
+class Arena {
+ public:
+  /// Zeroed, aligned to 64 bytes. Errors: as Memory.
+  std::shared_ptr<std::byte> allocate(size_t bytes);
+
+ private:
+  std::shared_ptr<Memory> region_;
+  size_t used_ = 0;
 };
 
 }  // namespace greta::cpu

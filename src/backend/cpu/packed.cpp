@@ -197,24 +197,29 @@ int code_at(int type, const Byte* unit, int lane, int k) {
 
 int word_count(int type) { return (kFormats[type].scales - (kFormats[type].minima ? 64 : 32)) / 64; }
 
-/// The integer scales of one row's super-block as the 32-bit words of its lane (formats.inl: unit_scales).
+/// The integer scales of one row's super-block as the 32-bit words of its lane (formats.inl: step_scales).
+/// Nibbles lie in words 0 and 1 (Q2_K's minima in 2 and 3), four to the low and four to the high halves of a
+/// word's bytes; pairs of high bits in word 2, those of the same four in the same two bits of every byte.
 void scale_words(int type, const RowStep& row, uint32_t (&word)[4]) {
   std::fill(std::begin(word), std::end(word), 0u);
+  const auto put_nibble = [&](uint32_t first, uint32_t i, uint32_t value) {
+    word[first + i / 8] |= (value & 15) << (8 * (i % 4) + i / 4 % 2 * 4);
+  };
+  const auto put_pair = [&](uint32_t i, uint32_t value) {
+    word[2] |= (value >> 4) << (8 * (i % 4) + i / 4 * 2);
+  };
   for (uint32_t i = 0; i < 16; ++i) {
     const uint32_t sc = row.sc[i], mn = row.mn[i];
     if (type == kQ6_K) word[i / 4] |= sc << (8 * (i % 4));
-    if (type == kQ3_K) {
-      word[i / 8] |= (sc & 15) << (4 * (i % 8));
-      word[2] |= (sc >> 4) << (2 * i);
-    }
-    if (type == kQ2_K) {
-      word[i / 8] |= sc << (4 * (i % 8));
-      word[2 + i / 8] |= mn << (4 * (i % 8));
-    }
-    if ((type == kQ4_K || type == kQ5_K) && i < 8) {
-      word[0] |= (sc & 15) << (4 * i);
-      word[1] |= (mn & 15) << (4 * i);
-      word[2] |= (sc >> 4) << (2 * i) | (mn >> 4) << (16 + 2 * i);
+    if (type == kQ3_K || type == kQ2_K || ((type == kQ4_K || type == kQ5_K) && i < 8)) {
+      put_nibble(0, i, sc);
+      if (type == kQ2_K) put_nibble(2, i, mn);
+      if (type == kQ3_K) put_pair(i, sc);
+      if (type == kQ4_K || type == kQ5_K) {
+        put_nibble(1, i, mn);
+        put_pair(i, sc);
+        put_pair(i + 8, mn);
+      }
     }
   }
 }
@@ -265,18 +270,20 @@ Scales scales_at(int type, const Byte* p, int lane, int unit, int sub) {
   uint32_t word[4] = {};
   for (int j = 0; j < word_count(type); ++j) std::memcpy(&word[j], p + 64 * j + 4 * lane, 4);
   const int i = unit * (kUnit / format.sub) + sub;
+  const auto nibble = [&](int first) {
+    return static_cast<int>(word[first + i / 8] >> (8 * (i % 4) + i / 4 % 2 * 4)) & 15;
+  };
+  const auto pair = [&](int j) { return (static_cast<int>(word[2] >> (8 * (j % 4) + j / 4 * 2)) & 3) << 4; };
   int sc = 0, mn = 0;
   if (type == kQ6_K) sc = static_cast<int8_t>(word[i / 4] >> (8 * (i % 4)));
-  if (type == kQ3_K) {
-    sc = static_cast<int>(((word[i / 8] >> (4 * (i % 8))) & 15) | ((word[2] >> (2 * i)) & 3) << 4) - 32;
-  }
+  if (type == kQ3_K) sc = (nibble(0) | pair(i)) - 32;
   if (type == kQ2_K) {
-    sc = static_cast<int>((word[i / 8] >> (4 * (i % 8))) & 15);
-    mn = static_cast<int>((word[2 + i / 8] >> (4 * (i % 8))) & 15);
+    sc = nibble(0);
+    mn = nibble(2);
   }
   if (type == kQ4_K || type == kQ5_K) {
-    sc = static_cast<int>(((word[0] >> (4 * i)) & 15) | ((word[2] >> (2 * i)) & 3) << 4);
-    mn = static_cast<int>(((word[1] >> (4 * i)) & 15) | ((word[2] >> (16 + 2 * i)) & 3) << 4);
+    sc = nibble(0) | pair(i);
+    mn = nibble(1) | pair(i + 8);
   }
   return {d * static_cast<float>(sc), dmin * static_cast<float>(mn)};
 }

@@ -9,6 +9,7 @@ struct VI {
 using VB = VI;  // 64 bytes: byte 4 * row + j
 
 inline constexpr int kFloatRows = 2, kFloatTokens = 3;
+inline constexpr int kRowsOfOne = 4;  // the same for one token
 inline constexpr int kKeyVectors = 1, kQueries = 4;
 inline constexpr int kTileSizes[6] = {4, 2, 1, 1, 1, 1};
 inline constexpr const char* kIsaName = "avx2";
@@ -160,18 +161,24 @@ inline VB shift_mask(VB x) {
   return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
 }
 
+// base, and the bits of x so shifted and masked
+template <int S, int Mask>
+inline VB or_shift_mask(VB base, VB x) {
+  return orb(base, shift_mask<S, Mask>(x));
+}
+inline VI as_words(VB x) { return x; }
+
 inline __m256i broadcast_word(const uint8_t* p) {
   int32_t word;
   __builtin_memcpy(&word, p, 4);
   return _mm256_set1_epi32(word);
 }
 
-// sum[t] = the exact integer products of N k4-groups, source(i) being the codes of group first + i. The even
+// sum[t] += the exact integer products of N k4-groups, source(i) being the codes of group first + i. The even
 // and the odd bytes of a row become two int16 each, so a 32-bit lane stays with its row.
 template <int T, int N, bool Eight, class Source>
 [[gnu::always_inline]] inline void dot(VI (&sum)[T], const Source& source, int first, const uint8_t* x) {
   x += first * T * 8;
-  unroll<T>([&](auto t) { sum[t] = zeroi(); });
   const __m256i bytes = _mm256_set1_epi16(0xff);
   for (int i = 0; i < N; ++i) {
     const VB codes = source(first + i);

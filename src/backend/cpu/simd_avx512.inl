@@ -5,6 +5,7 @@ using VI = __m512i;  // 16 int32 lanes
 using VB = __m512i;  // 64 bytes: byte 4 * row + j
 
 inline constexpr int kFloatRows = 4, kFloatTokens = 6;  // register tile of the float matmul
+inline constexpr int kRowsOfOne = 8;                    // the same for one token
 inline constexpr int kKeyVectors = 4, kQueries = 4;  // register tile of attention: 16-key vectors x queries
 inline constexpr int kTileSizes[6] = {12, 8, 4, 2, 1, 1};
 inline constexpr const char* kIsaName = "avx512";
@@ -101,17 +102,25 @@ inline VB shift_mask(VB x) {
   return _mm512_and_si512(x, _mm512_set1_epi8(static_cast<char>(Mask)));
 }
 
+// base, and the bits of x so shifted and masked
+template <int S, int Mask>
+inline VB or_shift_mask(VB base, VB x) {
+  if constexpr (S > 0) x = _mm512_slli_epi16(x, S);
+  if constexpr (S < 0) x = _mm512_srli_epi16(x, -S);
+  return _mm512_ternarylogic_epi32(base, x, _mm512_set1_epi8(static_cast<char>(Mask)), 0xf8);
+}
+inline VI as_words(VB x) { return x; }
+
 inline VI broadcast_word(const uint8_t* p) {
   int32_t word;
   __builtin_memcpy(&word, p, 4);
   return _mm512_set1_epi32(word);
 }
 
-// sum[t] = the exact integer products of N k4-groups, source(i) being the codes of group first + i.
+// sum[t] += the exact integer products of N k4-groups, source(i) being the codes of group first + i.
 template <int T, int N, bool Eight, class Source>
 [[gnu::always_inline]] inline void dot(VI (&sum)[T], const Source& source, int first, const uint8_t* x) {
   const uint8_t* high = x + first * T * 4;
-  unroll<T>([&](auto t) { sum[t] = _mm512_setzero_si512(); });
   if constexpr (Eight) {
     unroll<N>([&](auto i) {
       const VB codes = source(first + i);
@@ -124,7 +133,10 @@ template <int T, int N, bool Eight, class Source>
   const uint8_t* low = high + 32 * T;
   if constexpr (T <= 4) {  // two chains: one token alone waits for latency
     VI part[T];
-    unroll<T>([&](auto t) { part[t] = _mm512_setzero_si512(); });
+    unroll<T>([&](auto t) {
+      part[t] = sum[t];
+      sum[t] = _mm512_setzero_si512();
+    });
     unroll<N>([&](auto i) {
       const VB codes = source(first + i);
       unroll<T>([&](auto t) {
@@ -134,13 +146,18 @@ template <int T, int N, bool Eight, class Source>
     });
     unroll<T>([&](auto t) { sum[t] = _mm512_add_epi32(_mm512_slli_epi32(sum[t], 8), part[t]); });
   } else {  // one chain for both planes: half the registers
+    VI start[T];
+    unroll<T>([&](auto t) {
+      start[t] = sum[t];
+      sum[t] = _mm512_setzero_si512();
+    });
     unroll<N>([&](auto i) {
       const VB codes = source(first + i);
       unroll<T>([&](auto t) {
         sum[t] = _mm512_dpbusd_epi32(sum[t], codes, broadcast_word(high + (i * T + t) * 4));
       });
     });
-    unroll<T>([&](auto t) { sum[t] = _mm512_slli_epi32(sum[t], 8); });
+    unroll<T>([&](auto t) { sum[t] = _mm512_add_epi32(_mm512_slli_epi32(sum[t], 8), start[t]); });
     unroll<N>([&](auto i) {
       const VB codes = source(first + i);
       unroll<T>([&](auto t) {
@@ -153,19 +170,21 @@ template <int T, int N, bool Eight, class Source>
 // Writes the 32 integers of one unit and token (t of T) in the order that dot() reads.
 template <bool Eight>
 inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
-  alignas(64) uint8_t plane[2][32];
-  if constexpr (Eight) {
-    _mm_store_si128(reinterpret_cast<__m128i*>(plane[0]), _mm512_cvtepi32_epi8(a));
-    _mm_store_si128(reinterpret_cast<__m128i*>(plane[0] + 16), _mm512_cvtepi32_epi8(b));
-  } else {  // q = 256 high + low, low = the signed last byte
+  const __m256i last = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
+  __m256i first = last;
+  if constexpr (!Eight) {  // q = 256 high + low, low = the signed last byte
     const VI half = _mm512_set1_epi32(128);
-    _mm_store_si128(reinterpret_cast<__m128i*>(plane[0]),
-                    _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(a, half), 8)));
-    _mm_store_si128(reinterpret_cast<__m128i*>(plane[0] + 16),
-                    _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(b, half), 8)));
-    _mm_store_si128(reinterpret_cast<__m128i*>(plane[1]), _mm512_cvtepi32_epi8(a));
-    _mm_store_si128(reinterpret_cast<__m128i*>(plane[1] + 16), _mm512_cvtepi32_epi8(b));
+    first = _mm256_set_m128i(_mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(b, half), 8)),
+                             _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(a, half), 8)));
   }
+  if (tokens == 1) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(unit), first);
+    if constexpr (!Eight) _mm256_storeu_si256(reinterpret_cast<__m256i*>(unit + 32), last);
+    return;
+  }
+  alignas(32) uint8_t plane[2][32];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(plane[0]), first);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(plane[1]), last);
   for (int p = 0; p < (Eight ? 1 : 2); ++p) {
     for (int i = 0; i < 8; ++i) __builtin_memcpy(unit + ((p * 8 + i) * tokens + t) * 4, plane[p] + 4 * i, 4);
   }

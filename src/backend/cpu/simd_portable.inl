@@ -11,6 +11,7 @@ struct alignas(64) VB {
 };
 
 inline constexpr int kFloatRows = 2, kFloatTokens = 2;
+inline constexpr int kRowsOfOne = 2;  // the same for one token
 inline constexpr int kKeyVectors = 1, kQueries = 2;
 inline constexpr int kTileSizes[6] = {4, 2, 1, 1, 1, 1};
 inline constexpr const char* kIsaName = "portable";
@@ -183,10 +184,16 @@ inline VB shift_mask(VB x) {
   return x;
 }
 
-// sum[t] = the exact integer products of N k4-groups, source(i) being the codes of group first + i.
+// base, and the bits of x so shifted and masked
+template <int S, int Mask>
+inline VB or_shift_mask(VB base, VB x) {
+  return orb(base, shift_mask<S, Mask>(x));
+}
+inline VI as_words(VB x) { return __builtin_bit_cast(VI, x); }
+
+// sum[t] += the exact integer products of N k4-groups, source(i) being the codes of group first + i.
 template <int T, int N, bool Eight, class Source>
 inline void dot(VI (&sum)[T], const Source& source, int first, const uint8_t* x) {
-  for (int t = 0; t < T; ++t) sum[t] = zeroi();
   for (int i = 0; i < N; ++i) {
     const VB codes = source(first + i);
     int16_t even[32], odd[32];

@@ -76,14 +76,14 @@ void pack(const WeightSource& source, WeightMode mode, CpuWeight& weight, Thread
             rows[r] = int8 ? blocks.data() + r * row_bytes : source.bytes.data() + row * row_bytes;
             if (int8) to_int8(source, row, weight.units, values, blocks.data() + r * row_bytes);
           }
-          pack_group(weight.index, rows, weight.units, weight.memory.data() + group * weight.group_size);
+          pack_group(weight.index, rows, weight.units, weight.memory.get() + group * weight.group_size);
         }
       });
 }
 
 void widen(const WeightSource& source, CpuWeight& weight, ThreadPool& pool) {
   const int64_t row_bytes = file_row_bytes(source.type, source.cols);
-  auto* to = reinterpret_cast<float*>(weight.memory.data());
+  auto* to = reinterpret_cast<float*>(weight.memory.get());
   pool.parallel_for(source.rows, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row)
       quant::dequantize(source.type, source.bytes.data() + row * row_bytes, source.cols,
@@ -112,7 +112,7 @@ uint64_t weight_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t col
 }
 
 std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMode mode,
-                                       ThreadPool& pool) {
+                                       ThreadPool& pool, Arena& arena) {
   if (const auto why = weight_refusal(use, source.type, source.rows, source.cols))
     fail("{}: {}", source.name, *why);
   const auto expected =
@@ -137,8 +137,8 @@ std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use
     weight->resident = fmt::format("{} in place", type);
     return weight;
   }
-  weight->memory = Memory(weight->resident_bytes);
-  weight->data = weight->memory.data();
+  weight->memory = arena.allocate(weight->resident_bytes);
+  weight->data = weight->memory.get();
   weight->file_in_use = false;
   if (weight->layout == Layout::groups) {
     weight->units = ceil_div(source.cols, kUnit);

@@ -24,7 +24,7 @@ struct CpuWeight : Weight {
   int64_t row_bytes = 0;  ///< floats, blocks
   int64_t units = 0;      ///< groups: ceil(cols / 32)
   int64_t group_size = 0;
-  Memory memory;
+  std::shared_ptr<std::byte> memory;
 
   void read_back(int64_t row, float* out) const override;
 };
@@ -32,7 +32,7 @@ struct CpuWeight : Weight {
 /// Errors: a size that does not fit the type, a byte count unlike the shape, int8 weights that are not finite
 /// or past f16.
 std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMode mode,
-                                       ThreadPool& pool);
+                                       ThreadPool& pool, Arena& arena);
 
 /// Bytes that load_weight() allocates.
 uint64_t weight_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols, WeightMode mode);
