@@ -68,7 +68,7 @@ struct Active {
   std::optional<Finish> finished;
 
   Active(size_t i, const Request& r, const Tokenizer& tokenizer)
-      : index(i), request(&r), history(r.prompt), decoder(tokenizer), filter(r.stop) {}
+      : index(i), request(&r), history(r.prompt), decoder(tokenizer, r.prompt.back()), filter(r.stop) {}
   bool in_prompt() const { return fed < request->prompt.size(); }
 };
 

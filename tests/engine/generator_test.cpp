@@ -85,9 +85,12 @@ TEST_F(Generate, TextIsThePiecesAndTheDecodedIds) {
   std::string streamed;
   GenerateHooks hooks;
   hooks.on_text = [&](size_t, std::string_view text) { streamed += text; };
-  const auto result = generate(*engine(64, 1), tokenizer(), {request(20, 3)}, hooks)[0];
+  const auto r = request(20, 3);
+  const auto result = generate(*engine(64, 1), tokenizer(), {r}, hooks)[0];
   EXPECT_EQ(streamed, result.text);
-  EXPECT_EQ(result.text, tokenizer().decode(result.ids));
+  auto whole = r.prompt;
+  whole.insert(whole.end(), result.ids.begin(), result.ids.end());
+  EXPECT_EQ(tokenizer().decode(whole), tokenizer().decode(r.prompt) + result.text);
 }
 
 TEST_F(Generate, StopStringsSpanTokensAndNothingFollows) {
