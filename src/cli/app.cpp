@@ -73,7 +73,6 @@ int guarded_main(const std::vector<std::string>& arguments) {
 }  // namespace
 
 int run_main(int argc, char** argv) {
-  guard_standard_files();
   install_signal_handlers();
   try {
     return guarded_main(std::vector<std::string>(argv + (argc > 0 ? 1 : 0), argv + argc));

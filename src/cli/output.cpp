@@ -1,6 +1,5 @@
 #include "cli/output.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -106,16 +105,6 @@ void require_file_target(const std::string& path) {
   const fs::path folder = fs::path(path).parent_path();
   if (!folder.empty() && !fs::is_directory(folder, error))
     fail("cannot write {}: there is no folder {}", path, folder.string());
-}
-
-void guard_standard_files() {
-  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
-    if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
-    // The lowest free number is taken, which is fd; the wrong direction makes use of it an error, not
-    // silence.
-    const int opened = ::open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_RDWR);
-    if (opened < 0) ::_exit(2);
-  }
 }
 
 }  // namespace greta::cli

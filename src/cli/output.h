@@ -34,7 +34,4 @@ void show_error(const std::string& headline, const std::vector<std::string>& det
 /// or pipe (which a finished file would replace). Errors: the path and the reason.
 void require_file_target(const std::string& path);
 
-/// Makes sure that descriptors 0 to 2 are taken, so that no file of ours can become the standard output.
-void guard_standard_files();
-
 }  // namespace greta::cli

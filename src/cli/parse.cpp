@@ -120,7 +120,7 @@ class Level {
                                ? app.add_flag(names)
                                : app.add_option(names, [](const CLI::results_t&) { return true; });
       added->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-      if (option->kind != Kind::flag) added->type_size(1)->expected(1)->allow_extra_args(false);
+      if (option->kind != Kind::flag) added->type_size(1)->expected(1);
       added_.emplace_back(option, added);
     }
     if (command != Command::top) app.add_option("ARGUMENTS", positionals_)->expected(-1);

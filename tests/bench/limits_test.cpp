@@ -19,26 +19,26 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-TEST(Limits, ReadRateIsAboveAPlainSum) {
+TEST(Limits, ReadRateIsThatOfAPlainSumOrABitMore) {
   constexpr size_t kBytes = 64 << 20;
-  const ReadLimit limit = measure_read_limit(kBytes, usable_cpus(), 0.2);
-  EXPECT_EQ(limit.buffer, kBytes);
-  EXPECT_GE(limit.threads, 1);
-  EXPECT_LE(limit.threads, usable_cpus());
-  EXPECT_FALSE(limit.pattern.empty());
   std::vector<uint64_t> words(kBytes / 8, 3);
   double best = 0;
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 10; ++i) {
     const double start = seconds_now();
-    volatile uint64_t sum = 0;
-    uint64_t local = 0;
-    for (const uint64_t word : words) local ^= word;
-    sum = local;
-    static_cast<void>(sum);
+    uint64_t sum = 0;
+    for (const uint64_t word : words) sum ^= word;
+    asm volatile("" : : "r"(sum));
     best = std::max(best, kBytes / (seconds_now() - start));
   }
-  EXPECT_GT(limit.bytes_per_second, best * 0.5) << "a limit that a plain loop passes is none";
-  EXPECT_LT(limit.bytes_per_second, 1e13);
+  const ReadLimit limit = measure_read_limit(kBytes, 1, 0.2);
+  EXPECT_EQ(limit.buffer, kBytes);
+  EXPECT_EQ(limit.threads, 1);
+  EXPECT_FALSE(limit.pattern.empty());
+  EXPECT_GT(limit.bytes_per_second, best * 0.7) << "a limit that a plain loop passes is none";
+  EXPECT_LT(limit.bytes_per_second, best * 8) << "bytes that were not read were counted";
+  const ReadLimit all = measure_read_limit(kBytes, usable_cpus(), 0.2);
+  EXPECT_GT(all.bytes_per_second, best * 0.7);
+  EXPECT_LE(all.threads, usable_cpus());
 }
 
 TEST(Limits, BufferIsAsAsked) {

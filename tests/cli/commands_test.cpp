@@ -147,6 +147,7 @@ TEST_F(Commands, TraceWritesWhatWasChosen) {
   ASSERT_NE(file.find("layers.1.attn_out"), nullptr);
   EXPECT_EQ(file.find("layers.0.attn_out"), nullptr);
   EXPECT_EQ(file.find("layers.1.attn_out")->dtype, "F32");
+  ASSERT_NE(file.find("logits"), nullptr);
   EXPECT_EQ(file.find("logits")->shape, (std::vector<int64_t>{3, 300}));
   EXPECT_EQ(file.metadata().at("model_sha256"), gguf::File::open(model).sha256());
   EXPECT_EQ(file.metadata().at("logits_hash"), json["logits_hash"]);

@@ -28,6 +28,7 @@ struct Outcome {
 struct RunOptions {
   std::string input;                   ///< standard input
   std::string stdout_path = {};        ///< instead of a pipe: this file ("/dev/full")
+  bool terminal_error = false;         ///< standard error is a terminal
   bool close_stdout = false;           ///< start it without a standard output
   size_t close_pipe_after = SIZE_MAX;  ///< bytes of standard output after which the reader goes away
   /// Told all output so far whenever some came; may send signals to the process.
@@ -40,7 +41,14 @@ class Process {
  public:
   Process(const std::vector<std::string>& arguments, const RunOptions& options) {
     int in[2], out[2], err[2];
-    if (::pipe2(in, O_CLOEXEC) != 0 || ::pipe2(out, O_CLOEXEC) != 0 || ::pipe2(err, O_CLOEXEC) != 0) return;
+    if (options.terminal_error) {
+      err[0] = ::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+      if (err[0] < 0 || ::grantpt(err[0]) != 0 || ::unlockpt(err[0]) != 0) return;
+      err[1] = ::open(::ptsname(err[0]), O_RDWR | O_NOCTTY | O_CLOEXEC);
+    } else if (::pipe2(err, O_CLOEXEC) != 0) {
+      return;
+    }
+    if (::pipe2(in, O_CLOEXEC) != 0 || ::pipe2(out, O_CLOEXEC) != 0) return;
     pid = ::fork();
     if (pid == 0) {
       ::dup2(in[0], 0);

@@ -73,6 +73,23 @@ TEST_F(Run, StreamsAndStatisticsAreWhereTheyBelong) {
   EXPECT_EQ(quiet.err, "");
 }
 
+TEST_F(Run, ABarOnATerminalAndNoneWhereItIsQuiet) {
+  write_file(folder / "long", std::string(3000, 'x'));
+  const std::vector<std::string> slow = {"--prompt-file", folder / "long", "--max-tokens", "1",
+                                         "--chunk",       "100",           "--device",     "reference",
+                                         "--greedy"};
+  RunOptions terminal;
+  terminal.terminal_error = true;
+  const Outcome shown = generate(slow, terminal);
+  EXPECT_EQ(shown.status, 0);
+  EXPECT_NE(shown.err.find("\rprefill ["), std::string::npos) << shown.err;
+  EXPECT_GT(shown.err.rfind("\r\x1b[K"), shown.err.rfind("\rprefill [")) << "the bar was not wiped";
+  auto quiet = slow;
+  quiet.emplace_back("--quiet");
+  EXPECT_EQ(generate(quiet, terminal).err, "");
+  EXPECT_EQ(generate(slow).err.find('\r'), std::string::npos);
+}
+
 TEST_F(Run, JsonIsOneDocument) {
   const Json document =
       json({"--prompt", "Hi", "--max-tokens", "6", "--ignore-eos", "--seed", "3", "--logprobs", "2"});
