@@ -1,5 +1,6 @@
 #pragma once
-// The guard rail: what a file needs, against what it holds and what the device can do, before anything is allocated.
+// The guard rail: what a file needs, against what it holds and what the device can do, before anything is
+// allocated.
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -30,17 +31,17 @@ struct PlannedTensor {
 struct PlanRequest {
   std::optional<int64_t> context;  ///< positions a sequence may reach; default: the model's
   int64_t sequences = 1;
-  int64_t chunk = 512;             ///< most rows in one call
-  int64_t max_logits = 1;          ///< most rows of logits in one call (Workspace)
-  std::string expect;              ///< "dim=4096,layers=32,...": pins (guard-rail.md)
+  int64_t chunk = 512;                     ///< most rows in one call
+  int64_t max_logits = 1;                  ///< most rows of logits in one call (Workspace)
+  std::string expect;                      ///< "dim=4096,layers=32,...": pins (guard-rail.md)
   std::optional<std::string> file_sha256;  ///< computed by the caller where a sha256 pin asks for it
-  std::string tokenizer;           ///< description of the tokenizer in use, for a tokenizer= pin and the printout
+  std::string tokenizer;  ///< description of the tokenizer in use, for a tokenizer= pin and the printout
   std::optional<int32_t> tokenizer_vocab;  ///< its size, held against the embedding's rows
 };
 
 struct Memory {
-  uint64_t weights = 0;      ///< allocated for repacked or converted weights
-  uint64_t mapped = 0;       ///< file bytes used in place
+  uint64_t weights = 0;  ///< allocated for repacked or converted weights
+  uint64_t mapped = 0;   ///< file bytes used in place
   uint64_t kv_cache = 0;
   uint64_t activations = 0;  ///< rows of every stage, scratch, logits
   uint64_t available = 0;
@@ -62,13 +63,15 @@ struct Plan {
   bool fits() const { return problems.empty(); }
 };
 
-/// Derives the plan and collects every mismatch: nothing stops at the first. Nothing is allocated on the device.
+/// Derives the plan and collects every mismatch: nothing stops at the first. Nothing is allocated on the
+/// device.
 Plan make_plan(const gguf::File& file, const Backend& backend, const PlanRequest& request);
 
 /// Throws greta::Error with one line for each problem, unless the plan fits.
 void require_fit(const Plan& plan, const gguf::File& file);
 
-/// What a pin string names, checked for spelling alone: errors list the known fields. Whether sha256 is among them.
+/// What a pin string names, checked for spelling alone: errors list the known fields. Whether sha256 is among
+/// them.
 bool pins_sha256(const std::string& expect);
 
 /// The plan as `greta check` prints it.

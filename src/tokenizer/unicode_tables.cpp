@@ -1,6 +1,7 @@
 // Made by tools/make_unicode_tables.py from the engines of tokenizers 0.23.3; do not edit.
-// \p{..} and \s: Unicode 16.0 (its regular-expression engine); the Digits rule: Unicode 17.0; the Punctuation rule:
-// Unicode 8.0 and all ASCII punctuation. Each entry is (first code point << 8) | classes; it holds up to the next entry.
+// \p{..} and \s: Unicode 16.0 (its regular-expression engine); the Digits rule: Unicode 17.0; the Punctuation
+// rule: Unicode 8.0 and all ASCII punctuation. Each entry is (first code point << 8) | classes; it holds up
+// to the next entry.
 #include "tokenizer/unicode.h"
 
 // clang-format off
