@@ -10,7 +10,8 @@
 
 namespace greta {
 
-/// The activations of one call, one buffer a stage, for up to `max_rows` rows and `max_logits` rows of logits.
+/// The activations of one call, one buffer a stage, for up to `max_rows` rows and `max_logits` rows of
+/// logits.
 class Workspace {
  public:
   Workspace(Backend& backend, const HParams& hp, int64_t max_rows, int64_t max_logits);
@@ -24,8 +25,9 @@ class Workspace {
   std::vector<std::unique_ptr<Buffer>> buffers_;
 };
 
-/// THE forward pass: prefill and decode, every backend. The batch's positions must already have room in the cache
-/// (KvCache::grow). Leaves in ws.logits one row for each of `logit_rows` (ascending batch rows; may be empty).
+/// THE forward pass: prefill and decode, every backend. The batch's positions must already have room in the
+/// cache (KvCache::grow). Leaves in ws.logits one row for each of `logit_rows` (ascending batch rows; may be
+/// empty).
 void forward(Backend& backend, const Model& model, const KvCache& cache, const BatchView& batch,
              std::span<const int32_t> logit_rows, Workspace& ws, Tap* tap);
 

@@ -8,8 +8,8 @@
 
 namespace greta {
 
-/// Keys and values of all layers for up to `sequences` sequences of up to `context` positions, in pages that are handed
-/// out as sequences grow. A page number is the same in every layer.
+/// Keys and values of all layers for up to `sequences` sequences of up to `context` positions, in pages that
+/// are handed out as sequences grow. A page number is the same in every layer.
 class KvCache {
  public:
   KvCache(Backend& backend, const HParams& hp, int64_t sequences, int64_t context);

@@ -9,9 +9,24 @@ namespace greta {
 
 enum class Stage {
   embed_out,
-  residual_pre_attn, attn_norm, q_pre_rope, k_pre_rope, v, q_post_rope, k_post_rope, attn_out, attn_proj,
-  residual_post_attn, ffn_norm, ffn_gate, ffn_up, ffn_act, mlp_out, residual_post_mlp,
-  final_norm, logits,
+  residual_pre_attn,
+  attn_norm,
+  q_pre_rope,
+  k_pre_rope,
+  v,
+  q_post_rope,
+  k_post_rope,
+  attn_out,
+  attn_proj,
+  residual_post_attn,
+  ffn_norm,
+  ffn_gate,
+  ffn_up,
+  ffn_act,
+  mlp_out,
+  residual_post_mlp,
+  final_norm,
+  logits,
   count
 };
 inline constexpr int kStages = static_cast<int>(Stage::count);

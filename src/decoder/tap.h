@@ -14,7 +14,7 @@ struct StageRows {
   const int32_t* batch_rows = nullptr;  ///< stage row i is batch row batch_rows[i]; null: row i
   int64_t rows = 0;
   int64_t width = 0;
-  View view;                      ///< null data: the rows are the cache's own
+  View view;  ///< null data: the rows are the cache's own
   const KvLayer* cache = nullptr;
   KvPart part = KvPart::k;
 
