@@ -25,12 +25,12 @@ struct Measured {
 // The accumulators are variables of their own: an array of them would live in memory. `step` makes the next
 // value of the accumulator c from the operands a and b; the empty asm in between lets no product be computed
 // once for all.
-#define GRETA_TEN(do) \
-  do (c0) do(c1) do(c2) do(c3) do(c4) do(c5) do(c6) do(c7) do(c8) do(c9)
-#define GRETA_DECLARE(c) auto c = zero;
+#define GRETA_TEN(each) \
+  each(c0) each(c1) each(c2) each(c3) each(c4) each(c5) each(c6) each(c7) each(c8) each(c9)
+#define GRETA_DECLARE(c) auto c = zero;  // NOLINT(bugprone-macro-parentheses): it declares c
 #define GRETA_STEP(c)         \
   asm volatile("" : "+v"(a)); \
-  c = step(c, a, b);
+  (c) = step(c, a, b);
 #define GRETA_USE(c) asm volatile("" : : "v"(c));
 #define GRETA_KERNEL(name, isa, start, first, second)      \
   __attribute__((target(isa))) void name(int64_t rounds) { \

@@ -328,7 +328,7 @@ void print_csv(const std::vector<Row>& rows, const Limits& limits) {
     if (name.find_first_of(",\"\n") != std::string::npos) {
       for (size_t at = name.find('"'); at != std::string::npos; at = name.find('"', at + 2))
         name.insert(at, 1, '"');
-      name = '"' + name + '"';
+      name = fmt::format("\"{}\"", name);
     }
     const auto sorted = rates(row);
     print(fmt::format("{},{},{},{},{},{:.4f},{:.4f},{:.4f},{:.4f},{}\n", name, row.test(), row.depth,

@@ -1,10 +1,10 @@
 #include "cli/interrupt.h"
 
 #include <fmt/format.h>
-#include <limits.h>
-#include <signal.h>
 #include <unistd.h>
 
+#include <climits>
+#include <csignal>
 #include <cstring>
 
 namespace greta::cli {
