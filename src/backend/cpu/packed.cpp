@@ -84,7 +84,8 @@ void read_q3_k(const Byte* block, RowStep& to) {
   to.d[0] = half_at(block + 108);
 }
 
-void read_q45_k(bool five, const Byte* block, RowStep& to) {
+template <bool Five>
+void read_q45_k(const Byte* block, RowStep& to) {
   to.d[0] = half_at(block);
   to.min[0] = half_at(block + 2);
   const Byte* sc = block + 4;
@@ -94,12 +95,14 @@ void read_q45_k(bool five, const Byte* block, RowStep& to) {
     to.sc[i + 4] = static_cast<Byte>((sc[i + 8] & 15) | ((sc[i] >> 6) << 4));
     to.mn[i + 4] = static_cast<Byte>((sc[i + 8] >> 4) | ((sc[i + 4] >> 6) << 4));
   }
-  const Byte* high = block + 16;
-  const Byte* q = block + (five ? 48 : 16);
+  [[maybe_unused]] const Byte* high = block + 16;
+  const Byte* q = block + (Five ? 48 : 16);
   for (int part = 0; part < 8; ++part) {
-    for (int i = 0; i < 32; ++i) {
-      const int low = (q[32 * (part / 2) + i] >> (4 * (part % 2))) & 15;
-      to.codes[32 * part + i] = static_cast<Byte>(low | (five ? ((high[i] >> part) & 1) << 4 : 0));
+    Byte* codes = to.codes + 32 * part;
+    const Byte* from = q + 32 * (part / 2);
+    for (int i = 0; i < 32; ++i) codes[i] = part % 2 == 0 ? from[i] & 15 : from[i] >> 4;
+    if constexpr (Five) {
+      for (int i = 0; i < 32; ++i) codes[i] = static_cast<Byte>(codes[i] | ((high[i] >> part) & 1) << 4);
     }
   }
 }
@@ -129,7 +132,8 @@ void read_step(int type, const Byte* row, int64_t step, int units, RowStep& to) 
   const Byte* block = row + step * kFileBytes[type];
   if (type == kQ2_K) read_q2_k(block, to);
   if (type == kQ3_K) read_q3_k(block, to);
-  if (type == kQ4_K || type == kQ5_K) read_q45_k(type == kQ5_K, block, to);
+  if (type == kQ4_K) read_q45_k<false>(block, to);
+  if (type == kQ5_K) read_q45_k<true>(block, to);
   if (type == kQ6_K) read_q6_k(block, to);
 }
 
