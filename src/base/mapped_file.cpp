@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/partial_file.h"
 
 namespace greta {
 namespace {
@@ -97,22 +98,9 @@ std::string read_whole_file(const std::string& path) {
 }
 
 void write_whole_file(const std::string& path, std::span<const std::byte> bytes) {
-  const std::string partial = fmt::format("{}.partial-{}", path, ::getpid());
-  Descriptor file{::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
-  if (file.fd < 0) fail("cannot write {}: {}", path, std::strerror(errno));
-  const auto give_up = [&] {
-    const int reason = errno;
-    ::unlink(partial.c_str());
-    fail("cannot write {}: {}", path, std::strerror(reason));
-  };
-  for (size_t done = 0; done < bytes.size();) {
-    const ssize_t n = ::write(file.fd, bytes.data() + done, bytes.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) give_up();
-    done += static_cast<size_t>(n);
-  }
-  if (::close(std::exchange(file.fd, -1)) != 0) give_up();
-  if (::rename(partial.c_str(), path.c_str()) != 0) give_up();
+  PartialFile file(path);
+  file.write(bytes);
+  file.finish();
 }
 
 std::string sha256_hex(std::span<const std::byte> bytes) {

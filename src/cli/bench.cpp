@@ -97,9 +97,12 @@ class Bench {
 
   /// Seconds of one repeat.
   double once(const Row& row) {
-    for (int64_t sequence = 0; sequence < engine_.cache().sequences(); ++sequence) engine_.clear(sequence);
-    for (int64_t sequence = 0; sequence < row.batch; ++sequence)
-      if (row.depth > 0) feed(sequence, row.depth, Feed::Logits::none);
+    // What is below the depth stays from the repeat before.
+    for (int64_t sequence = 0; sequence < engine_.cache().sequences(); ++sequence) {
+      const int64_t wanted = sequence < row.batch ? row.depth : 0;
+      engine_.truncate(sequence, wanted);
+      feed(sequence, wanted - engine_.length(sequence), Feed::Logits::none);
+    }
     const auto start = Clock::now();
     if (row.prefill) {
       feed(0, row.tokens, Feed::Logits::last);

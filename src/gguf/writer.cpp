@@ -1,9 +1,5 @@
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <set>
@@ -11,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/partial_file.h"
 #include "gguf/gguf.h"
 #include "gguf/reader.h"
 
@@ -98,75 +95,6 @@ Bytes numbers(ValueType element, const std::vector<T>& values) {
   put(out, values.data(), values.size() * sizeof(T));
   return out;
 }
-
-/// A file under a temporary name beside its own, in the same folder; removed unless finish() came to its end.
-class PartialFile {
- public:
-  explicit PartialFile(const std::string& path)
-      : path_(path), partial_(fmt::format("{}.partial-{}", path, ::getpid())) {
-    fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (fd_ < 0) fail("cannot write {}: {}", path_, std::strerror(errno));
-    buffer_.reserve(kBuffer);
-  }
-  ~PartialFile() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!finished_) ::unlink(partial_.c_str());
-  }
-  PartialFile(const PartialFile&) = delete;
-  PartialFile& operator=(const PartialFile&) = delete;
-
-  void write(std::span<const std::byte> bytes) {
-    written_ += bytes.size();
-    if (buffer_.size() + bytes.size() > kBuffer) flush();
-    if (bytes.size() >= kBuffer) return send(bytes);
-    buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
-  }
-
-  void pad_to(uint64_t alignment) {
-    const uint64_t rest = written_ % alignment;
-    for (uint64_t left = rest == 0 ? 0 : alignment - rest; left > 0;) {
-      const std::byte zeros[64] = {};
-      const uint64_t n = std::min<uint64_t>(left, sizeof zeros);
-      write({zeros, n});
-      left -= n;
-    }
-  }
-
-  void finish() {
-    flush();
-    const int fd = std::exchange(fd_, -1);
-    if (::close(fd) != 0) fail("cannot write {}: {}", path_, std::strerror(errno));
-    if (::rename(partial_.c_str(), path_.c_str()) != 0)
-      fail("cannot write {}: {}", path_, std::strerror(errno));
-    finished_ = true;
-  }
-
-  uint64_t written() const { return written_; }
-
- private:
-  static constexpr size_t kBuffer = 1 << 20;
-
-  void flush() {
-    send(buffer_);
-    buffer_.clear();
-  }
-
-  void send(std::span<const std::byte> bytes) {
-    for (size_t done = 0; done < bytes.size();) {
-      const ssize_t n = ::write(fd_, bytes.data() + done, bytes.size() - done);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) fail("cannot write {}: {}", path_, std::strerror(errno));
-      done += static_cast<size_t>(n);
-    }
-  }
-
-  std::string path_;
-  std::string partial_;
-  int fd_ = -1;
-  bool finished_ = false;
-  uint64_t written_ = 0;
-  Bytes buffer_;
-};
 
 }  // namespace
 

@@ -133,6 +133,8 @@ TEST(MappedFile, WholeOrAbsent) {
   EXPECT_EQ(sha256_hex(MappedFile(folder / "out").bytes()),
             "4ac51b6a3da168c4d3976e21300ba4a0e928dc4f3cf2a316477b2f75684b664d");
   EXPECT_THROW(write_whole_file(folder / "absent/out", std::as_bytes(std::span(text))), Error);
+  EXPECT_THROW(write_whole_file("/dev/null", std::as_bytes(std::span(text))), Error);
+  EXPECT_FALSE(std::filesystem::is_regular_file("/dev/null"));
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder / ""), {}), 1);
 }
 

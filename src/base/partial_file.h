@@ -1,0 +1,38 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace greta {
+
+/// A file that is whole or absent: written under a temporary name beside its own (`PATH.partial-PID`),
+/// renamed by finish(), removed where finish() did not come to its end. Buffered. Errors (greta::Error): path
+/// and the system's reason; something at `path` that is not a regular file is refused.
+class PartialFile {
+ public:
+  explicit PartialFile(const std::string& path);
+  ~PartialFile();
+  PartialFile(const PartialFile&) = delete;
+  PartialFile& operator=(const PartialFile&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  /// Zeros up to a multiple of `alignment`.
+  void pad_to(uint64_t alignment);
+  void finish();
+  uint64_t written() const { return written_; }
+
+ private:
+  void flush();
+  void send(std::span<const std::byte> bytes);
+
+  std::string path_;
+  std::string partial_;
+  int fd_ = -1;
+  bool finished_ = false;
+  uint64_t written_ = 0;
+  std::vector<std::byte> buffer_;
+};
+
+}  // namespace greta
