@@ -43,8 +43,11 @@ void ThreadPool::work(int worker) {
     generation_.wait(seen, std::memory_order_acquire);
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_) return;
-    take_items(worker);
-    if (active_.fetch_sub(1, std::memory_order_acq_rel) == 1) active_.notify_one();
+    // Raised before looking whether a loop is open, as the caller closes it before looking at `active_` (both
+    // in the one order of seq_cst): either the caller waits for this worker, or this worker stays out.
+    active_.fetch_add(1);
+    if (open_.load()) take_items(worker);
+    if (active_.fetch_sub(1) == 1) active_.notify_one();
   }
 }
 
@@ -71,14 +74,13 @@ void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
   grain_ = grain;
   body_ = &body;
   next_.store(0, std::memory_order_relaxed);
-  active_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  open_.store(true);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   take_items(0);
-  for (int spin = 0; spin < kSpins && active_.load(std::memory_order_acquire) != 0; ++spin) pause_briefly();
-  for (int left = active_.load(std::memory_order_acquire); left != 0;
-       left = active_.load(std::memory_order_acquire))
-    active_.wait(left, std::memory_order_acquire);
+  open_.store(false);  // a worker that wakes only now is not waited for
+  for (int spin = 0; spin < kSpins && active_.load() != 0; ++spin) pause_briefly();
+  for (int left = active_.load(); left != 0; left = active_.load()) active_.wait(left);
   if (failed_.load(std::memory_order_acquire)) {
     failed_.store(false);
     std::rethrow_exception(std::exchange(error_, nullptr));

@@ -32,7 +32,8 @@ class ThreadPool {
 
   std::vector<std::thread> workers_;
   std::atomic<uint32_t> generation_{0};  ///< raised once for each loop: wakes the workers
-  std::atomic<int> active_{0};           ///< workers that have not yet left the current loop
+  std::atomic<bool> open_{false};        ///< a loop is on: its fields below are set, workers may enter
+  std::atomic<int> active_{0};           ///< workers that may be inside a loop
   std::atomic<int64_t> next_{0};
   int64_t count_ = 0;
   int64_t grain_ = 1;
