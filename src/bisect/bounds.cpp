@@ -40,7 +40,11 @@ double nearest_even(double x) {
 
 void round_block8(std::span<const double> x, double largest, double* out) {
   const float d = static_cast<float>(largest) / 127.0f;
-  const float inverse = d == 0.0f ? 0.0f : 1.0f / d;
+  const float inverse = 1.0f / d;
+  if (std::isinf(inverse)) {  // all zero, or too small for its reciprocal: the block is zero
+    std::fill_n(out, x.size(), 0.0);
+    return;
+  }
   for (size_t i = 0; i < x.size(); ++i) {
     const double q = nearest_even(double{static_cast<float>(x[i]) * inverse});
     out[i] = std::clamp(q, -127.0, 127.0) * double{d};
