@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "gguf/gguf.h"
@@ -133,7 +134,7 @@ std::string string_of(const gguf::File& file, std::string_view key) {
   const gguf::Value* value = file.find(key);
   if (value == nullptr) return "not stated";
   const auto* text = std::get_if<std::string_view>(&value->data);
-  return text != nullptr ? without_controls(*text) : value_text(*value);
+  return text != nullptr ? printable(*text) : value_text(*value);
 }
 
 void print_summary(const gguf::File& file) {
@@ -157,12 +158,11 @@ void print_summary(const gguf::File& file) {
 
 void print_tensors(const gguf::File& file) {
   size_t width = 4;
-  for (const gguf::Tensor& tensor : file.tensors())
-    width = std::max(width, without_controls(tensor.name).size());
+  for (const gguf::Tensor& tensor : file.tensors()) width = std::max(width, printable(tensor.name).size());
   print(fmt::format("{:<{}}  {:<20} {:<5} {:>14} {:>14}{}\n", "name", width, "shape", "type", "bytes",
                     "offset", file.part_paths().size() > 1 ? "  part" : ""));
   for (const gguf::Tensor& tensor : file.tensors())
-    print(fmt::format("{:<{}}  {:<20} {:<5} {:>14} {:>14}{}\n", without_controls(tensor.name), width,
+    print(fmt::format("{:<{}}  {:<20} {:<5} {:>14} {:>14}{}\n", printable(tensor.name), width,
                       tensor.shape_text(), quant::traits(tensor.type).name, tensor.bytes.size(),
                       tensor.offset,
                       file.part_paths().size() > 1 ? fmt::format("  {}", tensor.part + 1) : ""));
@@ -219,7 +219,7 @@ int inspect(const Values& values) {
   if (!metadata && !tensors) print_summary(file);
   if (metadata)
     for (const auto& [key, value] : file.metadata())
-      print(fmt::format("{} = {}\n", without_controls(key), value_text(value)));
+      print(fmt::format("{} = {}\n", printable(key), value_text(value)));
   if (tensors) print_tensors(file);
   return 0;
 }

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "tokenizer/unicode.h"
 
 namespace greta::cli {
@@ -56,7 +57,7 @@ std::string quoted_text(std::string_view text) {
       } else if (c == '\t') {
         out += "\\t";
       } else {
-        out += without_controls({&c, 1});
+        out += printable({&c, 1});
       }
     }
     if (valid == text.size()) break;
@@ -64,19 +65,6 @@ std::string quoted_text(std::string_view text) {
     text.remove_prefix(valid + 1);
   }
   return out + '"';
-}
-
-std::string without_controls(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) {
-      out += fmt::format("\\x{:02x}", byte);
-    } else {
-      out += c;
-    }
-  }
-  return out;
 }
 
 std::string bytes_shown(double bytes) {
@@ -90,8 +78,8 @@ std::string bytes_shown(double bytes) {
 }
 
 void show_error(const std::string& headline, const std::vector<std::string>& details) {
-  std::string text = "greta: " + without_controls(headline) + "\n";
-  for (const std::string& detail : details) text += "  " + without_controls(detail) + "\n";
+  std::string text = "greta: " + printable(headline) + "\n";
+  for (const std::string& detail : details) text += "  " + printable(detail) + "\n";
   if (::write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // nobody is there to be told
 }
 

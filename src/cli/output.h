@@ -20,9 +20,6 @@ void print_json(const nlohmann::ordered_json& document);
 /// Bytes of a text for people, on one line, in double quotes: control characters, quotes and bytes that are
 /// not UTF-8 are escaped.
 std::string quoted_text(std::string_view text);
-/// Control characters become \xNN: a message stays on its line and a terminal is not steered by a file's
-/// bytes.
-std::string without_controls(std::string_view text);
 /// "12.3 GB", "98.1 MB", "512 B": powers of 1,000.
 std::string bytes_shown(double bytes);
 

@@ -105,7 +105,7 @@ class Reader {
         fail(
             "{}: tensor '{}': name: expected a name that occurs once, got a second occurrence (the first is "
             "in {})",
-            path, printable(tensor.name),
+            path, excerpt(tensor.name),
             file.part_paths_[static_cast<size_t>(file.tensors_[known->second].part)]);
       tensor.part = part;
       file.tensors_.push_back(std::move(tensor));

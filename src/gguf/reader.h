@@ -26,6 +26,6 @@ Parsed parse(std::span<const std::byte> bytes, const std::string& name);
 
 /// Text from a file as it may stand in a message: control and non-ASCII bytes as \xNN, cut after 80
 /// characters.
-std::string printable(std::string_view text);
+std::string excerpt(std::string_view text);
 
 }  // namespace greta::gguf

@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "base/text.h"
+
 namespace greta {
 
 namespace {
@@ -48,19 +50,6 @@ std::optional<double> as_number(const gguf::Value& value) {
 constexpr std::string_view kNoKey = "no such key";
 
 }  // namespace
-
-std::string printable(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) {
-      out += fmt::format("\\x{:02x}", byte);
-    } else {
-      out += c;
-    }
-  }
-  return out;
-}
 
 std::string quoted(std::string_view text) {
   constexpr size_t kMost = 60;

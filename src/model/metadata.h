@@ -72,9 +72,7 @@ class MetadataReader {
 
 /// A value with its type, short and printable: `u32 7`, `string "abc"`, `array of 3 i32`.
 std::string show(const gguf::Value& value);
-/// Text from a file, fit for a terminal: control bytes escaped.
-std::string printable(std::string_view text);
-/// The same in quotes, cut after 60 bytes.
+/// Text from a file in quotes, fit for a terminal (base/text.h), cut after 60 bytes.
 std::string quoted(std::string_view text);
 
 }  // namespace greta

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <map>
 
+#include "base/text.h"
 #include "model/memory.h"
 #include "model/metadata.h"
 #include "model/plan.h"
