@@ -1,3 +1,5 @@
+#include <cpuid.h>
+
 #include <algorithm>
 
 #include "backend/cpu/cpu_backend.h"
@@ -19,14 +21,23 @@ int64_t attention_scratch(int queries, int head_dim) {
 
 }  // namespace cpu
 
+namespace {
+
+/// CPUID leaf 1; clang 14's __builtin_cpu_supports does not know this one.
+bool has_f16c() {
+  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+}  // namespace
+
 bool has_isa(Isa isa) {
   switch (isa) {
     case Isa::automatic:
     case Isa::portable:
       return true;
     case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case Isa::avx512:
       return has_isa(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

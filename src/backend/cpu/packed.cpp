@@ -279,7 +279,7 @@ Scales scales_at(int type, const Byte* p, int lane, int unit, int sub) {
   };
   const auto pair = [&](int j) { return (static_cast<int>(word[2] >> (8 * (j % 4) + j / 4 * 2)) & 3) << 4; };
   int sc = 0, mn = 0;
-  if (type == kQ6_K) sc = static_cast<int8_t>(word[i / 4] >> (8 * (i % 4)));
+  if (type == kQ6_K) sc = int{static_cast<int8_t>(word[i / 4] >> (8 * (i % 4)))};
   if (type == kQ3_K) sc = (nibble(0) | pair(i)) - 32;
   if (type == kQ2_K) {
     sc = nibble(0);
