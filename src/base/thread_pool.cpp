@@ -29,7 +29,7 @@ ThreadPool::ThreadPool(int threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  stopping_ = true;
+  stopping_.store(true);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   for (auto& worker : workers_) worker.join();
@@ -42,7 +42,7 @@ void ThreadPool::work(int worker) {
       pause_briefly();
     generation_.wait(seen, std::memory_order_acquire);
     seen = generation_.load(std::memory_order_acquire);
-    if (stopping_) return;
+    if (stopping_.load()) return;
     // Raised before looking whether a loop is open, as the caller closes it before looking at `active_` (both
     // in the one order of seq_cst): either the caller waits for this worker, or this worker stays out.
     active_.fetch_add(1);

@@ -40,7 +40,7 @@ class ThreadPool {
   const Body* body_ = nullptr;
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};
-  bool stopping_ = false;
+  std::atomic<bool> stopping_{false};
 };
 
 }  // namespace greta
