@@ -89,48 +89,56 @@ std::vector<Mode> modes() {
   return all;
 }
 
-class SameBits : public testing::TestWithParam<Mode> {};
+/// A small model of the mode's type, and engine options with the mode in them.
+class SameBits : public testing::TestWithParam<Mode> {
+ protected:
+  SameBits() : model_(make_model()) {}
+  EngineOptions with(EngineOptions o) const {
+    o.backend.weights = GetParam().weights;
+    o.backend.activations = GetParam().activations;
+    return o;
+  }
+
+  const test::TemporaryFolder folder_;
+  const ModelFile model_;
+
+ private:
+  ModelFile make_model() const {
+    SynthOptions synth;
+    synth.dim = 256;
+    synth.layers = 2;
+    synth.ffn_dim = 512;
+    synth.heads = 4;
+    synth.kv_heads = 2;
+    synth.vocab = kVocab;
+    synth.context = 2048;
+    synth.type = GetParam().type;
+    synthesise(synth, folder_ / "m.gguf", 2);
+    return ModelFile::open(folder_ / "m.gguf");
+  }
+};
 
 TEST_P(SameBits, ChunkPhaseBatchAndThreads) {
-  const Mode mode = GetParam();
-  const test::TemporaryFolder folder;
-  SynthOptions synth;
-  synth.dim = 256;
-  synth.layers = 2;
-  synth.ffn_dim = 512;
-  synth.heads = 4;
-  synth.kv_heads = 2;
-  synth.vocab = kVocab;
-  synth.context = 2048;
-  synth.type = mode.type;
-  synthesise(synth, folder / "m.gguf", 2);
-  const auto model = ModelFile::open(folder / "m.gguf");
-  const auto with = [&](EngineOptions o) {
-    o.backend.weights = mode.weights;
-    o.backend.activations = mode.activations;
-    return o;
-  };
-
   std::vector<std::vector<TokenId>> texts;
   for (const size_t length : {kLong, size_t{1}, size_t{77}, size_t{64}, size_t{333}})
     texts.push_back(test::random_tokens(length, kVocab, length));
 
-  Engine whole(model, with(options(512, 1, 2)));
+  Engine whole(model_, with(options(512, 1, 2)));
   const Hashes expected = solitary(whole, texts[0]);
   EXPECT_EQ(expected.size(), kLong * (2 * 16 + 3));
   const auto prefill_route = whole.backend().route();
 
   for (const int64_t chunk : {7, 64}) {
-    Engine engine(model, with(options(chunk, 1, 1)));
+    Engine engine(model_, with(options(chunk, 1, 1)));
     expect_equal(solitary(engine, texts[0]), expected, "chunk " + std::to_string(chunk) + ", 1 thread");
   }
-  Engine one(model, with(options(1, 1, 2)));
+  Engine one(model_, with(options(1, 1, 2)));
   expect_equal(solitary(one, texts[0]), expected, "decode: one token a call");
   EXPECT_NE(one.backend().route(), prefill_route) << "both sides ran the same kernels: nothing was compared";
   for (const auto& [kernel, times] : one.backend().route())
     if (kernel.starts_with("matmul")) EXPECT_FALSE(prefill_route.contains(kernel)) << kernel;
 
-  Engine five(model, with(options(512, 5, 2)));
+  Engine five(model_, with(options(512, 5, 2)));
   const Hashes together = batched(five, texts);
   for (size_t s = 0; s < texts.size(); ++s)
     expect_equal(of_sequence(together, static_cast<int32_t>(s)), solitary(whole, texts[s]),
@@ -139,26 +147,14 @@ TEST_P(SameBits, ChunkPhaseBatchAndThreads) {
 
 /// The AVX-512, AVX2 and portable paths give the same bits (those that this machine has).
 TEST_P(SameBits, InstructionSets) {
-  const Mode mode = GetParam();
-  const test::TemporaryFolder folder;
-  SynthOptions synth;
-  synth.dim = 256;
-  synth.ffn_dim = 512;
-  synth.kv_heads = 2;
-  synth.vocab = kVocab;
-  synth.type = mode.type;
-  synthesise(synth, folder / "m.gguf", 2);
-  const auto model = ModelFile::open(folder / "m.gguf");
   const auto ids = test::random_tokens(150, kVocab, 9);
   std::map<std::string, Hashes> seen;
   for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
     if (isa < best_isa()) continue;  // the enumeration goes from the best down
     for (const int64_t chunk : {1, 64}) {
-      auto o = options(chunk, 1, 2);
+      auto o = with(options(chunk, 1, 2));
       o.backend.isa = isa;
-      o.backend.weights = mode.weights;
-      o.backend.activations = mode.activations;
-      Engine engine(model, o);
+      Engine engine(model_, o);
       const Hashes hashes = solitary(engine, ids);
       const std::string name = std::string(name_of(isa)) + " chunk " + std::to_string(chunk);
       for (const auto& [kernel, times] : engine.backend().route())
