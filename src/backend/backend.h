@@ -19,13 +19,11 @@
 #include <string_view>
 #include <vector>
 
+#include "backend/arithmetic.h"
+#include "backend/stages.h"
 #include "quant/types.h"
 
 namespace greta {
-
-enum class KvType { f16, bf16, f32, f64 };  ///< f64: the reference's own
-enum class WeightMode { stored, f32, int8 };
-enum class Activations { bits16, bits8 };  ///< numerics.md section 3; only for integer weights on the CPU
 
 /// Keys and values lie in pages of this many consecutive positions, aligned to absolute position. It is also
 /// the attention split: a softmax is merged split by split in ascending order.
@@ -116,6 +114,16 @@ struct RopeSpec {
 
 enum class Activation { silu, gelu_tanh };
 
+/// Which call of the forward pass an operator serves, as the pass itself sees it: for reports, and for those
+/// who look on from outside (bisect). It steers nothing. Row i of the call is batch row batch_rows[i], or i.
+struct Site {
+  int layer = kNoLayer;
+  Stage stage = Stage::embed_out;  ///< that the call leaves (the first of several)
+  const BatchView* batch = nullptr;
+  const int32_t* batch_rows = nullptr;
+  int64_t batch_row(int64_t i) const { return batch_rows == nullptr ? i : batch_rows[i]; }
+};
+
 // ---- arguments, one struct an operator
 // ---------------------------------------------------------------------------
 
@@ -125,6 +133,7 @@ struct EmbedArgs {
   const Weight* table = nullptr;
   double scale = 1.0;
   View out;
+  Site site;
 };
 
 /// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
@@ -134,6 +143,7 @@ struct RmsnormArgs {
   const Weight* weight = nullptr;
   float eps = 0.0f;
   View out;
+  Site site;
 };
 
 /// One product of a matmul call: out[r] = w x[r] (+ bias).
@@ -141,6 +151,7 @@ struct MatmulOutput {
   const Weight* weight = nullptr;
   const Weight* bias = nullptr;  ///< may be null; added last, one rounding
   View out;
+  Stage stage = Stage::logits;  ///< that it leaves (Site)
 };
 
 /// Up to three products that read the same rows (q, k and v; gate and up): one call, one reading of x.
@@ -149,6 +160,7 @@ struct MatmulArgs {
   View x;
   std::array<MatmulOutput, 3> outputs;
   int count = 1;
+  Site site;
 };
 
 /// q_out = rotate(q); the cache's rows of this layer = (rotate(k), v), rounded to the cache's type.
@@ -161,6 +173,7 @@ struct RopeArgs {
   View v;
   View q_out;
   KvLayer cache;
+  Site site;
 };
 
 /// out[r, h] = sum_j softmax_j(scale * q[r, h] . k[j]) v[j] over the keys j = 0 .. position[r] of row r's
@@ -172,6 +185,7 @@ struct AttentionArgs {
   View q;
   KvLayer cache;
   View out;
+  Site site;
 };
 
 /// out = a + b. out may be a.
@@ -180,6 +194,7 @@ struct AddArgs {
   View a;
   View b;
   View out;
+  Site site;
 };
 
 /// out = activation(gate) * up. out may be gate.
@@ -189,6 +204,7 @@ struct GluArgs {
   View gate;
   View up;
   View out;
+  Site site;
 };
 
 /// out[i] = x[rows[i]]: a wire, it moves bits.
@@ -196,6 +212,7 @@ struct GatherArgs {
   std::span<const int32_t> rows;
   View x;
   View out;
+  Site site;
 };
 
 // ---- the table
@@ -211,7 +228,9 @@ class Backend {
   virtual std::string description()
       const = 0;  ///< with instruction set, threads, activation and KV mode, for the log
   virtual size_t element_bytes() const = 0;  ///< of activations: 4, the reference's 8
-  virtual KvType kv_type() const = 0;
+  /// How its operators round: what a judge must know of it.
+  virtual const Arithmetic& arithmetic() const = 0;
+  KvType kv_type() const { return arithmetic().kv_type; }
 
   /// The capability query, asked by the plan before anything is allocated: nothing, or why this backend
   /// cannot use such a tensor and what would help.
@@ -237,6 +256,13 @@ class Backend {
   /// The cache's own values of batch row `row`: [kv_heads * head_dim].
   virtual void read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
                        double* out) const = 0;
+  /// Puts them there (replay): the opposite of read_kv.
+  virtual void write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+                        const double* in) = 0;
+
+  /// The operators without the wiring around them: what a replay calls. A backend is its own; whoever stands
+  /// between the forward pass and a backend (planted faults) names what is below.
+  virtual Backend& operators() { return *this; }
 
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rmsnorm(const RmsnormArgs& args) = 0;
@@ -249,8 +275,9 @@ class Backend {
 
   /// Kernels that ran since reset_route(), by name, with how often: recorded where a kernel is entered, never
   /// derived from options.
-  const std::map<std::string, uint64_t, std::less<>>& route() const { return route_; }
-  void reset_route() { route_.clear(); }
+  using Route = std::map<std::string, uint64_t, std::less<>>;
+  virtual const Route& route() const { return route_; }
+  virtual void reset_route() { route_.clear(); }
 
  protected:
   void ran(std::string_view kernel) {
@@ -263,7 +290,7 @@ class Backend {
   }
 
  private:
-  std::map<std::string, uint64_t, std::less<>> route_;
+  Route route_;
 };
 
 enum class Isa { automatic, avx512, avx2, portable };

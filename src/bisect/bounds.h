@@ -29,10 +29,7 @@ double worst_ratio(const Judged& judged, std::span<const double> got);
 
 double gamma(double roundings, double u = 0x1p-24);
 
-/// How activations are rounded before integer weights meet them; the judge's own statement of numerics.md
-/// section 3.
-enum class OperandRounding { none, bits16, bits8 };
-/// The row as the matmul sees it, exactly.
+/// The row as the matmul sees it, exactly: the judge's own statement of numerics.md section 3.
 std::vector<double> rounded_operand(std::span<const double> x, OperandRounding rounding);
 
 /// Bias may be empty. d: roundings that a product passes through in the kernel's order (the backend states

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "decoder/stages.h"
+#include "backend/stages.h"
 
 namespace greta {
 

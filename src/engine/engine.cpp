@@ -36,7 +36,8 @@ Plan Engine::plan(const ModelFile& model, const Backend& backend, const EngineOp
 
 Engine::Engine(const ModelFile& model, const EngineOptions& options, const Progress& progress)
     : options_(options),
-      backend_(make_backend(options.device, options.backend)),
+      backend_(options.between ? options.between(make_backend(options.device, options.backend))
+                               : make_backend(options.device, options.backend)),
       plan_(plan(model, *backend_, options)) {
   if (options.chunk < 1 || options.sequences < 1)
     fail("--chunk {} with {} sequences: both must be at least 1", options.chunk, options.sequences);

@@ -33,6 +33,8 @@ struct EngineOptions {
   bool all_logits =
       false;  ///< room for the logits of every row of a call (traces, tests), not one a sequence
   std::string expect;
+  /// Puts something between the forward pass and the backend (bisect's planted faults).
+  std::function<std::unique_ptr<Backend>(std::unique_ptr<Backend>)> between;
 };
 
 /// New tokens of one sequence in one call.

@@ -20,8 +20,9 @@ class FakeWeight : public Weight {
 /// Matrices are copied (at `resident_per_weight` bytes an element), embeddings and vectors stay in the file.
 class FakeBackend : public Backend {
  public:
+  FakeBackend() { plain.kv_type = KvType::f16; }
   uint64_t available = uint64_t{1} << 40;
-  KvType kv = KvType::f16;
+  PlainArithmetic plain{0x1p-24};
   uint64_t resident_per_weight = 1;
   uint64_t scratch_per_row = 0;
   std::set<quant::Type> refused;
@@ -31,7 +32,7 @@ class FakeBackend : public Backend {
   std::string name() const override { return "fake"; }
   std::string description() const override { return "fake (no arithmetic)"; }
   size_t element_bytes() const override { return 4; }
-  KvType kv_type() const override { return kv; }
+  const Arithmetic& arithmetic() const override { return plain; }
   std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t, int64_t) const override {
     if (use == WeightUse::vector || !refused.contains(type)) return std::nullopt;
     return "convert the file, or use --weights int8";
@@ -40,7 +41,8 @@ class FakeBackend : public Backend {
     return use == WeightUse::matmul ? static_cast<uint64_t>(rows * cols) * resident_per_weight : 0;
   }
   uint64_t kv_page_bytes(int kv_heads, int head_dim) const override {
-    return uint64_t{kKvPage} * static_cast<uint64_t>(kv_heads * head_dim) * (kv == KvType::f32 ? 4 : 2);
+    return uint64_t{kKvPage} * static_cast<uint64_t>(kv_heads * head_dim) *
+           (plain.kv_type == KvType::f32 ? 4 : 2);
   }
   uint64_t scratch_bytes(int64_t rows, int64_t) const override {
     return static_cast<uint64_t>(rows) * scratch_per_row;
@@ -66,6 +68,7 @@ class FakeBackend : public Backend {
   void read(const View&, int64_t, int64_t, double*) const override { unused(); }
   void write(const View&, int64_t, int64_t, const double*) override { unused(); }
   void read_kv(const KvLayer&, KvPart, const BatchView&, int64_t, double*) const override { unused(); }
+  void write_kv(const KvLayer&, KvPart, const BatchView&, int64_t, const double*) override { unused(); }
   void embed(const EmbedArgs&) override { unused(); }
   void rmsnorm(const RmsnormArgs&) override { unused(); }
   void matmul(const MatmulArgs&) override { unused(); }

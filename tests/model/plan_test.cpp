@@ -420,7 +420,7 @@ TEST(PlanMemory, ExactlyEnoughIsEnough) {
 TEST(PlanMemory, EveryOptionThatHelpsAloneIsNamedAndHelps) {
   const auto file = SmallFile().open();
   FakeBackend backend;
-  backend.kv = KvType::f32;
+  backend.plain.kv_type = KvType::f32;
   backend.scratch_per_row = 4096;
   const auto request = memory_request(512, 64, 8);
   const auto memory = make_plan(file, backend, request).memory;
@@ -437,7 +437,7 @@ TEST(PlanMemory, EveryOptionThatHelpsAloneIsNamedAndHelps) {
   EXPECT_THAT(problems(file, backend, memory_request(context, 64, 8)), IsEmpty());
   EXPECT_THAT(problems(file, backend, memory_request(512, 64, batch)), IsEmpty());
   EXPECT_THAT(problems(file, backend, memory_request(512, chunk, 8)), IsEmpty());
-  backend.kv = KvType::f16;
+  backend.plain.kv_type = KvType::f16;
   EXPECT_THAT(problems(file, backend, request), IsEmpty());
 }
 

@@ -9,6 +9,7 @@
 #include "backend/cpu/cpu_matmul.h"
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/memory.h"
+#include "backend/cpu/rounding.h"
 #include "backend/cpu/weights.h"
 #include "base/checked.h"
 #include "base/error.h"
@@ -72,7 +73,8 @@ class CpuBackend : public Backend {
         element_(element_of(options.kv_type)),
         element_bytes_(element_ == kF32 ? 4 : 2),
         matmul_(kernels_, pool_, options.activations == Activations::bits8),
-        attention_(kernels_, pool_, element_, element_bytes_) {
+        attention_(kernels_, pool_, element_, element_bytes_),
+        arithmetic_(options.weights, options.activations, options.kv_type) {
     name_routes();
   }
 
@@ -86,7 +88,7 @@ class CpuBackend : public Backend {
                        options_.activations == Activations::bits8 ? 8 : 16, kKv[element_]);
   }
   size_t element_bytes() const override { return sizeof(float); }
-  KvType kv_type() const override { return options_.kv_type; }
+  const Arithmetic& arithmetic() const override { return arithmetic_; }
 
   std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows,
                                      int64_t cols) const override {
@@ -124,6 +126,8 @@ class CpuBackend : public Backend {
   }
   void read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
                double* out) const override;
+  void write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+                const double* in) override;
 
   void embed(const EmbedArgs& args) override;
   void rmsnorm(const RmsnormArgs& args) override;
@@ -160,6 +164,7 @@ class CpuBackend : public Backend {
   Arena arena_;
   Matmul matmul_;
   Attention attention_;
+  CpuArithmetic arithmetic_;
   std::vector<float> rope_table_;  ///< [rows][2][dims / 2] cos, sin
   std::map<std::string, std::string, std::less<>> routes_;
   std::array<std::array<std::string, 2>, 64> matmul_routes_;  ///< [type number][one token, tile]
@@ -203,6 +208,24 @@ void CpuBackend::read_kv(const KvLayer& cache, KvPart part, const BatchView& bat
         uint16_t bits;
         std::memcpy(&bits, p, 2);
         *out++ = element_ == kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+      }
+    }
+  }
+}
+
+void CpuBackend::write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+                          const double* in) {
+  std::byte* at = element_at(cache, part, batch, row);
+  const int64_t stride = part == KvPart::k ? kKvPage : 1;
+  for (int head = 0; head < cache.kv_heads; ++head) {
+    for (int d = 0; d < cache.head_dim; ++d) {
+      std::byte* p = at + (int64_t{head} * kKvPage * cache.head_dim + d * stride) * element_bytes_;
+      const auto value = static_cast<float>(*in++);
+      if (element_ == kF32) {
+        std::memcpy(p, &value, 4);
+      } else {
+        const uint16_t bits = element_ == kF16 ? f32_to_f16(value) : f32_to_bf16(value);
+        std::memcpy(p, &bits, 2);
       }
     }
   }

@@ -84,4 +84,22 @@ int matmul_roundings(quant::Type type, int64_t k, Activations /*activations: one
   return static_cast<int>(format.minima ? 2 * sub_blocks + 1 : sub_blocks) + 1 + 1;
 }
 
+CpuArithmetic::CpuArithmetic(WeightMode weight_mode, Activations activations, KvType kv)
+    : activations_(activations) {
+  weights = weight_mode;
+  kv_type = kv;
+}
+
+MatmulArithmetic CpuArithmetic::matmul(quant::Type file_type, int64_t k) const {
+  const auto resident = weights == WeightMode::stored ? file_type
+                        : weights == WeightMode::int8 ? quant::Type::Q8_0
+                                                      : quant::Type::F32;
+  const auto operand = sub_block(resident) == 0              ? OperandRounding::none
+                       : activations_ == Activations::bits16 ? OperandRounding::bits16
+                                                             : OperandRounding::bits8;
+  return {operand, matmul_roundings(resident, k, activations_)};
+}
+
+int CpuArithmetic::rmsnorm_roundings(int64_t n) const { return static_cast<int>(ceil_div(n, kLanes)) + 5; }
+
 }  // namespace greta::cpu

@@ -45,4 +45,21 @@ int matmul_roundings(quant::Type type, int64_t k, Activations activations);
 /// Elements of K that an integer type sums exactly: 16 or 32. 0 for float types.
 int sub_block(quant::Type type);
 
+/// The cpu backend's arithmetic, for its judge. Sums of squares run over 16 lanes, then a tree of 4 and the
+/// division by n; scores are a chain over head_dim, then the scale; a p_j v_j passes the chain over the keys
+/// after it and, at every split, the rescaling of what came before.
+class CpuArithmetic : public Arithmetic {
+ public:
+  CpuArithmetic(WeightMode weight_mode, Activations activations, KvType kv);
+  MatmulArithmetic matmul(quant::Type file_type, int64_t k) const override;
+  int rmsnorm_roundings(int64_t n) const override;
+  int score_roundings(int64_t head_dim) const override { return static_cast<int>(head_dim) + 2; }
+  int value_roundings(int64_t keys, int64_t splits) const override {
+    return static_cast<int>(2 * (keys + 3 * splits)) + 2;
+  }
+
+ private:
+  Activations activations_;
+};
+
 }  // namespace greta::cpu

@@ -87,7 +87,7 @@ class ReferenceBackend : public Backend {
     return fmt::format("reference (FP64 plain loops, FP64 cache, {} threads)", pool_.size());
   }
   size_t element_bytes() const override { return sizeof(double); }
-  KvType kv_type() const override { return KvType::f64; }
+  const Arithmetic& arithmetic() const override { return arithmetic_; }
 
   std::optional<std::string> refuses(WeightUse, quant::Type, int64_t, int64_t) const override {
     return std::nullopt;
@@ -123,6 +123,13 @@ class ReferenceBackend : public Backend {
     const double* from = cache_row(part == KvPart::k ? cache.k : cache.v, cache, batch, batch.sequences[row],
                                    batch.positions[row]);
     std::copy_n(from, int64_t{cache.kv_heads} * cache.head_dim, out);
+  }
+
+  void write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+                const double* in) override {
+    std::copy_n(in, int64_t{cache.kv_heads} * cache.head_dim,
+                cache_row(part == KvPart::k ? cache.k : cache.v, cache, batch, batch.sequences[row],
+                          batch.positions[row]));
   }
 
   void embed(const EmbedArgs& a) override {
@@ -286,6 +293,7 @@ class ReferenceBackend : public Backend {
 
  private:
   ThreadPool pool_;
+  PlainArithmetic arithmetic_{0x1p-53};
 };
 
 }  // namespace

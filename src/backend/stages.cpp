@@ -1,4 +1,4 @@
-#include "decoder/stages.h"
+#include "backend/stages.h"
 
 #include <fmt/format.h>
 

@@ -1,0 +1,60 @@
+#pragma once
+// How a device's operators round, in numbers: what its judge needs for an operator's error bound
+// (bisect/bounds.h) and may not learn from the kernels. d is the most roundings that any product passes
+// through in the kernel's fixed order.
+#include <cstdint>
+
+#include "quant/types.h"
+
+namespace greta {
+
+enum class KvType { f16, bf16, f32, f64 };  ///< f64: the reference's own
+enum class WeightMode { stored, f32, int8 };
+enum class Activations { bits16, bits8 };  ///< numerics.md section 3; only for integer weights on the CPU
+
+/// How activations are rounded before integer weights meet them (numerics.md section 3).
+enum class OperandRounding { none, bits16, bits8 };
+
+struct MatmulArithmetic {
+  OperandRounding operand = OperandRounding::none;
+  int roundings = 0;  ///< d
+};
+
+class Arithmetic {
+ public:
+  virtual ~Arithmetic() = default;
+  double unit = 0x1p-24;        ///< u: 2^-24 for FP32 rounded to nearest, 2^-53 for FP64
+  double angle_unit = 0x1p-53;  ///< relative error of a rotary angle, in which cos and sin are then taken
+  double exp_ulps = 2.0;
+  double activation_ulps = 3.0;  ///< of silu and gelu
+  WeightMode weights = WeightMode::stored;
+  KvType kv_type = KvType::f16;
+
+  virtual MatmulArithmetic matmul(quant::Type file_type, int64_t k) const = 0;
+  virtual int rmsnorm_roundings(int64_t n) const = 0;       ///< of the sum of squares
+  virtual int score_roundings(int64_t head_dim) const = 0;  ///< of one score
+  virtual int value_roundings(int64_t keys,
+                              int64_t splits) const = 0;  ///< of one p_j v_j, every rescaling too
+};
+
+/// Any order of addition in one precision, nothing else rounded: the reference (2^-53), and other programs'
+/// traces.
+class PlainArithmetic : public Arithmetic {
+ public:
+  explicit PlainArithmetic(double u) {
+    unit = u;
+    angle_unit = u;
+    kv_type = u < 0x1p-30 ? KvType::f64 : KvType::f32;
+    exp_ulps = activation_ulps = 8.0;
+  }
+  MatmulArithmetic matmul(quant::Type, int64_t k) const override {
+    return {OperandRounding::none, static_cast<int>(k) + 1};
+  }
+  int rmsnorm_roundings(int64_t n) const override { return static_cast<int>(n) + 4; }
+  int score_roundings(int64_t head_dim) const override { return static_cast<int>(head_dim) + 2; }
+  int value_roundings(int64_t keys, int64_t splits) const override {
+    return static_cast<int>(2 * (keys + 3 * splits)) + 4;
+  }
+};
+
+}  // namespace greta
