@@ -1,0 +1,134 @@
+#pragma once
+// Inside the fault catalogue: what all planted faults share. They find their call by its Site, compute the
+// wrong rows from the right operator (other arguments, or an edit on the host), and log what they did.
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bisect/faults.h"
+#include "bisect/interposer.h"
+
+namespace greta {
+
+/// Rows in a buffer of our own; null data where nothing is logged.
+struct Scratch {
+  std::unique_ptr<Buffer> buffer;
+  View view;
+};
+
+/// Keys and values in pages of our own, with room for positions 0 .. the last of every sequence in `like`.
+class ScratchCache {
+ public:
+  ScratchCache(Backend& backend, const KvLayer& shape, const BatchView& like);
+  const KvLayer& layer() const { return layer_; }
+  const BatchView& batch() const { return batch_; }  ///< the rows of `like`, on these pages
+
+ private:
+  std::vector<int32_t> pages_;
+  std::unique_ptr<Buffer> k_, v_;
+  KvLayer layer_;
+  BatchView batch_;
+};
+
+/// Position `position` of the sequence of row `row`, as a batch of its own on the same pages.
+class OnePosition {
+ public:
+  OnePosition(const BatchView& batch, int64_t row, int64_t position);
+  OnePosition(const OnePosition&) = delete;
+  OnePosition& operator=(const OnePosition&) = delete;
+  const BatchView& batch() const { return batch_; }
+
+ private:
+  int32_t token_, position_, sequence_;
+  BatchView batch_;
+};
+
+/// Last position of each sequence in a call, -1 where it has no row: [sequence_count].
+std::vector<int64_t> last_positions(const BatchView& batch);
+
+/// The planted call and the log, for kernel, call and data faults alike.
+class FaultyBackend : public Interposer {
+ public:
+  FaultyBackend(std::unique_ptr<Backend> backend, const Plant& plant, const HParams& hp)
+      : Interposer(std::move(backend)), plant_(plant), hp_(hp) {}
+  /// Where the planted stage is v: logs the cache's values that follow from the two v rows (finish()).
+  void rope(const RopeArgs& args) override;
+
+ protected:
+  /// The planted layer, in the planted phase, and (one_token) with the planted position in it.
+  bool here(const Site& site, int64_t rows) const;
+  bool here(const Site& site, int64_t rows, Stage stage) const {
+    return stage == plant_.stage && here(site, rows);
+  }
+  /// Which output of a matmul call is the planted one.
+  std::optional<size_t> planted_output(const MatmulArgs& args) const;
+  /// The call's row of the planted position of sequence 0.
+  std::optional<int64_t> planted_row(const Site& site, int64_t rows) const;
+
+  Scratch scratch(int64_t rows, int64_t width);
+  /// What run(view) leaves in a scratch buffer, if anything is logged.
+  template <class Run>
+  Scratch healthy(int64_t rows, int64_t width, const Run& run) {
+    if (!recording()) return {};
+    Scratch out = scratch(rows, width);
+    run(out.view);
+    return out;
+  }
+  /// A matmul's planted output alone.
+  Scratch healthy_product(const MatmulArgs& args, const MatmulOutput& output);
+  std::vector<double> row_of(const View& view, int64_t row) const;
+  std::vector<double> cached_row(const KvLayer& cache, KvPart part, const BatchView& batch,
+                                 int64_t row) const;
+
+  /// Logs the rows that differ. A product that leaves v is kept until rope has rounded it into the cache.
+  void finish(const Site& site, Stage stage, Scratch right, const View& wrong, int64_t rows);
+  void log_cached(const Site& site, Stage stage, const ScratchCache& right, const KvLayer& wrong);
+  void log_row(const Site& site, Stage stage, int64_t row, std::vector<double> right,
+               std::vector<double> wrong);
+
+  bool recording() const { return plant_.log->recording; }
+  bool is(std::string_view id) const { return plant_.info->id == id; }
+
+  const Plant plant_;
+  const HParams hp_;
+
+ private:
+  Scratch healthy_v_;
+};
+
+/// A fault in an operator: whoever repeats the call meets it again.
+class KernelFault : public FaultyBackend {
+ public:
+  using FaultyBackend::FaultyBackend;
+  Backend& operators() override { return *this; }
+};
+
+/// A fault in what an operator is handed: a repeated call has the right arguments.
+class CallFault : public FaultyBackend {
+ public:
+  using FaultyBackend::FaultyBackend;
+};
+
+/// Random bits of a plant: a function of its seed and `what`.
+uint64_t plant_bits(const Plant& plant, uint64_t what);
+
+using FaultMaker = std::unique_ptr<Backend> (*)(std::unique_ptr<Backend> backend, const Plant& plant,
+                                                const HParams& hp);
+/// Of a fault of the catalogue; null where it stands in no backend.
+FaultMaker maker_of(const FaultInfo& info);
+
+std::unique_ptr<Backend> make_edit_fault(std::unique_ptr<Backend> backend, const Plant& plant,
+                                         const HParams& hp);
+std::unique_ptr<Backend> make_weight_fault(std::unique_ptr<Backend> backend, const Plant& plant,
+                                           const HParams& hp);
+std::unique_ptr<Backend> make_attention_fault(std::unique_ptr<Backend> backend, const Plant& plant,
+                                              const HParams& hp);
+std::unique_ptr<Backend> make_argument_fault(std::unique_ptr<Backend> backend, const Plant& plant,
+                                             const HParams& hp);
+std::unique_ptr<Backend> make_call_fault(std::unique_ptr<Backend> backend, const Plant& plant,
+                                         const HParams& hp);
+std::unique_ptr<Backend> make_race_fault(std::unique_ptr<Backend> backend, const Plant& plant,
+                                         const HParams& hp);
+
+}  // namespace greta

@@ -1,0 +1,363 @@
+// Every fault that bisect must find. Most of them cost somebody days.
+#include "bisect/fault_base.h"
+
+namespace greta {
+namespace {
+
+using Stages = std::vector<Stage>;
+
+const Stages kMatmuls = {Stage::q_pre_rope, Stage::k_pre_rope, Stage::v,       Stage::attn_proj,
+                         Stage::ffn_gate,   Stage::ffn_up,     Stage::mlp_out, Stage::logits};
+const Stages kLayerMatmuls = {Stage::q_pre_rope, Stage::k_pre_rope, Stage::v,      Stage::attn_proj,
+                              Stage::ffn_gate,   Stage::ffn_up,     Stage::mlp_out};
+/// All but residual_pre_attn, which no operator makes.
+const Stages kAny = {Stage::embed_out,   Stage::attn_norm,
+                     Stage::q_pre_rope,  Stage::k_pre_rope,
+                     Stage::v,           Stage::q_post_rope,
+                     Stage::k_post_rope, Stage::attn_out,
+                     Stage::attn_proj,   Stage::residual_post_attn,
+                     Stage::ffn_norm,    Stage::ffn_gate,
+                     Stage::ffn_up,      Stage::ffn_act,
+                     Stage::mlp_out,     Stage::residual_post_mlp,
+                     Stage::final_norm,  Stage::logits};
+
+constexpr auto kKernel = Planted::kernel;
+constexpr auto kCall = Planted::call;
+constexpr auto kOperator = FaultKind::operator_;
+constexpr auto kWire = FaultKind::wire;
+constexpr auto kInput = FaultKind::input;
+constexpr bool kOneToken = true;
+
+const FaultNeeds kNothing = {};
+const FaultNeeds kDecode = {.decode = true, .tokens = 2};
+const FaultNeeds kPrefill = {.prefill = true, .tokens = 2};
+const FaultNeeds kTwoTokens = {.tokens = 2};
+const FaultNeeds kQuantised = {.quantised = true};
+const FaultNeeds kGrouped = {.tokens = 2, .grouped = true};
+
+/// How each is made: by the operators that it stands in.
+struct Entry {
+  FaultInfo info;
+  FaultMaker make = nullptr;
+};
+
+/// Faults in one operator's kernel.
+std::vector<Entry> kernel_faults() {
+  return {
+      {{"embed-transposed", "embedding read column-major", kKernel, kOperator, {Stage::embed_out}, kNothing},
+       make_weight_fault},
+      {{"embed-scale", "the embedding's scale is left out", kKernel, kOperator, {Stage::embed_out}, kNothing},
+       make_argument_fault},
+      {{"norm-eps", "eps 1e-2", kKernel, kOperator, {Stage::attn_norm}, kNothing}, make_argument_fault},
+      {{"norm-weight-offset",
+        "norm weights taken one element off",
+        kKernel,
+        kOperator,
+        {Stage::attn_norm, Stage::ffn_norm, Stage::final_norm},
+        kNothing},
+       make_weight_fault},
+      {{"gqa-stride",
+        "K and V strided by heads instead of kv_heads",
+        kKernel,
+        kOperator,
+        {Stage::attn_out},
+        kGrouped},
+       make_attention_fault},
+      {{"gqa-group",
+        "query head h reads kv head h % kv_heads",
+        kKernel,
+        kOperator,
+        {Stage::attn_out},
+        {.tokens = 1, .grouped = true}},
+       make_attention_fault},
+      {{"v-head-swap",
+        "values of the first two kv heads exchanged",
+        kKernel,
+        kOperator,
+        {Stage::attn_out},
+        kNothing},
+       make_attention_fault},
+      {{"rope-half",
+        "half-split rotation on adjacent-pair weights (or the other way round)",
+        kKernel,
+        kOperator,
+        {Stage::q_post_rope},
+        kTwoTokens},
+       make_argument_fault},
+      {{"rope-base", "ten times the frequency base", kKernel, kOperator, {Stage::q_post_rope}, kTwoTokens},
+       make_argument_fault},
+      {{"rope-scaling-dropped",
+        "rotary frequencies without the model's scaling",
+        kKernel,
+        kOperator,
+        {Stage::q_post_rope},
+        kTwoTokens},
+       make_argument_fault},
+      {{"rope-k-skip",
+        "keys are cached without rotation",
+        kKernel,
+        kOperator,
+        {Stage::k_post_rope},
+        kTwoTokens},
+       make_argument_fault},
+      {{"seq-len",
+        "attention sees pos instead of pos + 1 keys",
+        kKernel,
+        kOperator,
+        {Stage::attn_out},
+        kDecode},
+       make_attention_fault},
+      {{"mask",
+        "causal mask off by one: the next position's key is seen",
+        kKernel,
+        kOperator,
+        {Stage::attn_out},
+        kPrefill},
+       make_attention_fault},
+      {{"softmax-scale",
+        "1/sqrt(dim) instead of 1/sqrt(head_dim)",
+        kKernel,
+        kOperator,
+        {Stage::attn_out},
+        kTwoTokens},
+       make_attention_fault},
+      {{"residual-drop",
+        "one row's sum is the branch without the residual",
+        kKernel,
+        kOperator,
+        {Stage::residual_post_attn},
+        kNothing,
+        kOneToken},
+       make_argument_fault},
+      {{"act-kind", "gelu for silu (or the other way round)", kKernel, kOperator, {Stage::ffn_act}, kNothing},
+       make_argument_fault},
+  };
+}
+
+/// Faults in a product's kernel, or in any.
+std::vector<Entry> product_faults() {
+  return {
+      {{"wq-transposed",
+        "wq read as if stored [in][out], in prefill",
+        kKernel,
+        kOperator,
+        {Stage::q_pre_rope},
+        kPrefill},
+       make_weight_fault},
+      {{"wk-transposed",
+        "wk read as if stored [in][out], in prefill",
+        kKernel,
+        kOperator,
+        {Stage::k_pre_rope},
+        kPrefill},
+       make_weight_fault},
+      {{"wv-transposed",
+        "wv read as if stored [in][out], in prefill",
+        kKernel,
+        kOperator,
+        {Stage::v},
+        kPrefill},
+       make_weight_fault},
+      {{"wo-transposed",
+        "wo read as if stored [in][out], in prefill",
+        kKernel,
+        kOperator,
+        {Stage::attn_proj},
+        kPrefill},
+       make_weight_fault},
+      {{"lmhead-layout",
+        "output head read as if stored [in][out]",
+        kKernel,
+        kOperator,
+        {Stage::logits},
+        kNothing},
+       make_weight_fault},
+      {{"tile-swap",
+        "rows and columns swapped inside each 16x16 tile of a call of more than 32 rows",
+        kKernel,
+        kOperator,
+        kLayerMatmuls,
+        {.prefill = true, .tokens = 33}},
+       make_edit_fault},
+      {{"batch-row", "a call's last row is given its neighbour's product", kKernel, kOperator, kLayerMatmuls,
+        kPrefill},
+       make_edit_fault},
+      {{"quant-nibble", "low and high nibbles exchanged in the unpacking", kKernel, kOperator, kMatmuls,
+        kQuantised},
+       make_weight_fault},
+      {{"quant-scale", "one block's scale doubled in the unpacking", kKernel, kOperator, kMatmuls,
+        kQuantised},
+       make_weight_fault},
+      {{"int8-undivided", "the int8 scale is applied twice", kKernel, kOperator, kMatmuls, {.int8 = true}},
+       make_weight_fault},
+      {{"bias-dropped", "a product's bias is not added", kKernel, kOperator, kLayerMatmuls, {.bias = true}},
+       make_weight_fault},
+      {{"row-gain", "one output row x 1.01", kKernel, kOperator, kMatmuls, kNothing}, make_edit_fault},
+      {{"one-element", "one element of one token off by 2^-6 of its value", kKernel, kOperator, kAny,
+        kNothing, kOneToken},
+       make_edit_fault},
+      {{"f16-overflow",
+        "one token's accumulator saturates at f16's largest, its largest value past twice that",
+        kKernel,
+        kOperator,
+        {Stage::ffn_act, Stage::mlp_out},
+        kNothing,
+        kOneToken},
+       make_edit_fault},
+      {{"nan", "one NaN", kKernel, kOperator, kAny, kNothing, kOneToken}, make_edit_fault},
+      {{"logits-index",
+        "output index of at most 16 bits (fewer in a small vocabulary) wraps",
+        kKernel,
+        kOperator,
+        {Stage::logits},
+        kNothing},
+       make_edit_fault},
+  };
+}
+
+/// Faults of the engine around the operators. kv-stale is one: a lost write leaves the kernel's result right
+/// where it was computed, so that a repeated call has other bits than the run, each time the same.
+std::vector<Entry> call_faults() {
+  return {
+      {{"norm-input",
+        "norm is given the row of another token",
+        kCall,
+        kWire,
+        {Stage::attn_norm},
+        kTwoTokens,
+        kOneToken},
+       make_call_fault},
+      {{"rope-pos",
+        "q and k rotated for position + 1, stored where they belong",
+        kCall,
+        kWire,
+        {Stage::q_post_rope},
+        kDecode},
+       make_call_fault},
+      {{"kv-stale",
+        "one token's row of the cache is never written: zeros",
+        kCall,
+        kWire,
+        {Stage::k_post_rope, Stage::v},
+        kNothing,
+        kOneToken},
+       make_call_fault},
+      {{"kv-layer-base",
+        "attention is given layer 0's cache",
+        kCall,
+        kWire,
+        {Stage::attn_out},
+        {.layers = 2}},
+       make_call_fault},
+      {{"kv-page",
+        "one page of the cache is another sequence's (another of its own where it is alone)",
+        kCall,
+        kWire,
+        {Stage::attn_out},
+        {.tokens = kKvPage + 1}},
+       make_call_fault},
+      {{"kv-chunk",
+        "chunked prefill hands over no keys of earlier chunks",
+        kCall,
+        kWire,
+        {Stage::attn_out},
+        {.prefill = true, .tokens = 3, .chunks = 2}},
+       make_call_fault},
+      {{"residual-stale",
+        "add is given last step's residual",
+        kCall,
+        kWire,
+        {Stage::residual_post_mlp},
+        kDecode},
+       make_call_fault},
+      {{"gate-up-swap", "gate and up exchanged", kCall, kWire, {Stage::ffn_act}, kNothing}, make_call_fault},
+      {{"weight-layer",
+        "a product is given the weight of the layer before",
+        kCall,
+        kWire,
+        kLayerMatmuls,
+        {.layers = 2}},
+       make_call_fault},
+      {{"final-norm-skip",
+        "the head is given the residual before the final norm",
+        kCall,
+        kWire,
+        {Stage::logits},
+        kNothing},
+       make_call_fault},
+      {{"race", "a buffer is overwritten between write and read, sometimes", kCall, FaultKind::race, kAny,
+        kNothing, kOneToken},
+       make_race_fault},
+      {{"lost-copy", "a device copy is silently dropped", kCall, kWire, kAny, {.gpu = true}, kOneToken}},
+      {{"graph-frozen",
+        "a captured launch keeps an old pointer or offset",
+        kCall,
+        kWire,
+        kAny,
+        {.decode = true, .tokens = 2, .gpu = true},
+        kOneToken}},
+  };
+}
+
+/// Faults in what a run begins with.
+std::vector<Entry> input_faults() {
+  return {
+      {{"wrong-token",
+        "another token id enters at one position",
+        Planted::input,
+        kInput,
+        {Stage::embed_out},
+        kNothing,
+        kOneToken}},
+      {{"quant-nibble-data", "low and high nibbles exchanged in one resident tensor", Planted::data, kInput,
+        kMatmuls, kQuantised},
+       make_weight_fault},
+      {{"quant-scale-data", "one block's scale doubled in one resident tensor", Planted::data, kInput,
+        kMatmuls, kQuantised},
+       make_weight_fault},
+      {{"file-rows", "two rows of one tensor exchanged in the file", Planted::file, kInput, kMatmuls,
+        kNothing}},
+      {{"file-tensors",
+        "two layers' tensors exchanged in the file",
+        Planted::file,
+        kInput,
+        kLayerMatmuls,
+        {.layers = 2}}},
+      {{"file-block", "one block of one tensor changed in the file", Planted::file, kInput, kMatmuls,
+        kNothing}},
+      {{"file-metadata",
+        "one number of the file's metadata changed",
+        Planted::file,
+        kInput,
+        {Stage::attn_norm, Stage::q_post_rope},
+        kTwoTokens}},
+  };
+}
+
+struct Table {
+  std::vector<FaultInfo> infos;
+  std::vector<FaultMaker> makers;
+  Table() {
+    for (const auto& part : {kernel_faults(), product_faults(), call_faults(), input_faults()}) {
+      for (const Entry& entry : part) {
+        infos.push_back(entry.info);
+        makers.push_back(entry.make);
+      }
+    }
+  }
+};
+
+const Table& table() {
+  static const Table made;
+  return made;
+}
+
+}  // namespace
+
+std::span<const FaultInfo> fault_catalogue() { return table().infos; }
+
+FaultMaker maker_of(const FaultInfo& info) {
+  return table().makers[static_cast<size_t>(&info - table().infos.data())];
+}
+
+}  // namespace greta
