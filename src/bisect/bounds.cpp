@@ -11,8 +11,6 @@
 namespace greta {
 namespace {
 
-constexpr double kU = 0x1p-24;
-
 /// Results below FP32's normal range are rounded absolutely: half the smallest subnormal.
 constexpr double kSubnormal = 0x1p-150;
 
@@ -26,16 +24,13 @@ double scale16(double largest) {
   std::frexp(largest / 32639.0, &exponent);
   double scale = std::ldexp(1.0, exponent - 1);
   if (largest / scale > 32639.0) scale *= 2.0;
-  return scale;
+  return std::max(scale, 0x1p-125);
 }
 
-/// Nearest integer, ties to even, without the current rounding mode.
+/// Nearest integer, ties to even, of |x| < 2^51: the sum has no bits left behind the point.
 double nearest_even(double x) {
-  const double below = std::floor(x);
-  const double rest = x - below;
-  if (rest < 0.5) return below;
-  if (rest > 0.5) return below + 1.0;
-  return std::fmod(below, 2.0) == 0.0 ? below : below + 1.0;
+  constexpr double shift = 0x1.8p52;
+  return (x + shift) - shift;
 }
 
 void round_block8(std::span<const double> x, double largest, double* out) {
@@ -53,7 +48,7 @@ void round_block8(std::span<const double> x, double largest, double* out) {
 
 /// numerics.md: --weights int8 is Q8_0's arithmetic: f16 scale amax / 127, nearest even, a short last block
 /// padded.
-void quantise_int8(std::vector<float>& row) {
+void quantise_int8(std::span<float> row) {
   for (size_t begin = 0; begin < row.size(); begin += kBlock) {
     const size_t end = std::min(row.size(), begin + kBlock);
     float largest = 0.0f;
@@ -105,6 +100,10 @@ bool within(const Judged& judged, size_t i, double got) {
   return std::abs(got - judged.value[i]) <= judged.certain[i];
 }
 
+bool same_special(double expected, double got) {
+  return (std::isnan(expected) && std::isnan(got)) || (std::isinf(expected) && expected == got);
+}
+
 double worst_ratio(const Judged& judged, std::span<const double> got) {
   double worst = 0.0;
   for (size_t i = 0; i < got.size(); ++i) {
@@ -122,7 +121,16 @@ std::vector<double> rounded_operand(std::span<const double> x, OperandRounding r
   for (size_t begin = 0; begin < x.size(); begin += kBlock) {
     const auto block = x.subspan(begin, std::min<size_t>(kBlock, x.size() - begin));
     double largest = 0.0;
-    for (const double value : block) largest = std::max(largest, std::abs(value));
+    bool finite = true;
+    for (const double value : block) {
+      largest = std::max(largest, std::abs(value));
+      finite = finite && std::isfinite(value);
+    }
+    if (!finite) {  // its scale is NaN, and so is every product
+      std::fill_n(out.begin() + static_cast<std::ptrdiff_t>(begin), block.size(),
+                  std::numeric_limits<double>::quiet_NaN());
+      continue;
+    }
     if (rounding == OperandRounding::bits8) {
       round_block8(block, largest, out.data() + begin);
       continue;
@@ -134,27 +142,53 @@ std::vector<double> rounded_operand(std::span<const double> x, OperandRounding r
   return out;
 }
 
-JudgedWeight judged_weight(const WeightSource& source, int64_t row, WeightMode mode) {
+namespace {
+
+std::span<const std::byte> row_bytes(const WeightSource& source, int64_t row) {
   const auto& t = quant::traits(source.type);
-  const size_t row_bytes = static_cast<size_t>(source.cols / t.block * t.bytes);
-  const auto bytes = source.bytes.subspan(static_cast<size_t>(row) * row_bytes, row_bytes);
-  std::vector<float> values(static_cast<size_t>(source.cols));
-  quant::dequantize(source.type, bytes.data(), source.cols, values.data());
-  if (mode == WeightMode::int8) quantise_int8(values);
-  JudgedWeight judged{{values.begin(), values.end()}, {}};
-  judged.magnitude.resize(values.size());
-  for (size_t i = 0; i < values.size(); ++i) judged.magnitude[i] = std::abs(judged.value[i]);
+  const auto bytes = static_cast<size_t>(source.cols / t.block * t.bytes);
+  return source.bytes.subspan(static_cast<size_t>(row) * bytes, bytes);
+}
+
+}  // namespace
+
+void judged_row(const WeightSource& source, int64_t row, WeightMode mode, float* out) {
+  quant::dequantize(source.type, row_bytes(source, row).data(), source.cols, out);
+  if (mode == WeightMode::int8) quantise_int8({out, static_cast<size_t>(source.cols)});
+}
+
+bool judged_magnitudes(const WeightSource& source, int64_t row, WeightMode mode, float* out) {
   const auto field = minimum_field(source.type);
-  if (mode != WeightMode::stored || !field) return judged;
-  const auto products = dequantised_with_zeroed(source, bytes, field->minimum_offset);
-  const auto minima = dequantised_with_zeroed(source, bytes, field->scale_offset);
-  for (size_t i = 0; i < values.size(); ++i)
-    judged.magnitude[i] = std::abs(double{products[i]}) + std::abs(double{minima[i]});
+  if (mode == WeightMode::stored && field) {
+    const auto bytes = row_bytes(source, row);
+    const auto products = dequantised_with_zeroed(source, bytes, field->minimum_offset);
+    const auto minima = dequantised_with_zeroed(source, bytes, field->scale_offset);
+    for (size_t i = 0; i < products.size(); ++i) out[i] = std::abs(products[i]) + std::abs(minima[i]);
+    return true;
+  }
+  judged_row(source, row, mode, out);
+  for (int64_t i = 0; i < source.cols; ++i) out[i] = std::abs(out[i]);
+  return false;
+}
+
+JudgedWeight judged_weight(const WeightSource& source, int64_t row, WeightMode mode) {
+  std::vector<float> values(static_cast<size_t>(source.cols));
+  judged_row(source, row, mode, values.data());
+  JudgedWeight judged{{values.begin(), values.end()}, {}};
+  judged_magnitudes(source, row, mode, values.data());
+  judged.magnitude.assign(values.begin(), values.end());
   return judged;
 }
 
+// One rounding more than the kernel has: d q - m is rounded to FP32 in the judge's weights, not in a kernel
+// that adds the two apart.
+double product_bound(double magnitude, double value, int roundings, double u) {
+  return gamma(roundings + 1, u) * magnitude + u * std::abs(value) +
+         kSubnormal * static_cast<double>(roundings);
+}
+
 void judge_product(const JudgedWeight& weight, std::span<const double> operand, double bias, int roundings,
-                   double& value, double& certain) {
+                   double& value, double& certain, double u) {
   double sum = 0.0;
   double magnitude = 0.0;
   for (size_t k = 0; k < operand.size(); ++k) {
@@ -162,25 +196,24 @@ void judge_product(const JudgedWeight& weight, std::span<const double> operand, 
     magnitude += weight.magnitude[k] * std::abs(operand[k]);
   }
   value = sum + bias;
-  // One rounding more: d q - m is rounded to FP32 in `value`'s weights, not in the kernel that adds the two
-  // apart.
-  certain =
-      gamma(roundings + 1) * magnitude + kU * std::abs(value) + kSubnormal * static_cast<double>(roundings);
+  certain = product_bound(magnitude, value, roundings, u);
 }
 
-Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, float eps, int sum_roundings) {
+Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, float eps, int sum_roundings,
+                     double u) {
   double squares = 0.0;
   for (const double value : x) squares += value * value;
   const double factor = 1.0 / std::sqrt(squares / static_cast<double>(x.size()) + double{eps});
   Judged judged;
   for (size_t i = 0; i < x.size(); ++i) {
     judged.value.push_back(x[i] * factor * double{weight[i]});
-    judged.certain.push_back((sum_roundings / 2.0 + 5.0) * kU * std::abs(judged.value.back()) + kSubnormal);
+    judged.certain.push_back((sum_roundings / 2.0 + 5.0) * u * std::abs(judged.value.back()) + kSubnormal);
   }
   return judged;
 }
 
-Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double> head) {
+Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double> head, double u,
+                  double angle_unit) {
   Judged judged{{head.begin(), head.end()}, std::vector<double>(head.size(), 0.0)};
   for (int i = 0; i < rope.dims / 2; ++i) {
     const double angle = static_cast<double>(position) * rope.inv_freq[static_cast<size_t>(i)];
@@ -193,15 +226,22 @@ Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double
     const double b = head[second];
     judged.value[first] = a * c - b * s;
     judged.value[second] = a * s + b * c;
-    judged.certain[first] = 3 * kU * (std::abs(a * c) + std::abs(b * s)) + 2 * kSubnormal;
-    judged.certain[second] = 3 * kU * (std::abs(a * s) + std::abs(b * c)) + 2 * kSubnormal;
+    const double turned = 4 * angle_unit * std::abs(angle);
+    judged.certain[first] = 3 * u * (std::abs(a * c) + std::abs(b * s)) +
+                            turned * (std::abs(a * s) + std::abs(b * c)) + 2 * kSubnormal;
+    judged.certain[second] = 3 * u * (std::abs(a * s) + std::abs(b * c)) +
+                             turned * (std::abs(a * c) + std::abs(b * s)) + 2 * kSubnormal;
   }
   return judged;
 }
 
+double attention_relative(double delta, int value_roundings, double exp_ulps, double u) {
+  return std::expm1(2 * delta) + 4 * exp_ulps * u + gamma(value_roundings, u);
+}
+
 Judged judge_attention(std::span<const double> q, std::span<const double> keys,
                        std::span<const double> values, double scale, int score_roundings, int value_roundings,
-                       double exp_ulps) {
+                       double exp_ulps, double u) {
   const size_t width = q.size();
   const size_t count = keys.size() / width;
   std::vector<double> score(count);
@@ -216,12 +256,12 @@ Judged judge_attention(std::span<const double> q, std::span<const double> keys,
     largest = std::max(largest, score[j]);
     // The argument of exp: the score's own error, and the subtraction's rounding of s - m (|s - m| <= 2 max
     // |s|).
-    delta = std::max(delta, gamma(score_roundings) * magnitude + 2 * kU * std::abs(score[j]));
+    delta = std::max(delta, gamma(score_roundings, u) * magnitude + 2 * u * std::abs(score[j]));
   }
   double sum = 0.0;
   for (double& s : score) sum += s = std::exp(s - largest);
   Judged judged{std::vector<double>(width, 0.0), std::vector<double>(width, 0.0)};
-  const double relative = std::expm1(2 * delta) + 4 * exp_ulps * kU + gamma(value_roundings);
+  const double relative = attention_relative(delta, value_roundings, exp_ulps, u);
   for (size_t j = 0; j < count; ++j)
     for (size_t d = 0; d < width; ++d) {
       judged.value[d] += score[j] / sum * values[j * width + d];
@@ -232,22 +272,22 @@ Judged judge_attention(std::span<const double> q, std::span<const double> keys,
   return judged;
 }
 
-Judged judge_add(std::span<const double> a, std::span<const double> b) {
+Judged judge_add(std::span<const double> a, std::span<const double> b, double u) {
   Judged judged;
   for (size_t i = 0; i < a.size(); ++i) {
     judged.value.push_back(a[i] + b[i]);
-    judged.certain.push_back(kU * std::abs(judged.value.back()));
+    judged.certain.push_back(u * std::abs(judged.value.back()));
   }
   return judged;
 }
 
 Judged judge_glu(Activation activation, std::span<const double> gate, std::span<const double> up,
-                 double activation_ulps) {
+                 double activation_ulps, double u) {
   Judged judged;
   for (size_t i = 0; i < gate.size(); ++i) {
     const double x = gate[i];
     double y = 0.0;
-    double relative = (2 * activation_ulps + 1) * kU;
+    double relative = (2 * activation_ulps + 1) * u;
     switch (activation) {
       case Activation::silu:
         y = x / (1.0 + std::exp(-x));
@@ -255,8 +295,8 @@ Judged judge_glu(Activation activation, std::span<const double> gate, std::span<
       case Activation::gelu_tanh: {
         const double inner = 0.79788456080286535588 * (x + 0.044715 * x * x * x);
         y = 0.5 * x * (1.0 + std::tanh(inner));
-        relative += 8 * kU *
-                    std::abs(inner);  // y = x / (1 + exp(-2 inner)): the argument's relative error, amplified
+        relative +=
+            8 * u * std::abs(inner);  // y = x / (1 + exp(-2 inner)): the argument's relative error, amplified
         break;
       }
     }
@@ -266,24 +306,22 @@ Judged judge_glu(Activation activation, std::span<const double> gate, std::span<
   return judged;
 }
 
-void add_cache_rounding(Judged& judged, KvType type) {
-  double half_ulp = 0.0;
-  double subnormal = 0.0;
+double with_cache_rounding(double value, double certain, KvType type) {
   switch (type) {
     case KvType::f16:
-      half_ulp = 0x1p-11;
-      subnormal = 0x1p-25;
-      break;
+      return certain * (1 + 0x1p-11) + 0x1p-11 * std::abs(value) + 0x1p-25;
     case KvType::bf16:
-      half_ulp = 0x1p-8;
-      subnormal = 0x1p-134;
-      break;
+      return certain * (1 + 0x1p-8) + 0x1p-8 * std::abs(value) + 0x1p-134;
     case KvType::f32:
     case KvType::f64:
-      return;
+      break;
   }
+  return certain;
+}
+
+void add_cache_rounding(Judged& judged, KvType type) {
   for (size_t i = 0; i < judged.value.size(); ++i)
-    judged.certain[i] = judged.certain[i] * (1 + half_ulp) + half_ulp * std::abs(judged.value[i]) + subnormal;
+    judged.certain[i] = with_cache_rounding(judged.value[i], judged.certain[i], type);
 }
 
 }  // namespace greta

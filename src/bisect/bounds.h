@@ -23,6 +23,8 @@ struct Judged {
 
 /// Whether `got` may be `judged.value[i]` rounded; false for a NaN.
 bool within(const Judged& judged, size_t i, double got);
+/// Both NaN, or the same infinity: what the inputs made of it, no fault of the operator's.
+bool same_special(double expected, double got);
 /// The largest |got - value| / certain over the row (0 / 0 counts as 0); infinity where within() fails on a
 /// NaN.
 double worst_ratio(const Judged& judged, std::span<const double> got);
@@ -35,21 +37,31 @@ std::vector<double> rounded_operand(std::span<const double> x, OperandRounding r
 /// Bias may be empty. d: roundings that a product passes through in the kernel's order (the backend states
 /// it). T = sum (|d q| + |m|) |x|: what the kernel adds, minima apart. `weight` row n is the file's,
 /// dequantised here.
+/// Row `row` of a tensor as the device's arithmetic defines it, FP32: [cols].
+void judged_row(const WeightSource& source, int64_t row, WeightMode mode, float* out);
+/// |d q| + |m|, the same; true where it is not simply the magnitude of judged_row().
+bool judged_magnitudes(const WeightSource& source, int64_t row, WeightMode mode, float* out);
 struct JudgedWeight {
   std::vector<double> value;      ///< dequantised [K]
   std::vector<double> magnitude;  ///< |d q| + |m| [K]
 };
 JudgedWeight judged_weight(const WeightSource& source, int64_t row, WeightMode mode);
+/// `u`: of the arithmetic, here and below.
 void judge_product(const JudgedWeight& weight, std::span<const double> operand, double bias, int roundings,
-                   double& value, double& certain);
+                   double& value, double& certain, double u = 0x1p-24);
+/// gamma T with what the output's own rounding adds: the certain bound of a product whose T is known.
+double product_bound(double magnitude, double value, int roundings, double u);
 
 /// Relative (d / 2 + 3) u: half the sum's, then division, square root, and two products; d roundings in the
 /// sum.
-Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, float eps, int sum_roundings);
+Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, float eps, int sum_roundings,
+                     double u = 0x1p-24);
 
 /// One head; absolute in each pair: cos and sin carry half an ulp each, the product and the fma one rounding
-/// each: 3 u (|a cos| + |b sin|).
-Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double> head);
+/// each: 3 u (|a cos| + |b sin|); and an angle that is off by 4 angle_unit of itself turns the pair by that
+/// much.
+Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double> head, double u = 0x1p-24,
+                  double angle_unit = 0x1p-53);
 
 /// One head's attention on q, K and V as stored ([keys, head_dim] each). score_roundings: of one score;
 /// value_roundings: that one p_j v_j passes through (the chain over keys and every rescaling).
@@ -57,18 +69,21 @@ Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double
 /// gamma').
 Judged judge_attention(std::span<const double> q, std::span<const double> keys,
                        std::span<const double> values, double scale, int score_roundings, int value_roundings,
-                       double exp_ulps);
+                       double exp_ulps, double u = 0x1p-24);
+/// The relative part of that bound: e^(2 delta) - 1 + exp's ulps + gamma'.
+double attention_relative(double delta, int value_roundings, double exp_ulps, double u);
 
 /// out = a + b: one rounding.
-Judged judge_add(std::span<const double> a, std::span<const double> b);
+Judged judge_add(std::span<const double> a, std::span<const double> b, double u = 0x1p-24);
 
 /// activation(gate) * up: the activation's ulps and one product. gelu's tanh form loses up to |x|'s own
 /// rounding inside the exponential; its bound carries the argument's error.
 Judged judge_glu(Activation activation, std::span<const double> gate, std::span<const double> up,
-                 double activation_ulps);
+                 double activation_ulps, double u = 0x1p-24);
 
-/// Adds the rounding of a value stored in the cache: half an ulp of the type, and half its smallest
+/// A bound with the rounding of a value stored in the cache: half an ulp of the type, and half its smallest
 /// subnormal.
+double with_cache_rounding(double value, double certain, KvType type);
 void add_cache_rounding(Judged& judged, KvType type);
 
 }  // namespace greta

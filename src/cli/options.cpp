@@ -12,14 +12,16 @@ constexpr CommandSet kTokenize = set_of(Command::tokenize);
 constexpr CommandSet kBench = set_of(Command::bench);
 constexpr CommandSet kSynth = set_of(Command::synth);
 constexpr CommandSet kTrace = set_of(Command::trace);
+constexpr CommandSet kBisect = set_of(Command::bisect);
 constexpr CommandSet kDevices = set_of(Command::devices);
 constexpr CommandSet kCompletion = set_of(Command::completion);
 constexpr CommandSet kTop = set_of(Command::top);
 
 /// Commands that put a model on a device (check plans it).
-constexpr CommandSet kModel = kRun | kCheck | kBench | kTrace;
+constexpr CommandSet kModel = kRun | kCheck | kBench | kTrace | kBisect;
 constexpr CommandSet kPrompt = kRun | kTokenize | kTrace;
-constexpr CommandSet kReports = kRun | kCheck | kInspect | kTokenize | kBench | kSynth | kTrace | kDevices;
+constexpr CommandSet kReports =
+    kRun | kCheck | kInspect | kTokenize | kBench | kSynth | kTrace | kBisect | kDevices;
 
 constexpr std::array kCommands = {
     CommandInfo{
@@ -61,6 +63,22 @@ constexpr std::array kCommands = {
         "Feeds the prompt and writes the chosen rows of the chosen stages to a safetensors file: token_ids, "
         "sequence_offsets, sequence, positions, and a tensor for each stage. Prints the logits hash over all "
         "rows of the prompt. What is not chosen with --layers, --stages or --positions is recorded."},
+    CommandInfo{Command::bisect, "bisect", "MODEL", "find the first wrong token, layer and operator",
+                "Runs two subjects on the same tokens, repeats every call of each and judges every operator "
+                "in FP64 on the inputs "
+                "that it had, against its derived bound. Prints the first wrong value with its kind: INPUT, "
+                "OPERATOR, WIRE, RACE, or "
+                "ROUNDING where the tokens part although every operator is inside its bound.\n"
+                "A subject is reference, cpu or trace=FILE, with keys after commas: file, isa, weights, "
+                "activations, kv-type, "
+                "phase=prefill|decode, chunk, batch, threads, fault=ID@layer,token,seed. Without --a and "
+                "--b: the reference against "
+                "--device.\n"
+                "--prompts names built-ins (p0_short, p6_len_16 of 827 tokens, p6_len_32 of 1,653) and "
+                "files: .ids and .json hold "
+                "token ids, others text.\n"
+                "Exit status: 0 no divergence, 1 a divergence, 2 it could not be done. docs/summary.md "
+                "describes summary.json."},
     CommandInfo{Command::devices, "devices", "", "list the devices", ""},
     CommandInfo{
         Command::completion, "completion", "SHELL", "print the completion script of bash or zsh",
@@ -142,8 +160,37 @@ const std::vector<Option>& table() {
       {"layers", 0, Kind::ranges, "LIST", "", kTrace, "what to record", "layers: 0,1,4-8"},
       {"stages", 0, Kind::text, "LIST", "", kTrace, "what to record", "stages: attn_out,logits"},
       {"positions", 0, Kind::ranges, "LIST", "", kTrace, "what to record", "positions of the prompt: 0,5-9"},
+      // ---- bisect
+      {"a", 0, Kind::text, "SUBJECT", "", kBisect, "what to compare", "one side; default: reference"},
+      {"b", 0, Kind::text, "SUBJECT", "", kBisect, "what to compare", "the other; default: --device"},
+      {"prompts", 0, Kind::text, "LIST", "p0_short", kBisect, "what to compare",
+       "built-in prompts and files; default with a recorded trace: its own"},
+      {"layers", 0, Kind::ranges, "LIST", "", kBisect, "what to compare",
+       "layers whose residual stream is kept for the picture: 0,1,4-8; every call is replayed all the same"},
+      {"max-tokens", 0, Kind::number, "N", "5", kBisect, "what to compare",
+       "tokens that each side generates greedily", 0, 65536},
+      {"repeat-run", 0, Kind::flag, "", "", kBisect, "what to compare",
+       "the same route on both sides is meant"},
+      {"keep-going", 0, Kind::flag, "", "", kBisect, "what to compare",
+       "past a difference of files or weights, to the first stage that it spoils"},
+      {"allow",
+       0,
+       Kind::choice,
+       "KIND",
+       "",
+       kBisect,
+       "what to compare",
+       "a kind that ends with status 0",
+       0,
+       kAny,
+       false,
+       {"rounding"}},
+      {"trace-budget", 0, Kind::number, "BYTES", "512MiB", kBisect, "what to compare",
+       "most bytes of rows that are kept at a time", 1048576},
       // ---- output files
       {"output", 'o', Kind::path, "FILE", "", kSynth | kTrace, "output", "the file to write (required)"},
+      {"output", 'o', Kind::path, "DIR", "", kBisect, "output",
+       "a new folder for the report; default: artifacts/<date>/<time>-<model>"},
       // ---- model and device
       {"device", 0, Kind::text, "DEVICE", "cpu", kModel, "model and device",
        "cpu, cuda:0, hip:0 or reference"},
@@ -159,11 +206,11 @@ const std::vector<Option>& table() {
        kAny,
        false,
        {"auto", "avx512", "avx2", "portable"}},
-      {"threads", 0, Kind::number, "N", "", kRun | kCheck | kSynth | kTrace, "model and device",
+      {"threads", 0, Kind::number, "N", "", kRun | kCheck | kSynth | kTrace | kBisect, "model and device",
        "threads; default: as many as this process may use", 1, 4096},
       {"threads", 0, Kind::numbers, "LIST", "", kBench, "model and device",
        "thread counts to measure; default: as many as this process may use", 1, 4096},
-      {"context", 0, Kind::number, "N", "", kRun | kCheck | kTrace, "model and device",
+      {"context", 0, Kind::number, "N", "", kRun | kCheck | kTrace | kBisect, "model and device",
        "positions that the context holds; default: the model's, in run and trace no more than they need", 1,
        2147483647},
       {"chunk", 0, Kind::number, "N", "512", kModel, "model and device",

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "trace/row_hash.h"
 
 namespace greta {
 namespace {
@@ -97,6 +98,17 @@ std::span<const float> Engine::logits(size_t i) {
   logits_.resize(static_cast<size_t>(model_.hp.vocab));
   backend_->read(workspace_->logits, static_cast<int64_t>(i), 1, logits_.data());
   return logits_;
+}
+
+void Engine::logits(size_t i, std::span<double> out) const {
+  backend_->read(workspace_->logits, static_cast<int64_t>(i), 1, out.data());
+}
+
+uint64_t Engine::logits_row_hash(size_t i) {
+  if (backend_->element_bytes() == sizeof(float)) return row_hash(logits(i));
+  std::vector<double> row(static_cast<size_t>(model_.hp.vocab));
+  logits(i, row);
+  return row_hash(std::span<const double>(row));
 }
 
 void Engine::feed_all(int64_t sequence, std::span<const TokenId> tokens, Feed::Logits logits, Tap* tap,

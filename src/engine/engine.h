@@ -75,6 +75,10 @@ class Engine {
   const std::vector<LogitsRow>& logits_rows() const { return rows_; }
   /// Row i of the last call: [vocab]. The span lives until the next evaluate() or logits().
   std::span<const float> logits(size_t i);
+  /// The same in FP64, exact where the device's own is: [vocab].
+  void logits(size_t i, std::span<double> out) const;
+  /// Of row i's exact bits (numerics.md section 2).
+  uint64_t logits_row_hash(size_t i);
 
   /// Feeds `tokens` to a sequence, chunk by chunk.
   void feed_all(int64_t sequence, std::span<const TokenId> tokens, Feed::Logits logits, Tap* tap = nullptr,

@@ -171,7 +171,7 @@ class Scheduler {
 
   void choose(Active& active, size_t row, int64_t position) {
     const auto logits = engine_.logits(row);
-    active.result.logits_hash += positioned(row_hash(logits), position);
+    active.result.logits_hash += positioned(engine_.logits_row_hash(row), position);
     const Request& request = *active.request;
     const TokenId id = sample(logits, request.sampling, active.history, request.sequence, position);
     const auto& ends = tokenizer_.end_tokens();

@@ -24,8 +24,7 @@ Model load_model(const gguf::File& file, const Plan& plan, Backend& backend,
   uint64_t done = 0;
   for (const auto& planned : plan.tensors) {
     const auto& tensor = *planned.tensor;
-    const auto [rows, cols] = matrix_shape(tensor, planned.use);
-    model.owned.push_back(backend.load({tensor.name, tensor.type, rows, cols, tensor.bytes}, planned.use));
+    model.owned.push_back(backend.load(source_of(planned), planned.use));
     const Weight* weight = model.owned.back().get();
     auto& slots = planned.layer < 0 ? model.global : model.layers[static_cast<size_t>(planned.layer)];
     slots[static_cast<size_t>(planned.role)] = weight;

@@ -266,6 +266,11 @@ class TensorPlanner {
 
 }  // namespace
 
+WeightSource source_of(const PlannedTensor& planned) {
+  const auto [rows, cols] = matrix_shape(*planned.tensor, planned.use);
+  return {planned.tensor->name, planned.tensor->type, rows, cols, planned.tensor->bytes};
+}
+
 MatrixShape matrix_shape(const gguf::Tensor& tensor, WeightUse use) {
   if (use == WeightUse::vector) return {1, static_cast<int64_t>(tensor.elements())};
   const auto cols = static_cast<int64_t>(tensor.shape.at(0));

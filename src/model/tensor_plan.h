@@ -22,5 +22,7 @@ struct MatrixShape {
   int64_t cols = 0;
 };
 MatrixShape matrix_shape(const gguf::Tensor& tensor, WeightUse use);
+/// What a backend loads.
+WeightSource source_of(const PlannedTensor& planned);
 
 }  // namespace greta

@@ -1,0 +1,69 @@
+#pragma once
+// Two subjects compared over some prompts: the first wrong value, its place, and what kind of fault it is
+// (bisect.md).
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bisect/examine.h"
+#include "bisect/rounding.h"
+
+namespace greta {
+
+struct BisectOptions {
+  std::string model;      ///< path of the model file
+  std::string tokenizer;  ///< a SentencePiece file that overrides the model's own
+  Subject a;
+  Subject b;
+  std::vector<Prompt> prompts;  ///< empty: those of the recorded trace
+  ExamineOptions examine;
+  bool repeat_run = false;  ///< the same route on both sides is meant
+  bool keep_going = false;  ///< past a difference of the inputs
+  bool allow_rounding = false;
+  std::function<void(const std::string& line)> log = {};
+};
+
+/// What one prompt came to.
+struct PromptVerdict {
+  Prompt prompt;
+  std::string error;  ///< why it could not be compared; nothing below then
+  FaultKind kind = FaultKind::none;
+  char side = 'b';  ///< where the fault is
+  std::optional<Finding> first;
+  std::string cause;
+  Examined a, b;
+  uint64_t rows_compared = 0;  ///< of bits or of values, between the sides
+  std::optional<Rounding> rounding;
+};
+
+struct BisectResult {
+  struct Side {
+    Subject subject;
+    std::string path;
+    std::string sha256;
+    HParams hp;
+    std::string description;
+    double seconds = 0.0;
+  };
+  std::shared_ptr<ModelFile> model;  ///< the command's, whose tokenizer spells the ids
+  Side a, b;
+  uint64_t tensors_compared = 0;
+  uint64_t rows_read_back = 0;
+  std::vector<std::pair<char, InputDifference>> differences;
+  std::vector<PromptVerdict> prompts;
+  double seconds = 0.0;
+  int status =
+      0;  ///< exit status: 0 nothing but NONE (or allowed ROUNDING), 1 a divergence, 2 a prompt not compared
+};
+
+/// Errors (greta::Error): what makes every prompt vacuous or impossible: equal subjects, a trace of another
+/// model or other tokens, a model that does not fit, layers past the end.
+BisectResult bisect(const BisectOptions& options);
+
+/// The verdict of one side alone, as bisect reaches it: what the self-test scores.
+PromptVerdict verdict_alone(SubjectRun& run, const Prompt& prompt,
+                            const std::vector<InputDifference>& resident);
+
+}  // namespace greta

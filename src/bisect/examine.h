@@ -1,0 +1,144 @@
+#pragma once
+// One subject's run over one prompt, examined: every call repeated (replay.h), every operator judged
+// (judge.h), every row hashed, and the same run once more without a tap.
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "bisect/grid.h"
+#include "bisect/judge.h"
+#include "bisect/recorder.h"
+#include "bisect/subject.h"
+#include "engine/engine.h"
+
+namespace greta {
+
+struct Prompt {
+  std::string name;
+  std::string text;  ///< empty where it is ids alone
+  std::vector<TokenId> ids;
+};
+
+/// Something that is not as it must be.
+struct Finding {
+  enum class Check {
+    bound,   ///< outside the operator's certain bound
+    replay,  ///< the repeated call gave other bits
+    wire,    ///< a wire's end has other bits than its beginning
+  };
+  Place place;
+  Check check = Check::bound;
+  int64_t index = 0;
+  double got = 0.0;
+  double expected = 0.0;  ///< FP64, or what the repeated call gave
+  double certain = 0.0;
+  double ratio = 0.0;
+};
+
+/// One judged row, in brief.
+struct Cell {
+  double error = 0.0;
+  double certain = 0.0;
+  double likely = 0.0;
+  double ratio = 0.0;
+  bool suspect = false;
+};
+
+/// A row of logits from which a token was chosen.
+struct StepLogits {
+  int64_t token = 0;  ///< position of the row
+  TokenId chosen = 0;
+  std::vector<double> logits;
+};
+
+struct Examined {
+  std::vector<TokenId>
+      fed;  ///< what entered, by the tap's word: prompt, then all generated tokens but the last
+  std::vector<TokenId> generated;
+  std::vector<StepLogits> steps;
+  Grid<uint64_t> hashes;
+  Grid<Cell> judged;
+  std::map<Place, Finding> findings;  ///< the first ones, at most kMostFindings
+  uint64_t failed = 0;
+  uint64_t suspect = 0;
+  uint64_t values = 0;
+  uint64_t rows_judged = 0;
+  uint64_t calls_replayed = 0;
+  uint64_t rows_replayed = 0;
+  std::optional<RunRecorder::NonFinite> nonfinite;
+  uint64_t traced_hash = 0;
+  std::optional<uint64_t> untraced_hash;
+  std::map<int, StoredRows> residuals;
+  std::string description;  ///< the backend's own words
+  Backend::Route route;
+  std::vector<CallShape> calls;
+  size_t most_bytes = 0;  ///< of kept rows
+  double seconds = 0.0;
+  static constexpr size_t kMostFindings = 4096;
+  void add(const Finding& finding);
+  void add(const Place& place, const Judgement& judgement);
+};
+
+struct ExamineOptions {
+  int64_t context = 0;
+  int64_t chunk = 512;
+  int64_t max_tokens = 0;
+  std::set<int> layers;
+  size_t trace_budget = size_t{512} << 20;
+  int threads = 0;
+  bool untraced = true;                   ///< run again without a tap and compare the logits hash
+  std::function<void()> after_call = {};  ///< may throw to stop
+};
+
+/// What differs before a token is fed.
+struct InputDifference {
+  std::string what;  ///< "tensor", "hyperparameter", "resident weights", "tokens"
+  std::string name;
+  std::string detail;          ///< expected and got
+  std::optional<Place> place;  ///< the first stage that it spoils, where the name tells
+};
+
+class SubjectRun {
+ public:
+  /// `model`: the subject's own file. `truth`: the file that it is judged by. `sample`: the prompt that a
+  /// fault is drawn for. Errors: the model does not fit, the device is not there, the fault cannot be
+  /// planted.
+  SubjectRun(const Subject& subject, const ModelFile& model, const ModelFile& truth,
+             const ExamineOptions& options, const Prompt& sample);
+  ~SubjectRun();
+
+  Examined examine(const Prompt& prompt);
+  /// The same run with a tap and nothing else.
+  void feed(const Prompt& prompt, Tap* tap) { run(prompt, tap, nullptr, {}); }
+  /// Whether the row's bits vary over five more runs and `hash`.
+  bool varies(const Prompt& prompt, const Place& place, uint64_t hash);
+  /// Resident weights read back through their layout against the truth's. `rows`: counts what was compared.
+  std::vector<InputDifference> check_resident(uint64_t& rows);
+
+  Engine& engine() { return *engine_; }
+  const Plant* plant() const { return plant_ ? &*plant_ : nullptr; }
+
+ private:
+  /// Feeds the prompt as the subject schedules it, then generates greedily. `steps` may be null.
+  void run(const Prompt& prompt, Tap* tap, std::vector<StepLogits>* steps,
+           const std::function<void()>& on_call);
+
+  Subject subject_;
+  const ModelFile& model_;
+  ExamineOptions options_;
+  std::optional<Plant> plant_;
+  std::unique_ptr<Backend> planner_;
+  Plan truth_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Judge> judge_;
+  int64_t neighbour_rows_ = 0;
+};
+
+/// The largest, ties to the lower id; nothing where a NaN is among them.
+std::optional<TokenId> greedy(std::span<const double> logits);
+
+}  // namespace greta

@@ -1,0 +1,98 @@
+#include "bisect/inputs.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "bisect/wiring.h"
+#include "model/plan.h"
+
+namespace greta {
+namespace {
+
+template <class T>
+void differ(std::vector<InputDifference>& out, const char* name, const T& a, const T& b,
+            std::optional<Stage> spoils) {
+  if (a == b) return;
+  std::optional<Place> place;
+  if (spoils) place = Place{0, 0, *spoils == Stage::embed_out ? kNoLayer : 0, *spoils};
+  out.push_back({"hyperparameter", name, fmt::format("a has {}, b has {}", a, b), place});
+}
+
+/// `blk.3.attn_q.weight` -> layer 3, q_pre_rope.
+std::optional<Place> place_of(const std::string& tensor) {
+  static const std::vector<std::pair<std::string, Stage>> names = {
+      {"attn_norm.", Stage::attn_norm},   {"attn_q.", Stage::q_pre_rope},
+      {"attn_k.", Stage::k_pre_rope},     {"attn_v.", Stage::v},
+      {"attn_output.", Stage::attn_proj}, {"ffn_norm.", Stage::ffn_norm},
+      {"ffn_gate.", Stage::ffn_gate},     {"ffn_up.", Stage::ffn_up},
+      {"ffn_down.", Stage::mlp_out}};
+  if (tensor.starts_with("token_embd.")) return Place{0, 0, kNoLayer, Stage::embed_out};
+  if (tensor.starts_with("output_norm.")) return Place{0, 0, kNoLayer, Stage::final_norm};
+  if (tensor.starts_with("output.")) return Place{0, 0, kNoLayer, Stage::logits};
+  if (tensor.starts_with("rope_freqs.")) return Place{0, 1, 0, Stage::q_post_rope};
+  if (!tensor.starts_with("blk.")) return std::nullopt;
+  const int layer = std::atoi(tensor.c_str() + 4);
+  const size_t dot = tensor.find('.', 4);
+  for (const auto& [name, stage] : names)
+    if (dot != std::string::npos && tensor.compare(dot + 1, name.size(), name) == 0)
+      return Place{0, 0, layer, stage};
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::vector<InputDifference> compare_files(const ModelFile& a, const HParams& ha, const ModelFile& b,
+                                           const HParams& hb, uint64_t& tensors) {
+  std::vector<InputDifference> out;
+  differ(out, "architecture", ha.architecture, hb.architecture, {});
+  differ(out, "layers", ha.layers, hb.layers, {});
+  differ(out, "dim", ha.dim, hb.dim, Stage::embed_out);
+  differ(out, "heads", ha.heads, hb.heads, Stage::attn_out);
+  differ(out, "kv_heads", ha.kv_heads, hb.kv_heads, Stage::attn_out);
+  differ(out, "head_dim", ha.head_dim, hb.head_dim, Stage::attn_out);
+  differ(out, "ffn_dim", ha.ffn_dim, hb.ffn_dim, Stage::ffn_gate);
+  differ(out, "vocab", ha.vocab, hb.vocab, Stage::embed_out);
+  differ(out, "norm_eps", ha.norm_eps, hb.norm_eps, Stage::attn_norm);
+  differ(out, "embedding_scale", ha.embedding_scale, hb.embedding_scale, Stage::embed_out);
+  differ(out, "attention_scale", ha.attention_scale, hb.attention_scale, Stage::attn_out);
+  differ(out, "activation", static_cast<int>(ha.activation), static_cast<int>(hb.activation), Stage::ffn_act);
+  differ(out, "rope dims", ha.rope.dims, hb.rope.dims, Stage::q_post_rope);
+  differ(out, "rope magnitude", ha.rope.magnitude, hb.rope.magnitude, Stage::q_post_rope);
+  if (ha.rope.inv_freq != hb.rope.inv_freq || ha.rope.style != hb.rope.style)
+    out.push_back({"hyperparameter", "rope frequencies",
+                   fmt::format("a: base {}, scaling {}; b: base {}, scaling {}", ha.rope_base,
+                               ha.rope_scaling, hb.rope_base, hb.rope_scaling),
+                   Place{0, 1, 0, Stage::q_post_rope}});
+  for (const gguf::Tensor& t : a.file.tensors()) {
+    ++tensors;
+    const gguf::Tensor* u = b.file.find_tensor(t.name);
+    if (u == nullptr) {
+      out.push_back({"tensor", std::string(t.name), "b has none", place_of(std::string(t.name))});
+      continue;
+    }
+    const bool alike =
+        t.type == u->type && std::equal(t.shape.begin(), t.shape.end(), u->shape.begin(), u->shape.end());
+    if (!alike) {
+      out.push_back({"tensor", std::string(t.name), "type or shape differ", place_of(std::string(t.name))});
+      continue;
+    }
+    if (t.bytes.data() == u->bytes.data() ||
+        std::memcmp(t.bytes.data(), u->bytes.data(), t.bytes.size()) == 0)
+      continue;
+    const auto at = std::mismatch(t.bytes.begin(), t.bytes.end(), u->bytes.begin()).first - t.bytes.begin();
+    const auto& type = quant::traits(t.type);
+    const auto block = static_cast<int64_t>(at) / type.bytes;
+    const auto row_blocks = static_cast<int64_t>(t.shape[0]) / type.block;
+    out.push_back({"tensor", std::string(t.name),
+                   fmt::format("bytes differ from byte {} on: row {}, block {} of {}", at, block / row_blocks,
+                               block % row_blocks, row_blocks),
+                   place_of(std::string(t.name))});
+  }
+  for (const gguf::Tensor& u : b.file.tensors())
+    if (a.file.find_tensor(u.name) == nullptr)
+      out.push_back({"tensor", std::string(u.name), "a has none", place_of(std::string(u.name))});
+  return out;
+}
+
+}  // namespace greta

@@ -1,0 +1,81 @@
+#pragma once
+// The judge: every operator of a unit, row by row, in FP64 on the inputs that the run had, against its
+// derived bound (bounds.h). The values come from the reference backend's plain loops; nothing of the judged
+// backend is called.
+//
+// A matmul's T = sum |w||x| would cost a second product. It is bounded instead by Cauchy and Schwarz over
+// blocks of 32: T <= T' = sum_b |w_b| |x_b|, and attention's sum_j p_j |v_ji| by the largest |v_ji|. Where an
+// error comes near a quarter of the bound made of those, the exact one is computed; so the bound in force is
+// max(exact, a quarter of the loose one), never less than derived and hardly ever more.
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/thread_pool.h"
+#include "bisect/bounds.h"
+#include "bisect/rows.h"
+#include "model/plan.h"
+
+namespace greta {
+
+/// One row of one stage, judged: the element with the largest error over bound.
+struct Judgement {
+  Stage stage = Stage::embed_out;
+  int64_t row = 0;  ///< of the unit
+  int64_t index = 0;
+  double got = 0.0;
+  double expected = 0.0;
+  double certain = 0.0;
+  double likely = 0.0;
+  double ratio = 0.0;  ///< |got - expected| / certain; infinite for what cannot be
+  int64_t values = 0;  ///< compared
+  bool failed() const { return !(ratio <= 1.0); }
+  bool suspect() const;  ///< past the likely bound, inside the certain one
+};
+
+class Judge {
+ public:
+  using Sink = std::function<void(const Judgement&)>;
+
+  /// The truth: a plan over the file whose weights count, and the hyperparameters. `arithmetic`: of the run
+  /// to be judged. All must outlive the judge.
+  Judge(const Plan& plan, const Arithmetic& arithmetic, int threads);
+  ~Judge();
+
+  /// Judges every stage of the unit whose inputs are there. `history`: keys and values of the unit's layer,
+  /// every position up to the rows'. Wires are compared by bits, not here.
+  void judge(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
+             const Sink& sink);
+
+  /// The FP64 values of one stage of one row on these inputs, operands unrounded: what exact arithmetic on
+  /// the file's weights would have left. Empty where inputs are missing.
+  std::vector<double> exact(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
+                            Stage stage, int64_t row);
+
+ private:
+  struct Tensor;
+  const Tensor& tensor(int unit, Role role);
+  const std::vector<float>& vector_of(int unit, Role role);
+  bool has(int unit, Role role) const;
+
+  void judge_matmul(const UnitRows& data, Stage stage, const Sink& sink);
+  void judge_attention_rows(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
+                            const Sink& sink);
+  void judge_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, const Sink& sink);
+  Judged judged_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, int64_t row);
+  void exact_attention_head(const UnitRows& data, const RowName& name, const LayerHistory& history,
+                            int64_t row, int64_t head, std::vector<double>& value,
+                            std::vector<double>& certain);
+
+  const Plan& plan_;
+  const HParams& hp_;
+  const Arithmetic& arithmetic_;
+  std::unique_ptr<Backend> reference_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::map<std::pair<int, Role>, std::unique_ptr<Tensor>> tensors_;
+  std::map<std::pair<int, Role>, std::vector<float>> vectors_;
+};
+
+}  // namespace greta

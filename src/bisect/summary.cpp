@@ -1,0 +1,461 @@
+#include "bisect/summary.h"
+
+#include <algorithm>
+#include <cmath>
+#include <ctime>
+#include <numeric>
+
+#include "base/build_info.h"
+#include "base/error.h"
+#include "base/system.h"
+#include "bench/limits.h"
+#include "bisect/wiring.h"
+#include "trace/safetensors.h"
+
+namespace greta {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr int64_t kMostColumns = 256;
+constexpr size_t kMostFailures = 50;
+
+Json number(double x) {
+  if (std::isnan(x)) return "nan";
+  if (std::isinf(x)) return x > 0 ? "inf" : "-inf";
+  return x;
+}
+
+Json place_json(const Place& p) {
+  return {{"sequence", p.sequence},
+          {"token", p.token},
+          {"layer", p.layer == kNoLayer ? Json(nullptr) : Json(p.layer)},
+          {"stage", name_of(p.stage)}};
+}
+
+Json finding_json(const Finding& f, char side) {
+  Json json = place_json(f.place);
+  json["side"] = std::string(1, side);
+  json["operator"] = operator_of(f.place.stage);
+  json["check"] = f.check == Finding::Check::bound    ? "bound"
+                  : f.check == Finding::Check::replay ? "replay"
+                                                      : "wire";
+  json["index"] = f.index;
+  json["got"] = number(f.got);
+  json["expected"] = number(f.expected);
+  json["error"] = number(std::abs(f.got - f.expected));
+  json["bound"] = number(f.certain);
+  json["ratio"] = number(f.ratio);
+  return json;
+}
+
+Json hparams_json(const HParams& hp) {
+  return {{"name", hp.name},         {"architecture", hp.architecture},
+          {"layers", hp.layers},     {"dim", hp.dim},
+          {"heads", hp.heads},       {"kv_heads", hp.kv_heads},
+          {"head_dim", hp.head_dim}, {"ffn_dim", hp.ffn_dim},
+          {"vocab", hp.vocab}};
+}
+
+Json route_json(const BisectResult& result, char side) {
+  Json route = Json::object();
+  for (const PromptVerdict& v : result.prompts)
+    for (const auto& [kernel, count] : (side == 'a' ? v.a : v.b).route)
+      route[kernel] = route.value(kernel, uint64_t{0}) + count;
+  return route;
+}
+
+Json subject_json(const BisectResult& result, char name) {
+  const auto& side = name == 'a' ? result.a : result.b;
+  return {{"text", side.subject.text}, {"description", side.description}, {"file", side.path},
+          {"sha256", side.sha256},     {"model", hparams_json(side.hp)},  {"route", route_json(result, name)},
+          {"seconds", side.seconds}};
+}
+
+/// Columns of a map over positions: at most kMostColumns, each of `bin` tokens.
+struct Bins {
+  int64_t bin = 1;
+  std::vector<int64_t> starts;
+  explicit Bins(int64_t positions) {
+    bin = std::max<int64_t>(1, (positions + kMostColumns - 1) / kMostColumns);
+    for (int64_t p = 0; p < positions; p += bin) starts.push_back(p);
+  }
+};
+
+Json heat_json(const Examined& run, char side) {
+  const int64_t layers = run.judged.layers();
+  const Bins bins(run.judged.positions(0));
+  const size_t rows = static_cast<size_t>(layers) + 2;
+  struct Best {
+    const Cell* cell = nullptr;
+    Place place;
+  };
+  std::vector<std::vector<Best>> best(rows, std::vector<Best>(bins.starts.size()));
+  run.judged.each([&](const Place& place, const Cell& cell) {
+    if (place.sequence != 0) return;
+    Best& b = best[static_cast<size_t>(unit_of(place, layers))][static_cast<size_t>(place.token / bins.bin)];
+    if (b.cell == nullptr || !(cell.ratio <= b.cell->ratio)) b = {&cell, place};
+  });
+  Json names = Json::array({"embed_out"});
+  for (int64_t l = 0; l < layers; ++l) names.push_back(fmt::format("layer {}", l));
+  names.push_back("head");
+  Json ratio = Json::array(), stage = Json::array(), token = Json::array();
+  for (const auto& row : best) {
+    Json r = Json::array(), s = Json::array(), t = Json::array();
+    for (const Best& b : row) {
+      r.push_back(b.cell == nullptr ? Json(nullptr) : number(b.cell->ratio));
+      s.push_back(b.cell == nullptr ? Json(nullptr) : Json(name_of(b.place.stage)));
+      t.push_back(b.cell == nullptr ? Json(nullptr) : Json(b.place.token));
+    }
+    ratio.push_back(std::move(r));
+    stage.push_back(std::move(s));
+    token.push_back(std::move(t));
+  }
+  return {{"side", std::string(1, side)},
+          {"bin", bins.bin},
+          {"tokens", bins.starts},
+          {"rows", names},
+          {"ratio", ratio},
+          {"stage", stage},
+          {"token", token}};
+}
+
+Json drift_json(const Examined& a, const Examined& b) {
+  std::vector<int> layers;
+  int64_t positions = 0;
+  for (const auto& [layer, rows] : a.residuals)
+    if (const auto other = b.residuals.find(layer);
+        other != b.residuals.end() && other->second.width() == rows.width()) {
+      layers.push_back(layer);
+      positions = std::max(positions, std::min(rows.rows(), other->second.rows()));
+    }
+  if (layers.empty()) return nullptr;
+  const Bins bins(positions);
+  Json relative = Json::array();
+  for (const int layer : layers) {
+    const StoredRows& x = a.residuals.at(layer);
+    const StoredRows& y = b.residuals.at(layer);
+    std::vector<double> worst(bins.starts.size(), 0.0);
+    for (int64_t p = 0; p < std::min(x.rows(), y.rows()); ++p) {
+      double difference = 0.0, size = 0.0;
+      for (int64_t i = 0; i < x.width(); ++i) {
+        const double d = y.at(p, i) - x.at(p, i);
+        difference += d * d;
+        size += x.at(p, i) * x.at(p, i);
+      }
+      double& w = worst[static_cast<size_t>(p / bins.bin)];
+      const double r = size == 0.0 ? 0.0 : std::sqrt(difference / size);
+      if (!(r <= w)) w = r;
+    }
+    Json row = Json::array();
+    for (const double w : worst) row.push_back(number(w));
+    relative.push_back(std::move(row));
+  }
+  return {{"layers", layers}, {"tokens", bins.starts}, {"bin", bins.bin}, {"relative", relative}};
+}
+
+/// The unit that the reader should see: the finding's, or the one with the largest ratio.
+Json stages_json(const PromptVerdict& v) {
+  const bool from_a = v.side == 'a';
+  const Examined& run = from_a ? v.a : v.b;
+  const int64_t layers = run.judged.layers();
+  Place at;
+  if (v.first) {
+    at = v.first->place;
+  } else {
+    double worst = -1.0;
+    run.judged.each([&](const Place& place, const Cell& cell) {
+      if (place.sequence != 0 || cell.ratio <= worst) return;
+      worst = cell.ratio;
+      at = place;
+    });
+  }
+  Json rows = Json::array();
+  const int unit = unit_of(at, layers);
+  for (const Stage stage : stages_of_unit(unit, layers)) {
+    const Place place{at.sequence, at.token, layer_of_unit(unit, layers), stage};
+    const Cell* cell = run.judged.find(place);
+    const uint64_t* ha = v.a.hashes.find(place);
+    const uint64_t* hb = v.b.hashes.find(place);
+    const auto hash = [](const uint64_t* h) {
+      return h == nullptr ? Json(nullptr) : Json(fmt::format("{:016x}", *h));
+    };
+    const bool comparable =
+        ha != nullptr && hb != nullptr && v.a.description.substr(0, 3) == v.b.description.substr(0, 3);
+    rows.push_back({{"stage", name_of(stage)},
+                    {"operator", operator_of(stage)},
+                    {"error", cell == nullptr ? Json(nullptr) : number(cell->error)},
+                    {"bound", cell == nullptr ? Json(nullptr) : number(cell->certain)},
+                    {"likely", cell == nullptr ? Json(nullptr) : number(cell->likely)},
+                    {"ratio", cell == nullptr ? Json(nullptr) : number(cell->ratio)},
+                    {"suspect", cell != nullptr && cell->suspect},
+                    {"hash_a", hash(ha)},
+                    {"hash_b", hash(hb)},
+                    {"same_bits", comparable ? Json(*ha == *hb) : Json(nullptr)}});
+  }
+  const int layer = layer_of_unit(unit, layers);
+  return {{"token", at.token},
+          {"layer", layer == kNoLayer ? Json(nullptr) : Json(layer)},
+          {"side", std::string(1, v.side)},
+          {"rows", rows}};
+}
+
+Json top_json(const std::vector<double>& logits, const Tokenizer& tokenizer) {
+  std::vector<TokenId> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const size_t count = std::min<size_t>(10, order.size());
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(),
+                    [&](TokenId x, TokenId y) {
+                      const double a = logits[static_cast<size_t>(x)], b = logits[static_cast<size_t>(y)];
+                      return a > b || (a == b && x < y) || (!std::isnan(a) && std::isnan(b));
+                    });
+  Json top = Json::array();
+  for (size_t i = 0; i < count; ++i)
+    top.push_back({{"id", order[i]},
+                   {"piece", std::string(tokenizer.piece(order[i]))},
+                   {"logit", number(logits[static_cast<size_t>(order[i])])}});
+  return top;
+}
+
+/// KL(a || b) of the two softmaxes.
+double kl(const std::vector<double>& a, const std::vector<double>& b) {
+  const auto logsumexp = [](const std::vector<double>& x) {
+    const double most = *std::max_element(x.begin(), x.end());
+    double sum = 0.0;
+    for (const double v : x) sum += std::exp(v - most);
+    return most + std::log(sum);
+  };
+  const double la = logsumexp(a), lb = logsumexp(b);
+  double sum = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) sum += std::exp(a[i] - la) * ((a[i] - la) - (b[i] - lb));
+  return sum;
+}
+
+Json logits_json(const PromptVerdict& v, const Tokenizer& tokenizer) {
+  Json rows = Json::array();
+  for (size_t s = 0; s < std::min(v.a.steps.size(), v.b.steps.size()); ++s) {
+    const auto& x = v.a.steps[s];
+    const auto& y = v.b.steps[s];
+    if (x.token != y.token || x.logits.size() != y.logits.size()) continue;
+    double difference = 0.0, size = 0.0;
+    for (size_t i = 0; i < x.logits.size(); ++i) {
+      difference += (x.logits[i] - y.logits[i]) * (x.logits[i] - y.logits[i]);
+      size += x.logits[i] * x.logits[i];
+    }
+    rows.push_back({{"token", x.token},
+                    {"step", s},
+                    {"a", top_json(x.logits, tokenizer)},
+                    {"b", top_json(y.logits, tokenizer)},
+                    {"relative", number(std::sqrt(difference / size))},
+                    {"kl", number(kl(x.logits, y.logits))}});
+    if (x.chosen != y.chosen) break;  // what follows had other tokens
+  }
+  return rows;
+}
+
+Json rounding_json(const Rounding& r, const PromptVerdict& v, const Tokenizer& tokenizer) {
+  const auto one = [&](TokenId id, const Examined& run) {
+    double logit = std::numeric_limits<double>::quiet_NaN();
+    for (const StepLogits& s : run.steps)
+      if (s.token == r.token) logit = s.logits[static_cast<size_t>(id)];
+    return Json{{"id", id}, {"piece", std::string(tokenizer.piece(id))}, {"logit", number(logit)}};
+  };
+  double all = 0.0;
+  for (const auto& c : r.contributors) all += std::abs(c.shift);
+  Json contributors = Json::array();
+  for (const auto& c : r.contributors)
+    contributors.push_back(
+        {{"what", c.what}, {"share", all == 0.0 ? 0.0 : std::abs(c.shift) / all}, {"shift", c.shift}});
+  return {{"step", r.step},
+          {"token", r.token},
+          {"a", one(r.a, v.a)},
+          {"b", one(r.b, v.b)},
+          {"true_gap", r.true_gap},
+          {"difference", r.difference},
+          {"contributors", contributors}};
+}
+
+Json counts_json(const PromptVerdict& v, int64_t layers) {
+  const auto stages = static_cast<int64_t>(wiring().size());
+  return {{"tokens", std::max(v.a.fed.size(), v.b.fed.size())},
+          {"layers", layers},
+          {"stages", v.a.rows_judged + v.b.rows_judged > 0 ? stages : 0},
+          {"values", v.a.values + v.b.values},
+          {"calls_replayed", v.a.calls_replayed + v.b.calls_replayed},
+          {"rows_replayed", v.a.rows_replayed + v.b.rows_replayed},
+          {"rows_judged", v.a.rows_judged + v.b.rows_judged},
+          {"rows_compared", v.rows_compared},
+          {"suspect", v.a.suspect + v.b.suspect},
+          {"failed", v.a.failed + v.b.failed},
+          {"bytes_kept", std::max(v.a.most_bytes, v.b.most_bytes)}};
+}
+
+std::string first_fail_line(const PromptVerdict& v) {
+  if (v.kind == FaultKind::none || !v.first) return "";
+  const Place& p = v.first->place;
+  return fmt::format(
+      "FIRST_FAIL prompt={} sequence={} token={} layer={} stage={} operator={} kind={} class={} side={}",
+      v.prompt.name, p.sequence, p.token, p.layer == kNoLayer ? std::string("-") : std::to_string(p.layer),
+      name_of(p.stage), operator_of(p.stage), name_of(v.kind), audit_class(v.kind, p.stage), v.side);
+}
+
+Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_rounding) {
+  const Tokenizer& tokenizer = *result.model->tokenizer;
+  const bool fine = v.kind == FaultKind::none || (v.kind == FaultKind::rounding && allow_rounding);
+  Json json = {
+      {"name", v.prompt.name},
+      {"tokens", v.prompt.ids.size()},
+      {"prompt_text", v.prompt.text},
+      {"ids", v.prompt.ids},
+      {"generated",
+       {{"a", v.a.generated},
+        {"b", v.b.generated},
+        {"a_text", tokenizer.decode(v.a.generated, true)},
+        {"b_text", tokenizer.decode(v.b.generated, true)}}},
+      {"kind", v.error.empty() ? Json(name_of(v.kind)) : Json(nullptr)},
+      {"class", v.error.empty() && v.first ? Json(audit_class(v.kind, v.first->place.stage)) : Json("NONE")},
+      {"status", !v.error.empty() ? 2
+                 : fine           ? 0
+                                  : 1},
+      {"error", v.error.empty() ? Json(nullptr) : Json(v.error)}};
+  if (!v.error.empty()) return json;
+  const auto failed_side = [&](const Examined& run, char side) {
+    Json list = Json::array();
+    for (const auto& [place, finding] : run.findings) {
+      if (list.size() >= kMostFailures) break;
+      list.push_back(finding_json(finding, side));
+    }
+    return list;
+  };
+  json["first"] = v.first ? finding_json(*v.first, v.side) : Json(nullptr);
+  json["first_fail"] = first_fail_line(v);
+  json["cause"] = v.kind == FaultKind::none ? "" : "CAUSE " + v.cause;
+  json["counts"] = counts_json(v, result.a.hp.layers);
+  json["nonfinite"] = nullptr;
+  for (const char side : {'b', 'a'}) {
+    const auto& n = side == 'a' ? v.a.nonfinite : v.b.nonfinite;
+    if (!n) continue;
+    json["nonfinite"] = place_json(n->place);
+    json["nonfinite"]["side"] = std::string(1, side);
+    json["nonfinite"]["index"] = n->index;
+    json["nonfinite"]["value"] = number(n->value);
+  }
+  const auto hashes = [](const Examined& run) {
+    return Json{
+        {"traced", fmt::format("{:016x}", run.traced_hash)},
+        {"untraced", run.untraced_hash ? Json(fmt::format("{:016x}", *run.untraced_hash)) : Json(nullptr)}};
+  };
+  json["hashes"] = {{"a", hashes(v.a)}, {"b", hashes(v.b)}};
+  const bool a_shown = v.side == 'a' || v.b.rows_judged == 0;
+  json["heat"] = heat_json(a_shown ? v.a : v.b, a_shown ? 'a' : 'b');
+  json["drift"] = drift_json(v.a, v.b);
+  json["stages"] = stages_json(v);
+  json["logits"] = logits_json(v, tokenizer);
+  json["rounding"] = v.rounding ? rounding_json(*v.rounding, v, tokenizer) : Json(nullptr);
+  json["failures"] = failed_side(v.side == 'a' ? v.a : v.b, v.side);
+  json["failures_total"] = v.a.failed + v.b.failed;
+  return json;
+}
+
+}  // namespace
+
+Json summary_of(const BisectResult& result, const BisectOptions& options, const Json& given) {
+  const BuildInfo& build = build_info();
+  FaultKind worst = FaultKind::none;
+  for (const auto& v : result.prompts) worst = std::max(worst, v.kind);
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  std::string started(32, '\0');
+  started.resize(std::strftime(started.data(), started.size(), "%Y-%m-%dT%H:%M:%SZ", &utc));
+  Json differences = Json::array();
+  for (const auto& [side, d] : result.differences)
+    differences.push_back(
+        {{"side", std::string(1, side)}, {"what", d.what}, {"name", d.name}, {"detail", d.detail}});
+  Json json = {{"schema", "greta-bisect-1"},
+               {"build",
+                {{"version", build.version},
+                 {"commit", build.commit},
+                 {"dirty", build.dirty},
+                 {"compiler", build.compiler}}},
+               {"machine", {{"cpu", cpu_name()}, {"threads", usable_cpus()}}},
+               {"options", given},
+               {"started", started},
+               {"seconds", result.seconds},
+               {"status", result.status},
+               {"kind", name_of(worst)},
+               {"subjects", {{"a", subject_json(result, 'a')}, {"b", subject_json(result, 'b')}}},
+               {"input",
+                {{"tensors", result.tensors_compared},
+                 {"rows_read_back", result.rows_read_back},
+                 {"differences", differences}}}};
+  json["prompts"] = Json::array();
+  for (const auto& v : result.prompts)
+    json["prompts"].push_back(prompt_json(v, result, options.allow_rounding));
+  return json;
+}
+
+bool write_result_trace(const std::string& path, const BisectResult& result, const BisectOptions& options) {
+  std::vector<int32_t> tokens, offsets = {0}, sequence, position;
+  std::map<int, std::vector<float>> residuals;
+  for (const auto& v : result.prompts) {
+    if (!v.error.empty() || v.b.residuals.empty()) continue;
+    const auto number = static_cast<int32_t>(offsets.size()) - 1;
+    tokens.insert(tokens.end(), v.b.fed.begin(), v.b.fed.end());
+    offsets.push_back(static_cast<int32_t>(tokens.size()));
+    for (size_t p = 0; p < v.b.fed.size(); ++p) {
+      sequence.push_back(number);
+      position.push_back(static_cast<int32_t>(p));
+    }
+    for (const auto& [layer, rows] : v.b.residuals)
+      for (int64_t r = 0; r < rows.rows(); ++r)
+        for (int64_t i = 0; i < rows.width(); ++i)
+          residuals[layer].push_back(static_cast<float>(rows.at(r, i)));
+  }
+  if (residuals.empty()) return false;
+  std::vector<SafeTensor> tensors;
+  const auto integers = [&](const char* name, const std::vector<int32_t>& values) {
+    tensors.push_back({name, "I32", {static_cast<int64_t>(values.size())}, std::as_bytes(std::span(values))});
+  };
+  integers("token_ids", tokens);
+  integers("sequence_offsets", offsets);
+  integers("sequence", sequence);
+  integers("positions", position);
+  for (const auto& [layer, values] : residuals)
+    tensors.push_back(
+        {trace_name(layer, Stage::residual_post_mlp),
+         "F32",
+         {static_cast<int64_t>(position.size()), static_cast<int64_t>(values.size() / position.size())},
+         std::as_bytes(std::span(values))});
+  const BuildInfo& build = build_info();
+  write_safetensors(path, tensors,
+                    {{"schema", "greta-trace-1"},
+                     {"producer", "greta bisect"},
+                     {"model_sha256", result.b.sha256},
+                     {"device", result.b.subject.device},
+                     {"subject", options.b.text},
+                     {"build_commit", build.commit},
+                     {"build_dirty", build.dirty ? "true" : "false"}});
+  return true;
+}
+
+std::string tokens_jsonl(const BisectResult& result) {
+  std::string out;
+  for (const auto& v : result.prompts)
+    for (const char side : {'a', 'b'}) {
+      const Examined& run = side == 'a' ? v.a : v.b;
+      std::vector<TokenId> all = run.fed;
+      if (!run.generated.empty()) all.push_back(run.generated.back());
+      for (size_t p = 0; p < all.size(); ++p)
+        out += Json{{"prompt", v.prompt.name},
+                    {"side", std::string(1, side)},
+                    {"position", p},
+                    {"id", all[p]},
+                    {"piece", std::string(result.model->tokenizer->piece(all[p]))},
+                    {"generated", p >= v.prompt.ids.size()}}
+                   .dump(-1, ' ', false, Json::error_handler_t::replace) +
+               "\n";
+    }
+  return out;
+}
+
+}  // namespace greta
