@@ -1,7 +1,8 @@
 """What the golden scripts share: true float64 under transformers, a plain numpy forward pass, file writing.
 
 `numpy_forward` reads nothing but a GGUF file, so it checks the file as well as the other implementation; every sum is
-in float64. `record` runs a transformers model and takes each stage where the model itself computes it.
+in float64. `hf_llama` and `hf_glm` make the transformers model of such a file's tensors, `record` runs it and takes each
+stage where the model itself computes it.
 
 A note on names: a *stage* is what docs and traces call by `embed_out`, `layers.<n>.<stage>`, `final_norm`, `logits`;
 one row per token, elements in the row order of the GGUF's tensors (adjacent rotary pairs).
@@ -57,13 +58,28 @@ def import_in_float64(threads=2):
     return torch, transformers
 
 
-def assert_float64(model):
-    """Every parameter and every buffer of the model must be float64. (str: torch.float32 itself has been renamed.)"""
+def import_as_shipped(threads=2):
+    """Imports torch and transformers as they are: a model made then is float32 throughout."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return torch, transformers
+
+
+def assert_dtype(model, dtype):
+    """Every parameter and every buffer of the model must be of `dtype`, such as "float64".
+
+    (A string, because torch.float32 itself may have been renamed.)
+    """
     names = 0
     for kind in (model.named_parameters, model.named_buffers):
         for name, tensor in kind():
-            if str(tensor.dtype) != "torch.float64":
-                raise AssertionError(f"{name}: expected torch.float64, got {tensor.dtype}")
+            if str(tensor.dtype) != "torch." + dtype:
+                raise AssertionError(f"{name}: expected {dtype}, got {tensor.dtype}")
             names += 1
     if names == 0:
         raise AssertionError("the model has no parameters")
@@ -94,7 +110,7 @@ def gguf_version():
 
 def write_safetensors(path, tensors, metadata):
     """The same arrays give the same bytes (the safetensors package orders its metadata at random)."""
-    names = {"float64": "F64", "int32": "I32"}
+    names = {"float64": "F64", "float32": "F32", "int32": "I32"}
     header, offset, parts = {"__metadata__": {k: metadata[k] for k in sorted(metadata)}}, 0, []
     for name, array in tensors.items():
         array = np.ascontiguousarray(array)
@@ -112,7 +128,7 @@ def write_safetensors(path, tensors, metadata):
         f.write(len(text).to_bytes(8, "little") + text + b"".join(parts))
 
 
-def trace_tensors(ids, positions, stages):
+def trace_tensors(ids, positions, stages, dtype="float64"):
     """The layout of a trace of one sequence: stages maps a name to rows for exactly `positions`."""
     tensors = {
         "token_ids": np.array(ids, np.int32),
@@ -121,8 +137,8 @@ def trace_tensors(ids, positions, stages):
         "positions": np.array(positions, np.int32),
     }
     for name, rows in stages.items():
-        if rows.shape[0] != len(positions) or rows.dtype != np.float64:
-            raise AssertionError(f"{name}: expected {len(positions)} float64 rows, got {rows.shape} {rows.dtype}")
+        if rows.shape[0] != len(positions) or rows.dtype.name != dtype:
+            raise AssertionError(f"{name}: expected {len(positions)} {dtype} rows, got {rows.shape} {rows.dtype}")
         tensors[name] = rows
     return tensors
 
@@ -178,7 +194,9 @@ class GgufModel:
             raise ValueError(f"{path}: this pass expects value_length equal to key_length")
 
     def get(self, key, *default):
-        return self.meta.get("llama." + key, *default) if default else self.meta["llama." + key]
+        if not default and "llama." + key not in self.meta:
+            raise ValueError(f"the file has no llama.{key}")
+        return self.meta.get("llama." + key, *default)
 
     def wide(self, name):
         """A tensor in float64, or None where the file has none."""
@@ -308,16 +326,83 @@ def numpy_forward(model, ids, fault="", rows=slice(None)):
 # --- the transformers model ---
 
 
-def record(torch, model, ids, heads, kv_heads, half_split, chosen=slice(None)):
+HF_NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
+            "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+            "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+            "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def hf_name(name):
+    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
+    *block, part, suffix = name.split(".")
+    if part not in HF_NAMES:
+        raise ValueError(f"tensor {name}: transformers' llama has no place for it")
+    return (f"model.layers.{block[1]}." if block else "") + f"{HF_NAMES[part]}.{suffix}"
+
+
+def hf_llama(torch, transformers, config, tensors, attention="eager"):
+    """LlamaForCausalLM in torch's default type. tensors: float32 arrays in GGUF's names and row order; any
+    rope_freqs.weight is left to the caller. config: what LlamaConfig takes; rope_parameters with GGUF's attn_factor.
+    """
+    rope = dict(config["rope_parameters"])
+    if "attn_factor" in rope:  # the file's key multiplies YaRN's own factor, transformers' takes its place
+        rope["attention_factor"] = rope.pop("attn_factor") * (0.1 * math.log(rope["factor"]) + 1.0)
+
+    def any_bias(*parts):
+        return any(name.split(".")[-2:] == [part, "bias"] for name in tensors for part in parts)
+
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{
+        **config, "rope_parameters": rope, "attn_implementation": attention,
+        "attention_bias": any_bias("attn_q", "attn_k", "attn_v", "attn_output"),
+        "mlp_bias": any_bias("ffn_gate", "ffn_up", "ffn_down")})).eval()
+    state = {name: torch.zeros_like(p) for name, p in model.named_parameters() if name.endswith(".bias")}
+    for name, array in tensors.items():
+        if name == "rope_freqs.weight":
+            continue
+        if ".attn_q." in name or ".attn_k." in name:
+            heads = config["num_attention_heads" if ".attn_q." in name else "num_key_value_heads"]
+            array = to_half_split(array, heads)
+        state[hf_name(name)] = torch.tensor(array)
+    if config["tie_word_embeddings"]:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def hf_glm(torch, transformers, config, tensors, attention="eager"):
+    """GlmForCausalLM: the same arithmetic as a llama with partial rotary, which transformers' own llama cannot do.
+
+    Its rotary pairs are adjacent, as GGUF's are, so no row moves; gate and up are one matrix.
+    """
+    if "rope_freqs.weight" in tensors or config["rope_parameters"]["rope_type"] != "default" or any(
+            name.endswith(".bias") for name in tensors):
+        raise ValueError("partial rotary: no biases and no rope scaling in this oracle")
+    model = transformers.GlmForCausalLM(transformers.GlmConfig(**{
+        **config, "attention_bias": False, "pad_token_id": 0, "attn_implementation": attention})).eval()
+    state = {hf_name(name): torch.tensor(array) for name, array in tensors.items()}
+    for n in range(config["num_hidden_layers"]):
+        at = f"model.layers.{n}.mlp."
+        state[at + "gate_up_proj.weight"] = torch.cat(
+            [state.pop(at + "gate_proj.weight"), state.pop(at + "up_proj.weight")])
+    if config["tie_word_embeddings"]:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, strict=True)
+    rotary = config["head_dim"] * config["rope_parameters"]["partial_rotary_factor"]
+    if model.model.rotary_emb.inv_freq.shape[0] != rotary // 2:
+        raise AssertionError("glm took another number of rotary dimensions")
+    return model
+
+
+def record(torch, model, ids, heads, kv_heads, half_split, chosen=slice(None), dtype="float64", cache=None):
     """Every stage from one forward pass of a transformers model (LlamaForCausalLM, GlmForCausalLM).
 
-    Of the chosen rows; logits of every row.
+    Of the chosen rows; logits of every row. With a cache, ids follow the tokens that are in it.
     """
     out, handles, rotated = {}, [], []
 
     def keep(name, tensor, permuted_heads=0):
-        if str(tensor.dtype) != "torch.float64" or tensor.shape[0] != 1:
-            raise AssertionError(f"{name}: expected one float64 sequence, got {tuple(tensor.shape)} {tensor.dtype}")
+        if str(tensor.dtype) != "torch." + dtype or tensor.shape[0] != 1:
+            raise AssertionError(f"{name}: expected one {dtype} sequence, got {tuple(tensor.shape)} {tensor.dtype}")
         rows = tensor[0].numpy()
         rows = rows if name == "logits" else rows[chosen].copy()
         out[name] = to_adjacent(rows, permuted_heads) if permuted_heads and half_split else rows
@@ -361,7 +446,7 @@ def record(torch, model, ids, heads, kv_heads, half_split, chosen=slice(None)):
 
     module.apply_rotary_pos_emb = recording
     try:
-        logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
+        logits = model(input_ids=torch.tensor([list(ids)]), cache=cache, use_cache=cache is not None).logits
     finally:
         module.apply_rotary_pos_emb = original
         for handle in handles:
@@ -376,6 +461,23 @@ def record(torch, model, ids, heads, kv_heads, half_split, chosen=slice(None)):
         if both is not None:
             out[f"layers.{n}.ffn_gate"], out[f"layers.{n}.ffn_up"] = np.split(both, 2, axis=1)
     return out
+
+
+def record_greedy(torch, transformers, model, ids, steps, *how, dtype):
+    """As record, over a prompt in one call and then over greedy tokens, one a call, with a cache; ties to the lower id.
+
+    Returns (stages of all tokens fed, the tokens fed, the `steps` greedy tokens); the last of these is not fed.
+    """
+    cache = transformers.DynamicCache(config=model.config)
+    calls, produced = [record(torch, model, ids, *how, dtype=dtype, cache=cache)], []
+    while len(produced) < steps:
+        if produced:
+            calls.append(record(torch, model, produced[-1:], *how, dtype=dtype, cache=cache))
+        produced.append(int(calls[-1]["logits"][-1].argmax()))  # numpy's argmax: the first of equals
+    fed = [*ids, *produced[:-1]]
+    if cache.get_seq_length() != len(fed):
+        raise AssertionError(f"the cache holds {cache.get_seq_length()} tokens, {len(fed)} were fed")
+    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}, fed, produced
 
 
 def cross_check(hf, plain, limit=1e-12):

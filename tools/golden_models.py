@@ -220,39 +220,18 @@ def write_gguf(shape, tensors, path, scaling_none=False):
     writer.close()
 
 
-def hf_llama(torch, transformers, shape, tensors):
-    """LlamaForCausalLM with the arrays that went into the file."""
+def hf_model(torch, transformers, shape, tensors):
+    """The transformers model with the arrays that went into the file."""
     rope = {"rope_theta": shape.f32(shape.base), "rope_type": "default",
             **{k: shape.f32(v) if isinstance(v, float) else v for k, v in shape.scaling.items()}}
-    if "attn_factor" in rope:  # the file's key multiplies YaRN's own factor, transformers' takes its place
-        rope["attention_factor"] = rope.pop("attn_factor") * (0.1 * math.log(rope["factor"]) + 1.0)
-    config = transformers.LlamaConfig(
-        vocab_size=shape.vocab, hidden_size=shape.dim, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.width,
-        max_position_embeddings=shape.context, rms_norm_eps=shape.f32(shape.eps), rope_parameters=rope,
-        tie_word_embeddings=shape.tied, attention_bias="attn_q" in shape.bias, mlp_bias="ffn_up" in shape.bias,
-        attn_implementation="eager")
-    model = transformers.LlamaForCausalLM(config).eval()
-    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-             "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-             "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-    state = {}
-    for name, array in tensors.items():
-        if name == "rope_freqs.weight":
-            continue
-        array = array.astype(np.float64)
-        if name.startswith("blk."):
-            _, n, part, suffix = name.split(".")
-            if part in ("attn_q", "attn_k"):
-                array = lib.to_half_split(array, shape.heads if part == "attn_q" else shape.kv_heads)
-            name = f"model.layers.{n}.{names[part]}.{suffix}"
-        else:
-            name = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
-                    "output.weight": "lm_head.weight"}[name]
-        state[name] = torch.from_numpy(array)
-    if shape.tied:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True)
+    if shape.rotary:
+        rope["partial_rotary_factor"] = shape.rotary / shape.width
+    config = {
+        "vocab_size": shape.vocab, "hidden_size": shape.dim, "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.width, "max_position_embeddings": shape.context, "rms_norm_eps": shape.f32(shape.eps),
+        "rope_parameters": rope, "tie_word_embeddings": shape.tied}
+    model = (lib.hf_glm if shape.rotary else lib.hf_llama)(torch, transformers, config, tensors)
     if "rope_freqs.weight" in tensors:
         use_stored_factors(torch, model.model.rotary_emb, shape, tensors["rope_freqs.weight"])
     return model
@@ -269,38 +248,6 @@ def use_stored_factors(torch, rotary, shape, factors):
     if not error <= 2.0**-23:
         raise AssertionError(f"llama3 factors differ from transformers' by {error:.3g}")
     rotary.inv_freq.copy_(stored)
-
-
-def hf_glm(torch, transformers, shape, tensors):
-    """GlmForCausalLM: the same arithmetic as a llama with partial rotary, which transformers' own llama cannot do.
-
-    Its rotary pairs are adjacent, as GGUF's are, so no row moves; gate and up are one matrix.
-    """
-    if shape.bias or shape.scaling:
-        raise ValueError("partial rotary: no biases and no rope scaling in this oracle")
-    config = transformers.GlmConfig(
-        vocab_size=shape.vocab, hidden_size=shape.dim, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.width,
-        max_position_embeddings=shape.context, rms_norm_eps=shape.f32(shape.eps), attention_bias=False,
-        rope_parameters={"rope_theta": shape.f32(shape.base), "rope_type": "default",
-                         "partial_rotary_factor": shape.rotary / shape.width},
-        tie_word_embeddings=shape.tied, pad_token_id=0, attn_implementation="eager")
-    model = transformers.GlmForCausalLM(config).eval()
-    t = {name: torch.from_numpy(array.astype(np.float64)) for name, array in tensors.items()}
-    state = {"model.embed_tokens.weight": t["token_embd.weight"], "model.norm.weight": t["output_norm.weight"],
-             "lm_head.weight": t["token_embd.weight" if shape.tied else "output.weight"]}
-    for n in range(shape.layers):
-        blk, at = f"blk.{n}.", f"model.layers.{n}."
-        state[at + "input_layernorm.weight"] = t[blk + "attn_norm.weight"]
-        state[at + "post_attention_layernorm.weight"] = t[blk + "ffn_norm.weight"]
-        for ours, theirs in (("attn_q", "q"), ("attn_k", "k"), ("attn_v", "v"), ("attn_output", "o")):
-            state[at + f"self_attn.{theirs}_proj.weight"] = t[blk + ours + ".weight"]
-        state[at + "mlp.gate_up_proj.weight"] = torch.cat([t[blk + "ffn_gate.weight"], t[blk + "ffn_up.weight"]])
-        state[at + "mlp.down_proj.weight"] = t[blk + "ffn_down.weight"]
-    model.load_state_dict(state, strict=True)
-    if model.model.rotary_emb.inv_freq.shape[0] != shape.rotary // 2:
-        raise AssertionError("glm took another number of rotary dimensions")
-    return model
 
 
 def notice_faults(shape, model, ids, want):
@@ -325,10 +272,9 @@ def make(torch, transformers, shape, out):
     tensors["output_norm.weight"] = (tensors["output_norm.weight"] * (LOGITS_STD / std)).astype(np.float32)
     write_gguf(shape, tensors, path)
 
-    glm = bool(shape.rotary)
-    hf = (hf_glm if glm else hf_llama)(torch, transformers, shape, tensors)
-    lib.assert_float64(hf)
-    stages = lib.record(torch, hf, ids, shape.heads, shape.kv_heads, half_split=not glm)
+    hf = hf_model(torch, transformers, shape, tensors)
+    lib.assert_dtype(hf, "float64")
+    stages = lib.record(torch, hf, ids, shape.heads, shape.kv_heads, half_split=not shape.rotary)
     model = lib.GgufModel(path)
     error, where = lib.cross_check(stages, lib.numpy_forward(model, ids))
     moves = notice_faults(shape, model, ids, stages["logits"])

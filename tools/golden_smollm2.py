@@ -71,7 +71,7 @@ def load(torch, transformers, path, ours):
     model = transformers.LlamaForCausalLM.from_pretrained(
         os.path.dirname(os.path.abspath(path)), gguf_file=os.path.basename(path), dtype=torch.float64,
         attn_implementation="eager").eval()
-    lib.assert_float64(model)
+    lib.assert_dtype(model, "float64")
     config = model.config
     for what, got, want in (
             ("eps", config.rms_norm_eps, float(ours.eps)), ("layers", config.num_hidden_layers, ours.layers),
@@ -80,18 +80,11 @@ def load(torch, transformers, path, ours):
             ("norm eps", {m.variance_epsilon for m in model.modules() if hasattr(m, "variance_epsilon")}, {ours.eps})):
         if got != want:
             raise AssertionError(f"{what}: the file says {want}, transformers took {got}")
-    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-             "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-             "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
     state, seen = model.state_dict(), set()
     for name, array in ours.tensors.items():
-        part = name.split(".")
-        if part[0] == "blk":
-            if part[2] in ("attn_q", "attn_k"):
-                array = lib.to_half_split(array, ours.heads if part[2] == "attn_q" else ours.kv_heads)
-            theirs = f"model.layers.{part[1]}.{names[part[2]]}.{part[3]}"
-        else:
-            theirs = {"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}[part[0]]
+        if ".attn_q." in name or ".attn_k." in name:
+            array = lib.to_half_split(array, ours.heads if ".attn_q." in name else ours.kv_heads)
+        theirs = lib.hf_name(name)
         if not np.array_equal(state[theirs].numpy(), array.astype(np.float64)):
             raise AssertionError(f"{name}: transformers' weights are not the file's")
         seen.add(theirs)

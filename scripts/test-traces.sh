@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Records the traces of tests/golden/traces again with tools/trace_hf.py and compares them. torch takes 6 GB of disk.
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+cd "$ROOT"
+
+ensure_packages python3-venv
+[ -x build/oracles-hf/bin/python ] || python3 -m venv build/oracles-hf
+build/oracles-hf/bin/pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 transformers==5.24.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6
+
+again=$(mktemp -d)
+trap 'rm -rf "$again"' EXIT
+for dtype in float64 float32; do
+  build/oracles-hf/bin/python tools/trace_hf.py tests/golden/models/bf16.gguf -o "$again/bf16_$dtype.safetensors" \
+    --token-ids 1,75,108,35,100,111,111 --max-tokens 6 --dtype "$dtype"
+  build/oracles-hf/bin/python tools/compare_traces.py "tests/golden/traces/bf16_$dtype.safetensors" \
+    "$again/bf16_$dtype.safetensors"
+done
+echo "scripts/test-traces.sh: 2 traces compared, none differs"
