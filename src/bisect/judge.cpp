@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/system.h"
+#include "bisect/row_judge.h"
 #include "bisect/wiring.h"
 #include "model/tensor_plan.h"
 
@@ -85,12 +86,6 @@ class BlockNorms : public Weight {
   std::vector<float> norms_;
 };
 
-std::vector<double> row_of(const StoredRows& rows, int64_t row) {
-  std::vector<double> out(static_cast<size_t>(rows.width()));
-  rows.get(row, out.data());
-  return out;
-}
-
 }  // namespace
 
 bool Judgement::suspect() const { return !failed() && std::abs(got - expected) > likely; }
@@ -111,37 +106,14 @@ Judge::Judge(const Plan& plan, const Arithmetic& arithmetic, int threads)
 }
 Judge::~Judge() = default;
 
-namespace {
-const PlannedTensor* planned(const Plan& plan, int layer, Role role) {
-  for (const auto& t : plan.tensors)
-    if (t.layer == layer && t.role == role) return &t;
-  return nullptr;
-}
-}  // namespace
-
-bool Judge::has(int unit, Role role) const {
-  return role != Role::count && planned(plan_, layer_of_unit(unit, hp_.layers), role) != nullptr;
-}
-
 const Judge::Tensor& Judge::tensor(int unit, Role role) {
   auto& slot = tensors_[{unit, role}];
   if (!slot) {
-    const auto* t = planned(plan_, layer_of_unit(unit, hp_.layers), role);
+    const auto* t = planned_tensor(plan_, layer_of_unit(unit, hp_.layers), role);
     if (t == nullptr) fail("the judge's plan has no tensor for this operator");
     slot = std::make_unique<Tensor>(source_of(*t), arithmetic_.weights);
   }
   return *slot;
-}
-
-const std::vector<float>& Judge::vector_of(int unit, Role role) {
-  auto& values = vectors_[{unit, role}];
-  if (values.empty()) {
-    const auto* t = planned(plan_, layer_of_unit(unit, hp_.layers), role);
-    if (t == nullptr) fail("the judge's plan has no vector for this operator");
-    values.resize(static_cast<size_t>(t->tensor->elements()));
-    judged_row(source_of(*t), 0, WeightMode::stored, values.data());
-  }
-  return values;
 }
 
 void Judge::judge(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
@@ -169,7 +141,7 @@ void Judge::judge_matmul(const UnitRows& data, Stage stage, const Sink& sink) {
   const StoredRows& in = data.stages.at(rule.reads[0]);
   const StoredRows& got = data.stages.at(stage);
   const Tensor& t = tensor(data.unit, rule.weight);
-  const auto bias = has(data.unit, rule.bias) ? vector_of(data.unit, rule.bias) : std::vector<float>();
+  const auto bias = planned_vector(plan_, layer_of_unit(data.unit, hp_.layers), rule.bias);
   const int64_t k = t.weight.cols;
   const int64_t n = t.weight.rows;
   const int64_t blocks = t.norms.cols;
@@ -186,7 +158,7 @@ void Judge::judge_matmul(const UnitRows& data, Stage stage, const Sink& sink) {
     magnitude.resize(static_cast<size_t>(count * n));
     pool_->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
-        const auto operand = rounded_operand(row_of(in, first + r), how.operand);
+        const auto operand = rounded_operand(values_of(in, first + r), how.operand);
         std::copy(operand.begin(), operand.end(), x.begin() + r * k);
         for (int64_t i = 0; i < k; ++i)
           norms[static_cast<size_t>(r * blocks + i / kBlock)] +=
@@ -240,56 +212,13 @@ void Judge::judge_matmul(const UnitRows& data, Stage stage, const Sink& sink) {
   }
 }
 
-Judged Judge::judged_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, int64_t row) {
-  const StageRule& rule = rule_of(stage);
-  const double u = arithmetic_.unit;
-  const auto input = [&](size_t i) { return row_of(data.stages.at(rule.reads[i]), row); };
-  switch (rule.op) {
-    case Op::embed: {
-      Judged judged{std::vector<double>(static_cast<size_t>(hp_.dim)),
-                    std::vector<double>(static_cast<size_t>(hp_.dim), 0.0)};
-      std::vector<float> values(static_cast<size_t>(hp_.dim));
-      judged_row(source_of(*planned(plan_, kNoLayer, Role::embedding)), rows[static_cast<size_t>(row)].token,
-                 WeightMode::stored, values.data());
-      for (size_t i = 0; i < values.size(); ++i) {
-        judged.value[i] = double{values[i]} * hp_.embedding_scale;
-        if (hp_.embedding_scale != 1.0) judged.certain[i] = 2 * u * std::abs(judged.value[i]);
-      }
-      return judged;
-    }
-    case Op::rmsnorm:
-      return judge_rmsnorm(input(0), vector_of(data.unit, rule.weight), hp_.norm_eps,
-                           arithmetic_.rmsnorm_roundings(hp_.dim), u);
-    case Op::rope: {
-      const auto x = input(0);
-      Judged all;
-      for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(hp_.head_dim)) {
-        const auto head = judge_rope(hp_.rope, rows[static_cast<size_t>(row)].position,
-                                     std::span(x).subspan(begin, static_cast<size_t>(hp_.head_dim)), u,
-                                     arithmetic_.angle_unit);
-        all.value.insert(all.value.end(), head.value.begin(), head.value.end());
-        all.certain.insert(all.certain.end(), head.certain.begin(), head.certain.end());
-      }
-      if (stage == Stage::k_post_rope) add_cache_rounding(all, arithmetic_.kv_type);
-      return all;
-    }
-    case Op::add:
-      return judge_add(input(0), input(1), u);
-    case Op::glu:
-      return judge_glu(hp_.activation, input(0), input(1), arithmetic_.activation_ulps, u);
-    default:
-      fail("{} is not judged row by row", name_of(stage));
-  }
-}
-
 void Judge::judge_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, const Sink& sink) {
   const StoredRows& got = data.stages.at(stage);
-  if (rule_of(stage).op == Op::rmsnorm)
-    vector_of(data.unit, rule_of(stage).weight);  // read before the threads need it
   std::vector<Worst> worst(static_cast<size_t>(got.rows()));
   pool_->parallel_for(got.rows(), 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      const Judged judged = judged_by_row(data, rows, stage, r);
+      const Judged judged =
+          judged_stage(plan_, arithmetic_, data, r, rows[static_cast<size_t>(r)], {}, stage);
       for (int64_t i = 0; i < got.width(); ++i) {
         const auto at = static_cast<size_t>(i);
         worst[static_cast<size_t>(r)].see(i, got.at(r, i), judged.value[at], judged.certain[at],
@@ -304,30 +233,6 @@ void Judge::judge_by_row(const UnitRows& data, std::span<const RowName> rows, St
     j.values = got.width();
     sink(j);
   }
-}
-
-void Judge::exact_attention_head(const UnitRows& data, const RowName& name, const LayerHistory& history,
-                                 int64_t row, int64_t head, std::vector<double>& value,
-                                 std::vector<double>& certain) {
-  const KvHistory& kv = history.at(name.sequence);
-  const auto width = static_cast<size_t>(hp_.head_dim);
-  const int64_t kv_head = head / (hp_.heads / hp_.kv_heads);
-  const int64_t count = int64_t{name.position} + 1;
-  std::vector<double> keys(static_cast<size_t>(count) * width), values(keys.size()), q(width);
-  for (int64_t j = 0; j < count; ++j)
-    for (size_t d = 0; d < width; ++d) {
-      const int64_t at = kv_head * hp_.head_dim + static_cast<int64_t>(d);
-      keys[static_cast<size_t>(j) * width + d] = kv.keys.at(j, at);
-      values[static_cast<size_t>(j) * width + d] = kv.values.at(j, at);
-    }
-  const StoredRows& queries = data.stages.at(Stage::q_post_rope);
-  for (size_t d = 0; d < width; ++d) q[d] = queries.at(row, head * hp_.head_dim + static_cast<int64_t>(d));
-  const int64_t splits = name.position / kKvPage + 1;
-  Judged judged =
-      judge_attention(q, keys, values, hp_.attention_scale, arithmetic_.score_roundings(hp_.head_dim),
-                      arithmetic_.value_roundings(count, splits), arithmetic_.exp_ulps, arithmetic_.unit);
-  value = std::move(judged.value);
-  certain = std::move(judged.certain);
 }
 
 void Judge::judge_attention_rows(const UnitRows& data, std::span<const RowName> rows,
@@ -400,7 +305,7 @@ void Judge::judge_attention_rows(const UnitRows& data, std::span<const RowName> 
                                  std::abs(hp_.attention_scale) * std::sqrt(squares) *
                                  largest_k[static_cast<size_t>(last * hp_.kv_heads + h / group)];
             const double relative = attention_relative(delta, roundings, arithmetic_.exp_ulps, u);
-            std::vector<double> value, exact;
+            std::vector<double> exact;
             for (int64_t d = 0; d < head_dim; ++d) {
               const int64_t at = h * head_dim + d;
               const double expected = out[static_cast<size_t>(i * hp_.q_dim() + at)];
@@ -411,7 +316,8 @@ void Judge::judge_attention_rows(const UnitRows& data, std::span<const RowName> 
               const double loose = ratio_of(g, expected, certain);
               if (loose > kNearAttention && std::isfinite(expected)) {
                 if (exact.empty())
-                  exact_attention_head(data, rows[static_cast<size_t>(row)], history, row, h, value, exact);
+                  exact = judged_head(hp_, arithmetic_, data, row, rows[static_cast<size_t>(row)], history, h)
+                              .certain;
                 certain = std::max(exact[static_cast<size_t>(d)], kNearAttention * certain);
               }
               w.see(at, g, expected, certain, certain);
@@ -428,31 +334,6 @@ void Judge::judge_attention_rows(const UnitRows& data, std::span<const RowName> 
       }
     }
   }
-}
-
-std::vector<double> Judge::exact(const UnitRows& data, std::span<const RowName> rows,
-                                 const LayerHistory& history, Stage stage, int64_t row) {
-  const StageRule& rule = rule_of(stage);
-  if (rule.op == Op::attention) {
-    std::vector<double> all, value, certain;
-    for (int64_t head = 0; head < hp_.heads; ++head) {
-      exact_attention_head(data, rows[static_cast<size_t>(row)], history, row, head, value, certain);
-      all.insert(all.end(), value.begin(), value.end());
-    }
-    return all;
-  }
-  if (rule.op != Op::matmul) return judged_by_row(data, rows, stage, row).value;
-  const auto* t = planned(plan_, layer_of_unit(data.unit, hp_.layers), rule.weight);
-  const JudgedTensor weight(source_of(*t), WeightMode::stored);
-  auto x = row_of(data.stages.at(rule.reads[0]), row);
-  std::vector<double> out(static_cast<size_t>(weight.rows));
-  reference_->matmul(
-      {1, view_of(x, weight.cols), {{{&weight, nullptr, view_of(out, weight.rows), stage}}}, 1, {}});
-  if (has(data.unit, rule.bias)) {
-    const auto& bias = vector_of(data.unit, rule.bias);
-    for (size_t i = 0; i < out.size(); ++i) out[i] += double{bias[i]};
-  }
-  return out;
 }
 
 }  // namespace greta

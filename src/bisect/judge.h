@@ -49,25 +49,14 @@ class Judge {
   void judge(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
              const Sink& sink);
 
-  /// The FP64 values of one stage of one row on these inputs, operands unrounded: what exact arithmetic on
-  /// the file's weights would have left. Empty where inputs are missing.
-  std::vector<double> exact(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
-                            Stage stage, int64_t row);
-
  private:
   struct Tensor;
   const Tensor& tensor(int unit, Role role);
-  const std::vector<float>& vector_of(int unit, Role role);
-  bool has(int unit, Role role) const;
 
   void judge_matmul(const UnitRows& data, Stage stage, const Sink& sink);
   void judge_attention_rows(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
                             const Sink& sink);
   void judge_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, const Sink& sink);
-  Judged judged_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, int64_t row);
-  void exact_attention_head(const UnitRows& data, const RowName& name, const LayerHistory& history,
-                            int64_t row, int64_t head, std::vector<double>& value,
-                            std::vector<double>& certain);
 
   const Plan& plan_;
   const HParams& hp_;
@@ -75,7 +64,6 @@ class Judge {
   std::unique_ptr<Backend> reference_;
   std::unique_ptr<ThreadPool> pool_;
   std::map<std::pair<int, Role>, std::unique_ptr<Tensor>> tensors_;
-  std::map<std::pair<int, Role>, std::vector<float>> vectors_;
 };
 
 }  // namespace greta

@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "bisect/interposer.h"
-#include "bisect/judge.h"
+#include "bisect/row_judge.h"
 #include "bisect/wiring.h"
 
 namespace greta {
@@ -192,15 +192,16 @@ Rounding explain_rounding(const ModelFile& truth, SubjectRun& run, const Prompt&
   const StoredRows& run_logits = kept.units[head].stages.at(Stage::logits);
   result.difference = run_logits.at(0, a) - run_logits.at(0, b) - result.true_gap;
 
-  Judge judge(reference.plan(), reference.backend().arithmetic(), threads);
-  const std::vector<RowName> names = {{0, static_cast<int32_t>(token), ids[static_cast<size_t>(token)]}};
+  const RowName name{0, static_cast<int32_t>(token), ids[static_cast<size_t>(token)]};
   static const LayerHistory none;
   for (const UnitRows& unit : kept.units)
     for (const Stage stage : stages_of_unit(unit.unit, hp.layers)) {
       if (rule_of(stage).op == Op::wire) continue;
       const int layer = layer_of_unit(unit.unit, hp.layers);
-      auto error = judge.exact(unit, names,
-                               layer == kNoLayer ? none : kept.history[static_cast<size_t>(layer)], stage, 0);
+      const auto& history = layer == kNoLayer ? none : kept.history[static_cast<size_t>(layer)];
+      auto error =
+          judged_stage(reference.plan(), reference.backend().arithmetic(), unit, 0, name, history, stage)
+              .value;
       const StoredRows& got = unit.stages.at(stage);
       for (size_t i = 0; i < error.size(); ++i) error[i] = got.at(0, static_cast<int64_t>(i)) - error[i];
       splice->errors[{layer, stage}] = std::move(error);

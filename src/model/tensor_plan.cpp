@@ -266,6 +266,12 @@ class TensorPlanner {
 
 }  // namespace
 
+const PlannedTensor* planned_tensor(const Plan& plan, int64_t layer, Role role) {
+  for (const PlannedTensor& t : plan.tensors)
+    if (t.layer == layer && t.role == role) return &t;
+  return nullptr;
+}
+
 WeightSource source_of(const PlannedTensor& planned) {
   const auto [rows, cols] = matrix_shape(*planned.tensor, planned.use);
   return {planned.tensor->name, planned.tensor->type, rows, cols, planned.tensor->bytes};

@@ -22,6 +22,8 @@ struct MatrixShape {
   int64_t cols = 0;
 };
 MatrixShape matrix_shape(const gguf::Tensor& tensor, WeightUse use);
+/// The tensor of a role (`layer` -1: once a model), or null.
+const PlannedTensor* planned_tensor(const Plan& plan, int64_t layer, Role role);
 /// What a backend loads.
 WeightSource source_of(const PlannedTensor& planned);
 
