@@ -79,25 +79,23 @@ void gqa_group(Backend& backend, const AttentionArgs& args, const HParams&) {
   permute_heads(backend, wrong.out, args.out, rows, back);
 }
 
-/// Attention over a copy of the keys and values, made by write(position, k or v as stored) on `copy`, which
-/// begins as zeros.
+/// Attention over a copy of the keys and values: position j is what fill.change() makes of position
+/// fill.source(j), zeros where the call has no such key.
 template <class Fill>
 void on_copied_cache(Backend& backend, const AttentionArgs& args, const Fill& fill) {
   const ScratchCache copy(backend, args.cache, *args.batch);
   const std::vector<int64_t> last = last_positions(*args.batch);
   std::vector<double> values(static_cast<size_t>(args.cache.kv_heads) *
                              static_cast<size_t>(args.cache.head_dim));
-  for (int64_t row = 0; row < args.batch->rows; ++row) {
-    const int64_t keys = last[static_cast<size_t>(args.batch->sequences[row])] + 1;
-    if (args.batch->positions[row] + 1 != keys) continue;  // once a sequence
-    for (int64_t j = 0; j < keys; ++j) {
+  for (size_t s = 0; s < last.size(); ++s) {
+    for (int64_t j = 0; j <= last[s]; ++j) {
+      const int64_t from = fill.source(j);
+      if (from > last[s]) continue;
+      const OnePosition read(*args.batch, static_cast<int32_t>(s), from);
+      const OnePosition written(copy.batch(), static_cast<int32_t>(s), j);
       for (const KvPart part : {KvPart::k, KvPart::v}) {
-        const int64_t from = fill.source(j);
-        if (from >= keys) continue;
-        const OnePosition read(*args.batch, row, from);
         backend.read_kv(args.cache, part, read.batch(), 0, values.data());
         fill.change(part, values);
-        const OnePosition written(copy.batch(), row, j);
         backend.write_kv(copy.layer(), part, written.batch(), 0, values.data());
       }
     }

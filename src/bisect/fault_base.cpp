@@ -46,10 +46,10 @@ ScratchCache::ScratchCache(Backend& backend, const KvLayer& shape, const BatchVi
   batch_.pages = pages_.data();
 }
 
-OnePosition::OnePosition(const BatchView& batch, int64_t row, int64_t position)
-    : token_(batch.tokens[row]),
+OnePosition::OnePosition(const BatchView& batch, int32_t sequence, int64_t position)
+    : token_(batch.tokens[0]),
       position_(static_cast<int32_t>(position)),
-      sequence_(batch.sequences[row]),
+      sequence_(sequence),
       batch_{1, &token_, &position_, &sequence_, batch.pages, batch.page_stride, batch.sequence_count} {}
 
 bool FaultyBackend::here(const Site& site, int64_t rows) const {

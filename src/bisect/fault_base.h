@@ -20,7 +20,7 @@ struct Scratch {
 /// Keys and values in pages of our own, with room for positions 0 .. the last of every sequence in `like`.
 class ScratchCache {
  public:
-  ScratchCache(Backend& backend, const KvLayer& shape, const BatchView& like);
+  ScratchCache(Backend& backend, const KvLayer& shape, const BatchView& like);  ///< zeros
   const KvLayer& layer() const { return layer_; }
   const BatchView& batch() const { return batch_; }  ///< the rows of `like`, on these pages
 
@@ -31,10 +31,10 @@ class ScratchCache {
   BatchView batch_;
 };
 
-/// Position `position` of the sequence of row `row`, as a batch of its own on the same pages.
+/// One position of a sequence, as a batch of its own on the same pages.
 class OnePosition {
  public:
-  OnePosition(const BatchView& batch, int64_t row, int64_t position);
+  OnePosition(const BatchView& batch, int32_t sequence, int64_t position);
   OnePosition(const OnePosition&) = delete;
   OnePosition& operator=(const OnePosition&) = delete;
   const BatchView& batch() const { return batch_; }

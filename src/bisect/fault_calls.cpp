@@ -1,5 +1,6 @@
 // Faults of the engine around the operators: a call is handed another row, page, position, weight or cache
 // than the plan says. Repeated with the right arguments, it is sound.
+#include <algorithm>
 #include <map>
 
 #include "bisect/fault_base.h"
@@ -75,7 +76,7 @@ class RopePosition : public CallFault {
     const BatchView& batch = *args.batch;
     const std::vector<double> q = row_of(args.q_out, 0);
     const std::vector<double> k = cached_row(args.cache, KvPart::k, batch, 0);
-    const OnePosition next(batch, 0, batch.positions[0] + 1);
+    const OnePosition next(batch, batch.sequences[0], batch.positions[0] + 1);
     const ScratchCache aside(below(), args.cache, next.batch());
     RopeArgs wrong = args;
     wrong.batch = &aside.batch();
@@ -110,6 +111,8 @@ class CacheFault : public CallFault {
   using CallFault::CallFault;
   void rope(const RopeArgs& args) override {
     if (args.site.layer == 0) first_layer_ = args.cache;
+    for (int64_t row = 0; row < args.batch->rows; ++row)
+      lengths_[args.batch->sequences[row]] = args.batch->positions[row] + 1;
     below().rope(args);
   }
   void attention(const AttentionArgs& args) override {
@@ -132,29 +135,48 @@ class CacheFault : public CallFault {
   }
 
  private:
-  /// A full page of sequence 0 is another sequence's, or where there is none another page of its own: always
-  /// one that the table holds.
+  /// A page of another sequence, or where there is none another page of sequence 0. Slots never written in
+  /// this run are zeros (what memory holds there is another run's), so that every run is spoilt alike.
+  struct Page {
+    int32_t sequence;
+    int64_t first, end;  ///< positions
+  };
+  Page page_for(const BatchView& batch, int64_t victim) const {
+    std::vector<Page> pages;
+    const auto add_pages = [&](int32_t sequence, int64_t length) {
+      for (int64_t first = 0; first < length; first += kKvPage)
+        if (sequence != 0 || first != victim * kKvPage)
+          pages.push_back({sequence, first, std::min<int64_t>(first + kKvPage, length)});
+    };
+    for (const auto& [sequence, length] : lengths_)
+      if (sequence > 0 && sequence < batch.sequence_count && batch.pages[sequence * batch.page_stride] >= 0)
+        add_pages(sequence, length);
+    if (pages.empty()) add_pages(0, last_positions(batch)[0] + 1);
+    return pages[plant_bits(plant_, kOther) % pages.size()];
+  }
+
+  /// One full page of sequence 0 is `page_for` it.
   void other_page(const AttentionArgs& args) {
     const BatchView& batch = *args.batch;
-    const int64_t last = last_positions(batch)[0];
-    if (last < kKvPage) return below().attention(args);
-    const int64_t held = last / kKvPage + 1;
+    const std::vector<int64_t> last = last_positions(batch);
+    if (last[0] < kKvPage) return below().attention(args);
     const auto victim =
-        static_cast<int64_t>(plant_bits(plant_, kVictim) % static_cast<uint64_t>(last / kKvPage));
-    std::vector<int32_t> others;
-    for (int64_t at = batch.page_stride; at < batch.sequence_count * batch.page_stride; ++at)
-      if (batch.pages[at] >= 0) others.push_back(batch.pages[at]);
-    if (others.empty()) {
-      for (int64_t page = 0; page < held; ++page)
-        if (page != victim) others.push_back(batch.pages[page]);
+        static_cast<int64_t>(plant_bits(plant_, kVictim) % static_cast<uint64_t>(last[0] / kKvPage));
+    const Page page = page_for(batch, victim);
+    const ScratchCache copy(below(), args.cache, batch);
+    for (size_t s = 0; s < last.size(); ++s) {
+      for (int64_t j = 0; j <= last[s]; ++j) {
+        const bool replaced = s == 0 && j / kKvPage == victim;
+        const int64_t from = replaced ? page.first + j % kKvPage : j;
+        if (replaced && from >= page.end) continue;
+        const OnePosition read(batch, replaced ? page.sequence : static_cast<int32_t>(s), from);
+        const OnePosition written(copy.batch(), static_cast<int32_t>(s), j);
+        for (const KvPart part : {KvPart::k, KvPart::v})
+          below().write_kv(copy.layer(), part, written.batch(), 0,
+                           cached_row(args.cache, part, read.batch(), 0).data());
+      }
     }
-    std::vector<int32_t> pages(batch.pages, batch.pages + batch.sequence_count * batch.page_stride);
-    pages[static_cast<size_t>(victim)] = others[plant_bits(plant_, kOther) % others.size()];
-    BatchView wrong_batch = batch;
-    wrong_batch.pages = pages.data();
-    AttentionArgs wrong = args;
-    wrong.batch = &wrong_batch;
-    below().attention(wrong);
+    on(copy, args);
   }
 
   /// Keys of earlier calls are zeros.
@@ -165,13 +187,18 @@ class CacheFault : public CallFault {
         below().write_kv(fresh.layer(), part, fresh.batch(), row,
                          cached_row(args.cache, part, *args.batch, row).data());
     }
+    on(fresh, args);
+  }
+
+  void on(const ScratchCache& cache, const AttentionArgs& args) {
     AttentionArgs wrong = args;
-    wrong.batch = &fresh.batch();
-    wrong.cache = fresh.layer();
+    wrong.batch = &cache.batch();
+    wrong.cache = cache.layer();
     below().attention(wrong);
   }
 
   KvLayer first_layer_;
+  std::map<int32_t, int64_t> lengths_;  ///< of each sequence, as last seen
 };
 
 class ResidualStale : public CallFault {

@@ -61,8 +61,9 @@ class ArgumentFault : public KernelFault {
     log_row(args.site, args.site.stage, row, std::move(right), row_of(args.out, row));
   }
   void rope(const RopeArgs& args) override {
-    if (!here(args.site, args.batch->rows)) return below().rope(args);
     const int64_t rows = args.batch->rows;
+    const bool rotation = plant_.stage == Stage::q_post_rope || plant_.stage == Stage::k_post_rope;
+    if (!rotation || !here(args.site, rows)) return below().rope(args);
     const ScratchCache clean(below(), args.cache, *args.batch);
     Scratch q = healthy(rows, args.q_out.width, [&](const View& out) {
       RopeArgs right = args;
