@@ -1,10 +1,15 @@
 #include "bisect/bisect.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
 
 #include "base/error.h"
+#include "bisect/file_faults.h"
 #include "bisect/inputs.h"
 #include "bisect/recorded.h"
 #include "bisect/wiring.h"
@@ -14,13 +19,49 @@ namespace {
 
 /// A subject with whatever it needs to run: a device or a trace.
 struct Side {
+  Side(char n, Subject s, const ModelFile* f) : name(n), subject(std::move(s)), file(f) {}
+  Side(const Side&) = delete;
+  Side& operator=(const Side&) = delete;
+  ~Side() {
+    live.reset();
+    own.reset();
+    if (!copy.empty()) std::filesystem::remove(copy);
+  }
+  /// A file fault goes into a copy beside the system's temporary files, gone with this.
+  void plant_in_copy(const BisectOptions& options);
+
   char name;
   Subject subject;
   const ModelFile* file = nullptr;
   std::unique_ptr<ModelFile> own;  ///< where the subject names another file
+  std::string copy;                ///< of a model file with a fault in it
   std::unique_ptr<SubjectRun> live;
   std::unique_ptr<RecordedRun> recorded;
 };
+
+HParams hparams_of(const ModelFile& file) {
+  BackendOptions plain;
+  plain.kv_type = KvType::f64;
+  const auto planner = make_backend("reference", plain);
+  return Engine::plan(file, *planner, {}).hp;
+}
+
+void Side::plant_in_copy(const BisectOptions& options) {
+  const FaultInfo* info = subject.fault ? find_fault(subject.fault->id) : nullptr;
+  if (info == nullptr || info->planted != Planted::file) return;
+  const HParams hp = hparams_of(*file);
+  const auto prompt = options.prompts.empty() ? 1 : static_cast<int64_t>(options.prompts.front().ids.size());
+  const Plant plant =
+      draw_plant(*subject.fault, hp, prompt, prompt + std::max<int64_t>(options.examine.max_tokens - 1, 0));
+  std::string pattern = (std::filesystem::temp_directory_path() / "greta-planted-XXXXXX").string();
+  const int fd = ::mkstemp(pattern.data());
+  if (fd < 0) fail("{}: cannot make a temporary file for the planted copy", pattern);
+  ::close(fd);
+  copy = pattern;
+  plant_in_file(plant, hp, file->file.path(), copy);
+  own = std::make_unique<ModelFile>(ModelFile::open(copy));
+  file = own.get();
+}
 
 std::string number(double x) { return fmt::format("{:.9g}", x); }
 
@@ -205,7 +246,11 @@ void decide(PromptVerdict& v, Side& a, Side& b,
     std::vector<InputDifference> mine;
     for (const auto& [name, d] : differences)
       if (name == side->name) mine.push_back(d);
-    if (judge_inputs(v, side->name == 'a' ? v.a : v.b, side->name, mine)) return;
+    if (!judge_inputs(v, side->name == 'a' ? v.a : v.b, side->name, mine)) continue;
+    if (!mine.empty() && bits_must_agree(a, b))  // the first stage that it spoils, to the bit
+      if (const auto spoilt = first_other_bits(v.a, v.b, common_positions(v.a, v.b), v.rows_compared))
+        v.first->place = *spoilt;
+    return;
   }
   const int64_t positions = common_positions(v.a, v.b);
   std::optional<Place> other_bits;
@@ -274,25 +319,20 @@ BisectResult bisect(const BisectOptions& options) {
   BisectResult result;
   result.model = std::make_shared<ModelFile>(ModelFile::open(options.model, options.tokenizer));
   const ModelFile& main = *result.model;
-  Side a{'a', options.a, &main, {}, {}, {}};
-  Side b{'b', options.b, &main, {}, {}, {}};
+  Side a('a', options.a, &main);
+  Side b('b', options.b, &main);
   for (Side* side : {&a, &b})
     if (!side->subject.file.empty()) {
       side->own = std::make_unique<ModelFile>(ModelFile::open(side->subject.file));
       side->file = side->own.get();
     }
+  for (Side* side : {&a, &b}) side->plant_in_copy(options);
   const ModelFile& truth = *a.file;
-  const auto planner_of = [](const ModelFile& file) {
-    BackendOptions plain;
-    plain.kv_type = KvType::f64;
-    const auto planner = make_backend("reference", plain);
-    return Engine::plan(file, *planner, {}).hp;
-  };
-  result.a = {a.subject, a.file->file.path(), a.file->file.sha256(), planner_of(*a.file), "", 0.0};
+  result.a = {a.subject, a.file->file.path(), a.file->file.sha256(), hparams_of(*a.file), "", 0.0};
   result.b = {b.subject,
               b.file->file.path(),
               b.own ? b.file->file.sha256() : result.a.sha256,
-              planner_of(*b.file),
+              hparams_of(*b.file),
               "",
               0.0};
   if (!b.own && a.own) result.b.sha256 = b.file->file.sha256();

@@ -250,6 +250,11 @@ Examined SubjectRun::examine(const Prompt& prompt) {
   return result;
 }
 
+void SubjectRun::feed_quietly(const Prompt& prompt, Tap* tap) {
+  const Unlogged quiet(plant_);
+  run(prompt, tap, nullptr, {});
+}
+
 bool SubjectRun::varies(const Prompt& prompt, const Place& place, uint64_t hash) {
   const Unlogged quiet(plant_);
   for (int i = 0; i < 5; ++i) {

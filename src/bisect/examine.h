@@ -112,8 +112,8 @@ class SubjectRun {
   ~SubjectRun();
 
   Examined examine(const Prompt& prompt);
-  /// The same run with a tap and nothing else.
-  void feed(const Prompt& prompt, Tap* tap) { run(prompt, tap, nullptr, {}); }
+  /// The same run with a tap and nothing else; a planted fault writes no log.
+  void feed_quietly(const Prompt& prompt, Tap* tap);
   /// Whether the row's bits vary over five more runs and `hash`.
   bool varies(const Prompt& prompt, const Place& place, uint64_t hash);
   /// Resident weights read back through their layout against the truth's. `rows`: counts what was compared.

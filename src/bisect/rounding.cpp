@@ -187,7 +187,7 @@ Rounding explain_rounding(const ModelFile& truth, SubjectRun& run, const Prompt&
   result.true_gap = gap();
 
   RowKeeper kept(hp, run.engine().backend().element_bytes() == sizeof(double), token);
-  run.feed(prompt, &kept);
+  run.feed_quietly(prompt, &kept);
   const auto head = static_cast<size_t>(hp.layers) + 1;
   const StoredRows& run_logits = kept.units[head].stages.at(Stage::logits);
   result.difference = run_logits.at(0, a) - run_logits.at(0, b) - result.true_gap;

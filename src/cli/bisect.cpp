@@ -10,11 +10,13 @@
 #include "base/log.h"
 #include "bisect/prompts.h"
 #include "bisect/report.h"
+#include "bisect/selftest.h"
 #include "bisect/summary.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/model_options.h"
 #include "cli/output.h"
+#include "cli/progress.h"
 #include "trace/trace.h"
 
 namespace greta::cli {
@@ -96,9 +98,36 @@ BisectOptions bisect_options(const Values& values) {
   return o;
 }
 
+int run_self_test(const Values& values) {
+  SelfTestOptions o;
+  o.model = values.positionals[0];
+  o.tokenizer = values.text("tokenizer");
+  o.subject = parse_subject(values.has("b") ? values.text("b") : values.text("device"), defaults_of(values));
+  o.plantings = *values.number("plantings");
+  o.clean = values.number("clean").value_or(-1);
+  o.seed = static_cast<uint64_t>(*values.number("seed"));
+  o.trace_budget = static_cast<size_t>(*values.number("trace-budget"));
+  o.threads = static_cast<int>(values.number("threads").value_or(0));
+  const InterruptGuard interrupt;
+  ProgressBar bar("planting", !values.flag("quiet"));
+  o.after_call = [&] { interrupt.check(); };
+  o.progress = [&](int64_t done, int64_t all) {
+    bar.update(static_cast<uint64_t>(done), static_cast<uint64_t>(all));
+  };
+  const SelfTestResult result = self_test(o);
+  if (values.flag("json")) {
+    print_json(self_test_json(result));
+  } else {
+    print(self_test_text(result));
+  }
+  const bool all = result.detected() == result.plantings.size() && result.false_alarms.empty();
+  return all && result.exact() * 100 >= result.plantings.size() * 95 ? 0 : 1;
+}
+
 }  // namespace
 
 int bisect(const Values& values) {
+  if (values.flag("self-test")) return run_self_test(values);
   BisectOptions options = bisect_options(values);
   const bool recorded = options.a.is_trace() || options.b.is_trace();
   if (!recorded || values.has("prompts")) {

@@ -185,6 +185,12 @@ const std::vector<Option>& table() {
        kAny,
        false,
        {"rounding"}},
+      {"self-test", 0, Kind::flag, "", "", kBisect, "self-test",
+       "plant faults at drawn places and tell how many are found and placed"},
+      {"plantings", 0, Kind::number, "N", "100", kBisect, "self-test", "faults to plant", 1, 100000},
+      {"clean", 0, Kind::number, "N", "", kBisect, "self-test",
+       "runs without a fault; default: a quarter of the plantings", 0, 100000},
+      {"seed", 0, Kind::number, "N", "1", kBisect, "self-test", "of the places"},
       {"trace-budget", 0, Kind::number, "BYTES", "512MiB", kBisect, "what to compare",
        "most bytes of rows that are kept at a time", 1048576},
       // ---- output files
