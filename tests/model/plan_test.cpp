@@ -92,7 +92,7 @@ TEST(Plan, TiedHeadIsTheEmbeddingTwice) {
   EXPECT_THAT(plan_text(plan, file, backend), HasSubstr("output head   the embedding, Q8_0\n"));
 }
 
-TEST(Plan, BiasesAndRopeFactorsHaveRoles) {
+TEST(Plan, BiasesAndRopeFactorsAreKnown) {
   SmallFile small;
   for (const char* layer : {"0", "1"}) {
     const auto name = [&](const char* part) { return fmt::format("blk.{}.{}.bias", layer, part); };
