@@ -22,6 +22,11 @@ step() {
 
 check_format() { git ls-files '*.cpp' '*.h' '*.inl' | xargs clang-format --dry-run --Werror; }
 check_tidy() { git ls-files 'src/*.cpp' | grep -v -e _avx512 -e _avx2 | xargs -P2 -n4 clang-tidy --quiet -p build/release --extra-arg=-Wno-unknown-warning-option 2>/dev/null; }
+# build_release: with the long tests in a full run.
+build_release() {
+  cmake --preset ci -Wno-dev -DGRETA_LONG_TESTS="$([ $full = yes ] && echo ON || echo OFF)" >/dev/null
+  build ci
+}
 # every_folder: the test programs, one a folder of tests/ (tests/CMakeLists.txt).
 every_folder() { find tests -name '*_test.cpp' -printf '%h\n' | sort -u | xargs -n1 basename; }
 # sanitized asan|tsan FOLDER...: those programs under a sanitizer.
@@ -35,7 +40,7 @@ sanitized() {
 step "packages" ensure_packages "${BUILD_PACKAGES[@]}" "${CHECK_PACKAGES[@]}"
 step "format" check_format
 step "model" scripts/models.sh smollm2
-step "build (release, warnings are errors)" build ci
+step "build (release, warnings are errors)" build_release
 step "clang-tidy" check_tidy
 if [ $full = yes ]; then
   # shellcheck disable=SC2046

@@ -10,25 +10,10 @@
 
 #include "engine/engine.h"
 #include "synth/synth.h"
+#include "temporary_folder.h"
 #include "trace/trace.h"
 
 namespace greta::test {
-
-/// A folder that is gone when the test ends.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "greta-test-XXXXXX").string();
-    path_ = ::mkdtemp(pattern.data());
-  }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 inline std::string golden(const std::string& name) {
   return std::string(GRETA_SOURCE_DIR) + "/tests/golden/" + name;

@@ -1,5 +1,6 @@
 #pragma once
 // The machine's limits, measured in the run that is compared with them.
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -12,12 +13,30 @@ struct ReadLimit {
   uint64_t buffer = 0;  ///< bytes of the buffer
 };
 
-/// Best read rate over four access patterns and the thread counts up to `max_threads`, over a fresh buffer of
-/// `bytes` (at least one cache line a thread; huge pages where the system gives them). Takes about `seconds`
-/// and the time to fill the buffer; every combination runs at least once as far as that time goes, the
-/// largest thread counts first, and then the promising ones again. Errors: greta::Error if the buffer cannot
-/// be had.
-ReadLimit measure_read_limit(uint64_t bytes, int max_threads, double seconds);
+/// Measures the read rate of a buffer of `bytes` (at least one cache line a thread; huge pages where the
+/// system gives them), filled once. Errors: greta::Error if the buffer cannot be had.
+class ReadMeter {
+ public:
+  ReadMeter(uint64_t bytes, int max_threads);
+  ~ReadMeter();
+  ReadMeter(const ReadMeter&) = delete;
+  ReadMeter& operator=(const ReadMeter&) = delete;
+
+  /// Best rate over four access patterns and the thread counts up to `max_threads`. Takes about `seconds`:
+  /// every combination runs at least once as far as that time goes, the largest thread counts first, and then
+  /// the promising ones again. A sample reads 64 MiB or more, the next one what follows in the buffer:
+  /// nothing is read twice before all else was.
+  ReadLimit measure(double seconds);
+
+ private:
+  const std::byte* next_slice();
+
+  int max_threads_;
+  size_t bytes_;
+  size_t slices_;  ///< equal parts of the buffer, a sample each
+  size_t slice_ = 0;
+  std::byte* data_ = nullptr;
+};
 
 /// Peak multiply-adds a second of the best instructions that this machine has, on `threads` threads together.
 struct ComputeLimit {

@@ -20,36 +20,7 @@ constexpr size_t kLine = 64;
 constexpr size_t kBlock = 64 << 10;    // what a thread takes at a time in the interleaved pattern
 constexpr size_t kAhead = 24 * kLine;  // prefetch distance, in bytes
 constexpr size_t kStreams = 4;
-
-/// A private anonymous mapping, filled so that every page is its own.
-class ReadBuffer {
- public:
-  explicit ReadBuffer(size_t bytes) : bytes_(bytes) {
-    void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) fail("no memory for a buffer of {} bytes: {}", bytes, std::strerror(errno));
-    data_ = static_cast<std::byte*>(memory);
-    ::madvise(memory, bytes, MADV_HUGEPAGE);  // a wish: without it the rate is that of small pages
-  }
-  ~ReadBuffer() { ::munmap(data_, bytes_); }
-  ReadBuffer(const ReadBuffer&) = delete;
-  ReadBuffer& operator=(const ReadBuffer&) = delete;
-
-  /// Every page differs from every other: equal ones could be one and the same to the machine below us.
-  void fill(int threads) {
-    time_together(threads, [&](int thread) {
-      const size_t words = bytes_ / sizeof(uint64_t);
-      const size_t begin = words * static_cast<size_t>(thread) / static_cast<size_t>(threads);
-      const size_t end = words * static_cast<size_t>(thread + 1) / static_cast<size_t>(threads);
-      auto* data = reinterpret_cast<uint64_t*>(data_);
-      for (size_t i = begin; i < end; ++i) data[i] = i * 0x9e3779b97f4a7c15u;
-    });
-  }
-  const std::byte* data() const { return data_; }
-
- private:
-  size_t bytes_;
-  std::byte* data_ = nullptr;
-};
+constexpr size_t kSample = 64 << 20;  // 2 ms at 32 GB/s: starting the threads is no part of it
 
 /// XOR of `lines` cache lines. `Stream` is the number of places read in turn: 1, or kStreams equal parts.
 using Reader = uint64_t (*)(const std::byte* data, size_t lines);
@@ -137,7 +108,7 @@ std::array<Pattern, 4> patterns() {
 }
 
 /// Bytes a second of `passes` passes over the buffer. A prefetch past the buffer's end is no access.
-double measure(const std::byte* data, size_t bytes, const Pattern& pattern, int threads, int passes) {
+double measure_rate(const std::byte* data, size_t bytes, const Pattern& pattern, int threads, int passes) {
   std::vector<uint64_t> sums(static_cast<size_t>(threads) * 8);  // a cache line each
   const size_t lines = bytes / kLine;
   const size_t blocks = (bytes + kBlock - 1) / kBlock;
@@ -169,24 +140,46 @@ struct Candidate {
 
 }  // namespace
 
-ReadLimit measure_read_limit(uint64_t bytes, int max_threads, double seconds) {
+ReadMeter::ReadMeter(uint64_t bytes, int max_threads)
+    : max_threads_(max_threads),
+      bytes_(std::max<size_t>(bytes / kLine, static_cast<size_t>(max_threads)) * kLine),
+      slices_(std::max<size_t>(bytes_ / kSample, 1)) {
+  void* memory = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) fail("no memory for a buffer of {} bytes: {}", bytes_, std::strerror(errno));
+  data_ = static_cast<std::byte*>(memory);
+  ::madvise(memory, bytes_, MADV_HUGEPAGE);  // a wish: without it the rate is that of small pages
+  // Every page differs from every other: equal ones could be one and the same to the machine below us.
+  time_together(max_threads, [&](int thread) {
+    const size_t words = bytes_ / sizeof(uint64_t);
+    const size_t begin = words * static_cast<size_t>(thread) / static_cast<size_t>(max_threads);
+    const size_t end = words * static_cast<size_t>(thread + 1) / static_cast<size_t>(max_threads);
+    auto* data = reinterpret_cast<uint64_t*>(data_);
+    for (size_t i = begin; i < end; ++i) data[i] = i * 0x9e3779b97f4a7c15u;
+  });
+}
+
+ReadMeter::~ReadMeter() { ::munmap(data_, bytes_); }
+
+const std::byte* ReadMeter::next_slice() {
+  const std::byte* slice = data_ + bytes_ / kLine * slice_ / slices_ * kLine;
+  slice_ = (slice_ + 1) % slices_;
+  return slice;
+}
+
+ReadLimit ReadMeter::measure(double seconds) {
   using Clock = std::chrono::steady_clock;
-  const size_t size = std::max<size_t>(bytes / kLine, static_cast<size_t>(max_threads)) * kLine;
-  ReadBuffer buffer(size);
-  buffer.fill(max_threads);
   const auto start = Clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
 
   std::vector<Candidate> candidates;
-  for (int threads = max_threads; threads >= 1; --threads)
+  for (int threads = max_threads_; threads >= 1; --threads)
     for (const Pattern& pattern : patterns()) candidates.push_back({threads, pattern});
-  // A sample lasts long enough that starting the threads is no part of it: about 2 ms at 32 GB/s, at least
-  // one pass.
-  const int passes = static_cast<int>(std::clamp<size_t>((size_t{64} << 20) / size, 1, 4096));
+  const size_t sample = bytes_ / kLine / slices_ * kLine;
+  const int passes = static_cast<int>(std::clamp<size_t>(kSample / sample, 1, 4096));
   for (bool first = true;; first = false) {
     for (Candidate& candidate : candidates) {
-      candidate.best = std::max(candidate.best,
-                                measure(buffer.data(), size, candidate.pattern, candidate.threads, passes));
+      candidate.best = std::max(
+          candidate.best, measure_rate(next_slice(), sample, candidate.pattern, candidate.threads, passes));
       if (elapsed() >= seconds) break;
     }
     std::stable_sort(candidates.begin(), candidates.end(),
@@ -195,7 +188,7 @@ ReadLimit measure_read_limit(uint64_t bytes, int max_threads, double seconds) {
     if (elapsed() >= seconds) break;
   }
   const Candidate& best = candidates.front();
-  return {best.best, best.threads, best.pattern.name, size};
+  return {best.best, best.threads, best.pattern.name, bytes_};
 }
 
 }  // namespace greta

@@ -1,6 +1,5 @@
 // greta bench: rows of prefill and decode speed, and the limits that they are held against.
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -12,6 +11,7 @@
 #include "base/system.h"
 #include "bench/cost.h"
 #include "bench/limits.h"
+#include "bench/paired.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/model_options.h"
@@ -21,11 +21,8 @@ namespace greta::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
-using Clock = std::chrono::steady_clock;
 
-constexpr double kReadSeconds =
-    0.4;  // a measurement of the read limit, one before each row and one at the end
-constexpr double kComputeSeconds = 0.4;
+constexpr double kLimitSeconds = 0.1;  // a measurement of a limit, one before and after each repeat
 // The buffer is to show the memory, not the last cache; a virtual machine may see less cache than there is.
 constexpr uint64_t kCachesInBuffer = 4;
 constexpr uint64_t kLeastBuffer = uint64_t{256} << 20;
@@ -38,45 +35,46 @@ struct Row {
   int threads = 0;
   std::string model;  ///< the file's name
   std::string device;
-  std::vector<double> seconds;  ///< of each timed repeat
-  double bytes = 0.0;           ///< decode: read by one repeat
-  Work work;                    ///< prefill
+  std::vector<Paired> repeats;
+  double bytes = 0.0;  ///< decode: read by one repeat
+  Work work;           ///< prefill
   Activations activations = Activations::bits16;
-  bool model_in_cache = false;  ///< its decode is held against read_model
+  std::optional<uint64_t> model_in_cache;  ///< its bytes: its decode is held against read_model
 
   std::string test() const { return fmt::format("{}{}", prefill ? "pp" : "tg", tokens); }
 };
 
-/// The best of all measurements of the run.
-struct Limits {
-  std::optional<ReadLimit> read;
-  std::map<std::string, ReadLimit>
-      read_model;  ///< by model: a buffer of its size, where that fits the last cache
-  std::optional<ComputeLimit> compute;
+/// A buffer and all measurements of it.
+struct ReadLimits {
+  explicit ReadLimits(uint64_t bytes) : meter(bytes, usable_cpus()) {}
+  double measure() {
+    seen.push_back(meter.measure(kLimitSeconds));
+    return seen.back().bytes_per_second;
+  }
+  ReadMeter meter;
+  std::vector<ReadLimit> seen;
 };
 
-void keep_best(std::optional<ReadLimit>& best, const ReadLimit& now) {
-  if (!best || now.bytes_per_second > best->bytes_per_second) best = now;
+/// All measurements of the run.
+struct Limits {
+  std::optional<ReadLimits> read;
+  std::map<std::string, ReadLimits> read_model;  ///< by model: a buffer of its size
+  std::vector<ComputeLimit> compute;
+};
+
+double measure_read(Limits& limits) {
+  if (!limits.read) limits.read.emplace(std::max(last_level_cache_bytes() * kCachesInBuffer, kLeastBuffer));
+  return limits.read->measure();
 }
 
-void measure_read(Limits& limits, const std::string& model, std::optional<uint64_t> model_buffer) {
-  keep_best(limits.read,
-            measure_read_limit(std::max(last_level_cache_bytes() * kCachesInBuffer, kLeastBuffer),
-                               usable_cpus(), kReadSeconds));
-  if (!model_buffer) return;
-  std::optional<ReadLimit> best;
-  if (const auto found = limits.read_model.find(model); found != limits.read_model.end())
-    best = found->second;
-  keep_best(best, measure_read_limit(*model_buffer, usable_cpus(), kReadSeconds / 2));
-  limits.read_model[model] = *best;
-}
-
-void measure_compute(Limits& limits) {
-  const ComputeLimit now = measure_compute_limit(usable_cpus(), kComputeSeconds);
-  if (!limits.compute) limits.compute = now;
-  limits.compute->int8 = std::max(limits.compute->int8, now.int8);
-  limits.compute->int16 = std::max(limits.compute->int16, now.int16);
-  limits.compute->fp32 = std::max(limits.compute->fp32, now.fp32);
+/// Seconds of one repeat at the limit of this moment.
+double seconds_at_limit(const Row& row, Limits& limits) {
+  if (row.prefill) {
+    limits.compute.push_back(measure_compute_limit(usable_cpus(), kLimitSeconds));
+    return least_seconds(row.work, limits.compute.back(), row.activations);
+  }
+  if (!row.model_in_cache) return row.bytes / measure_read(limits);
+  return row.bytes / limits.read_model.try_emplace(row.model, *row.model_in_cache).first->second.measure();
 }
 
 /// Token ids that stand for a text: any, the same in each run.
@@ -95,32 +93,36 @@ class Bench {
  public:
   Bench(Engine& engine, const InterruptGuard& interrupt) : engine_(engine), interrupt_(interrupt) {}
 
-  /// Seconds of one repeat.
-  double once(const Row& row) {
+  Paired once(const Row& row, PairedClock& clock) {
     // What is below the depth stays from the repeat before.
     for (int64_t sequence = 0; sequence < engine_.cache().sequences(); ++sequence) {
       const int64_t wanted = sequence < row.batch ? row.depth : 0;
       engine_.truncate(sequence, wanted);
-      feed(sequence, wanted - engine_.length(sequence), Feed::Logits::none);
+      engine_.feed_all(sequence, tokens(wanted - engine_.length(sequence)), Feed::Logits::none, nullptr,
+                       [&] { interrupt_.check(); });
     }
-    const auto start = Clock::now();
+    clock.begin();
     if (row.prefill) {
-      feed(0, row.tokens, Feed::Logits::last);
+      prefill(row, clock);
     } else {
-      decode(row);
+      decode(row, clock);
     }
-    return std::chrono::duration<double>(Clock::now() - start).count();
+    return clock.end();
   }
 
  private:
-  void feed(int64_t sequence, int64_t count, Feed::Logits logits) {
-    engine_.feed_all(sequence, some_tokens(count, engine_.hparams().vocab), logits, nullptr,
-                     [&] { interrupt_.check(); });
-    if (logits != Feed::Logits::none) engine_.logits(0);
+  std::vector<TokenId> tokens(int64_t count) const { return some_tokens(count, engine_.hparams().vocab); }
+
+  void prefill(const Row& row, PairedClock& clock) {
+    engine_.feed_all(0, tokens(row.tokens), Feed::Logits::last, nullptr, [&] {
+      interrupt_.check();
+      clock.step();
+    });
+    engine_.logits(0);
   }
 
-  void decode(const Row& row) {
-    const auto ids = some_tokens(row.tokens * row.batch, engine_.hparams().vocab);
+  void decode(const Row& row, PairedClock& clock) {
+    const auto ids = tokens(row.tokens * row.batch);
     for (int64_t step = 0; step < row.tokens; ++step) {
       std::vector<Feed> feeds;
       for (int64_t sequence = 0; sequence < row.batch; ++sequence)
@@ -129,6 +131,7 @@ class Bench {
       engine_.evaluate(feeds);
       for (size_t i = 0; i < feeds.size(); ++i) engine_.logits(i);
       interrupt_.check();
+      clock.step();
     }
   }
 
@@ -141,22 +144,25 @@ double tokens_of(const Row& row) {
 }
 
 std::vector<double> rates(const Row& row) {
-  std::vector<double> sorted;
-  for (const double seconds : row.seconds) sorted.push_back(tokens_of(row) / seconds);
-  std::sort(sorted.begin(), sorted.end());
-  return sorted;
+  std::vector<double> all;
+  for (const Paired& repeat : row.repeats) all.push_back(tokens_of(row) / repeat.seconds);
+  return all;
 }
 
-double median(const std::vector<double>& sorted) {
-  const size_t n = sorted.size();
-  return n % 2 == 1 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+std::vector<double> shares(const Row& row) {
+  std::vector<double> all;
+  for (const Paired& repeat : row.repeats) all.push_back(repeat.share);
+  return all;
 }
 
-double of_limit(const Row& row, const Limits& limits) {
-  const double seconds = tokens_of(row) / median(rates(row));
-  if (row.prefill) return least_seconds(row.work, *limits.compute, row.activations) / seconds;
-  const ReadLimit& read = row.model_in_cache ? limits.read_model.at(row.model) : *limits.read;
-  return row.bytes / seconds / read.bytes_per_second;
+struct Spread {
+  double min, median, max;
+};
+
+Spread spread(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return {values.front(), (values[(n - 1) / 2] + values[n / 2]) / 2, values.back()};
 }
 
 std::string limit_name(const Row& row) {
@@ -230,7 +236,6 @@ void bench_model(const Values& values, const std::string& path, int threads, con
   const std::unique_ptr<Engine> engine = load_engine(values, model, options);
   const WeightMode mode = options.backend.weights;
   const uint64_t bytes = model_bytes(engine->plan(), mode);
-  const bool in_cache = bytes <= last_level_cache_bytes();
   const std::string name = std::filesystem::path(path).filename().string();
   Bench bench(*engine, interrupt);
   for (Row row : rows_of(settings)) {
@@ -238,50 +243,74 @@ void bench_model(const Values& values, const std::string& path, int threads, con
     row.model = name;
     row.device = engine->backend().description();
     row.activations = options.backend.activations;
-    row.model_in_cache = in_cache;
     if (row.prefill) {
       row.work = prefill_work(engine->plan(), mode, row.depth, row.tokens);
-      measure_compute(limits);
     } else {
       row.bytes = decode_bytes(row, *engine, engine->backend().kv_type(), mode);
-      measure_read(limits, name, in_cache ? std::optional(bytes) : std::nullopt);
+      if (bytes <= last_level_cache_bytes()) {
+        row.model_in_cache = bytes;
+        measure_read(limits);  // shown beside read_model
+      }
     }
-    interrupt.check();
-    bench.once(row);  // warm-up
-    for (int64_t i = 0; i < settings.repeat; ++i) row.seconds.push_back(bench.once(row));
-    log::info("{} {}, depth {}, batch {}, {} threads: {:.2f} tokens/s", name, row.test(), row.depth,
-              row.batch, threads, median(rates(row)));
+    PairedClock clock([&] {
+      interrupt.check();
+      return seconds_at_limit(row, limits);
+    });
+    bench.once(row, clock);  // warm-up
+    for (int64_t i = 0; i < settings.repeat; ++i) row.repeats.push_back(bench.once(row, clock));
+    log::info("{} {}, depth {}, batch {}, {} threads: {:.2f} tokens/s, {:.2f} of the limit", name, row.test(),
+              row.depth, row.batch, threads, spread(rates(row)).median, spread(shares(row)).median);
     done.push_back(row);
   }
-  for (const Row& row : done)  // the machine may have changed since the first row
-    if (row.model == name && row.threads == threads) {
-      if (row.prefill) {
-        measure_compute(limits);
-      } else {
-        measure_read(limits, name, in_cache ? std::optional(bytes) : std::nullopt);
-      }
-      interrupt.check();
-      break;
-    }
 }
 
-Json read_json(const ReadLimit& limit) {
-  return {{"bytes_per_s", limit.bytes_per_second},
-          {"threads", limit.threads},
-          {"pattern", limit.pattern},
-          {"buffer_bytes", limit.buffer}};
+/// Of all measurements: the best under `key`, the median and the least beside it.
+void add_limit(Json& json, const std::string& key, const Spread& seen) {
+  json[key] = seen.max;
+  json["median_" + key] = seen.median;
+  json["min_" + key] = seen.min;
+}
+
+template <class Limit>
+Spread spread_of(const std::vector<Limit>& seen, double Limit::*rate) {
+  std::vector<double> all;
+  for (const Limit& limit : seen) all.push_back(limit.*rate);
+  return spread(all);
+}
+
+const ReadLimit& best_of(const ReadLimits& limits) {
+  return *std::max_element(
+      limits.seen.begin(), limits.seen.end(),
+      [](const ReadLimit& a, const ReadLimit& b) { return a.bytes_per_second < b.bytes_per_second; });
+}
+
+Json read_json(const ReadLimits& limits) {
+  const ReadLimit& best = best_of(limits);
+  Json json;
+  add_limit(json, "bytes_per_s", spread_of(limits.seen, &ReadLimit::bytes_per_second));
+  json.update(Json{{"measurements", limits.seen.size()},
+                   {"threads", best.threads},
+                   {"pattern", best.pattern},
+                   {"buffer_bytes", best.buffer}});
+  return json;
+}
+
+Json compute_json(const std::vector<ComputeLimit>& seen) {
+  Json json;
+  add_limit(json, "int8_per_s", spread_of(seen, &ComputeLimit::int8));
+  add_limit(json, "int16_per_s", spread_of(seen, &ComputeLimit::int16));
+  add_limit(json, "fp32_per_s", spread_of(seen, &ComputeLimit::fp32));
+  json.update(Json{{"measurements", seen.size()},
+                   {"threads", seen.front().threads},
+                   {"instructions", seen.front().instructions}});
+  return json;
 }
 
 Json limits_json(const Limits& limits) {
   Json json = {{"read", nullptr}, {"read_model", Json::object()}, {"compute", nullptr}};
   if (limits.read) json["read"] = read_json(*limits.read);
   for (const auto& [model, limit] : limits.read_model) json["read_model"][model] = read_json(limit);
-  if (limits.compute)
-    json["compute"] = {{"int8_per_s", limits.compute->int8},
-                       {"int16_per_s", limits.compute->int16},
-                       {"fp32_per_s", limits.compute->fp32},
-                       {"threads", limits.compute->threads},
-                       {"instructions", limits.compute->instructions}};
+  if (!limits.compute.empty()) json["compute"] = compute_json(limits.compute);
   return json;
 }
 
@@ -305,16 +334,18 @@ Json document(const Values& values, const std::vector<Row>& rows, const Limits& 
                {"files", Json::array()}};
   for (const std::string& path : values.positionals) json["files"].push_back(path);
   for (const Row& row : rows) {
-    const auto sorted = rates(row);
-    Json samples = Json::array();
-    for (const double seconds : row.seconds) samples.push_back(tokens_of(row) / seconds);
+    const Spread speed = spread(rates(row));
+    const Spread share = spread(shares(row));
     json["rows"].push_back({{"test", row.test()},
-                            {"tokens_per_s", median(sorted)},
-                            {"of_limit", of_limit(row, limits)},
+                            {"tokens_per_s", speed.median},
+                            {"of_limit", share.median},
                             {"limit", limit_name(row)},
-                            {"min", sorted.front()},
-                            {"max", sorted.back()},
-                            {"samples", samples},
+                            {"min", speed.min},
+                            {"max", speed.max},
+                            {"samples", rates(row)},
+                            {"of_limit_min", share.min},
+                            {"of_limit_max", share.max},
+                            {"of_limit_samples", shares(row)},
                             {"model", row.model},
                             {"depth", row.depth},
                             {"batch", row.batch},
@@ -324,8 +355,8 @@ Json document(const Values& values, const std::vector<Row>& rows, const Limits& 
   return json;
 }
 
-void print_csv(const std::vector<Row>& rows, const Limits& limits) {
-  print("model,test,depth,batch,threads,tokens_per_s,min,max,of_limit,limit\n");
+void print_csv(const std::vector<Row>& rows) {
+  print("model,test,depth,batch,threads,tokens_per_s,min,max,of_limit,of_limit_min,of_limit_max,limit\n");
   for (const Row& row : rows) {
     std::string name = row.model;
     if (name.find_first_of(",\"\n") != std::string::npos) {
@@ -333,40 +364,47 @@ void print_csv(const std::vector<Row>& rows, const Limits& limits) {
         name.insert(at, 1, '"');
       name = fmt::format("\"{}\"", name);
     }
-    const auto sorted = rates(row);
-    print(fmt::format("{},{},{},{},{},{:.4f},{:.4f},{:.4f},{:.4f},{}\n", name, row.test(), row.depth,
-                      row.batch, row.threads, median(sorted), sorted.front(), sorted.back(),
-                      of_limit(row, limits), limit_name(row)));
+    const Spread speed = spread(rates(row));
+    const Spread share = spread(shares(row));
+    print(fmt::format("{},{},{},{},{},{:.4f},{:.4f},{:.4f},{:.4f},{:.4f},{:.4f},{}\n", name, row.test(),
+                      row.depth, row.batch, row.threads, speed.median, speed.min, speed.max, share.median,
+                      share.min, share.max, limit_name(row)));
   }
 }
 
-void print_read(const char* label, const ReadLimit& limit) {
-  print(fmt::format("{:<12}{:.1f} GB/s ({} threads, {}, a buffer of {})\n", label,
-                    limit.bytes_per_second / 1e9, limit.threads, limit.pattern,
-                    bytes_shown(static_cast<double>(limit.buffer))));
+void print_read(const char* label, const ReadLimits& limits) {
+  const ReadLimit& best = best_of(limits);
+  print(fmt::format("{:<12}{:.1f} GB/s at best, {:.1f} in the median ({} threads, {}, a buffer of {})\n",
+                    label, best.bytes_per_second / 1e9,
+                    spread_of(limits.seen, &ReadLimit::bytes_per_second).median / 1e9, best.threads,
+                    best.pattern, bytes_shown(static_cast<double>(best.buffer))));
 }
 
 void print_table(const std::vector<Row>& rows, const Limits& limits) {
   size_t width = 5;
   for (const Row& row : rows) width = std::max(width, row.model.size());
-  print(fmt::format("{:<{}}  {:<8} {:>6} {:>5} {:>7} {:>10} {:>21} {:>8}  {}\n", "model", width, "test",
-                    "depth", "batch", "threads", "tokens/s", "min .. max", "of limit", "limit"));
+  print(fmt::format("{:<{}}  {:<8} {:>6} {:>5} {:>7} {:>10} {:>21} {:>8} {:>14}  {}\n", "model", width,
+                    "test", "depth", "batch", "threads", "tokens/s", "min .. max", "of limit", "min .. max",
+                    "limit"));
   for (const Row& row : rows) {
-    const auto sorted = rates(row);
-    print(fmt::format("{:<{}}  {:<8} {:>6} {:>5} {:>7} {:>10.2f} {:>21} {:>8.2f}  {}\n", row.model, width,
-                      row.test(), row.depth, row.batch, row.threads, median(sorted),
-                      fmt::format("{:.2f} .. {:.2f}", sorted.front(), sorted.back()), of_limit(row, limits),
-                      limit_name(row)));
+    const Spread speed = spread(rates(row));
+    const Spread share = spread(shares(row));
+    print(fmt::format("{:<{}}  {:<8} {:>6} {:>5} {:>7} {:>10.2f} {:>21} {:>8.2f} {:>14}  {}\n", row.model,
+                      width, row.test(), row.depth, row.batch, row.threads, speed.median,
+                      fmt::format("{:.2f} .. {:.2f}", speed.min, speed.max), share.median,
+                      fmt::format("{:.2f} .. {:.2f}", share.min, share.max), limit_name(row)));
   }
   print(fmt::format("\ncpu         {}\n", cpu_name()));
   if (!rows.empty()) print(fmt::format("device      {}\n", rows.front().device));
   if (limits.read) print_read("read", *limits.read);
   for (const auto& [model, limit] : limits.read_model) print_read("read_model", limit);
-  if (limits.compute)
-    print(
-        fmt::format("compute     {:.0f} int8, {:.0f} int16, {:.0f} FP32 G multiply-adds/s ({} threads, {})\n",
-                    limits.compute->int8 / 1e9, limits.compute->int16 / 1e9, limits.compute->fp32 / 1e9,
-                    limits.compute->threads, limits.compute->instructions));
+  if (!limits.compute.empty())
+    print(fmt::format(
+        "compute     {:.0f} int8, {:.0f} int16, {:.0f} FP32 G multiply-adds/s at best ({} threads, {})\n",
+        spread_of(limits.compute, &ComputeLimit::int8).max / 1e9,
+        spread_of(limits.compute, &ComputeLimit::int16).max / 1e9,
+        spread_of(limits.compute, &ComputeLimit::fp32).max / 1e9, limits.compute.front().threads,
+        limits.compute.front().instructions));
   const BuildInfo& build = build_info();
   print(fmt::format("build       {}{}, {}\n", build.commit, build.dirty ? " (dirty)" : "", build.compiler));
 }
@@ -391,7 +429,7 @@ int bench(const Values& values) {
   if (values.flag("json")) {
     print_json(document(values, rows, limits));
   } else if (values.flag("csv")) {
-    print_csv(rows, limits);
+    print_csv(rows);
   } else {
     print_table(rows, limits);
   }

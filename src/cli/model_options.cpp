@@ -8,9 +8,9 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/mapped_file.h"
+#include "base/text.h"
 #include "cli/interrupt.h"
 #include "cli/progress.h"
-#include "tokenizer/unicode.h"
 
 namespace greta::cli {
 
@@ -61,7 +61,7 @@ std::string prompt_text(const Values& values) {
   std::string text = from_file ? read_whole_file(values.text("prompt-file")) : values.text("prompt");
   if (const size_t nul = text.find('\0'); nul != std::string::npos)
     fail("{}: a NUL byte at offset {} of {}; expected text", option, nul, text.size());
-  if (const auto bad = unicode::find_invalid(text))
+  if (const auto bad = find_invalid_utf8(text))
     fail("{}: invalid UTF-8 at offset {} of {} (byte 0x{:02x}); expected UTF-8 text", option, *bad,
          text.size(), static_cast<unsigned char>(text[*bad]));
   return text;

@@ -10,7 +10,6 @@
 
 #include "base/error.h"
 #include "base/text.h"
-#include "tokenizer/unicode.h"
 
 namespace greta::cli {
 namespace {
@@ -46,25 +45,15 @@ void print_json(const nlohmann::ordered_json& document) {
 
 std::string quoted_text(std::string_view text) {
   std::string out = "\"";
-  while (!text.empty()) {
-    const size_t valid = unicode::find_invalid(text).value_or(text.size());
-    for (const char c : text.substr(0, valid)) {
-      if (c == '"' || c == '\\') {
-        out += '\\';
-        out += c;
-      } else if (c == '\n') {
-        out += "\\n";
-      } else if (c == '\t') {
-        out += "\\t";
-      } else {
-        out += printable({&c, 1});
-      }
-    }
-    if (valid == text.size()) break;
-    out += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[valid]));
-    text.remove_prefix(valid + 1);
+  for (;;) {
+    const size_t plain = text.find_first_of("\"\\\n\t");
+    out += printable(text.substr(0, plain));
+    if (plain == std::string_view::npos) return out + '"';
+    const char c = text[plain];
+    out += '\\';
+    out += c == '\n' ? 'n' : c == '\t' ? 't' : c;
+    text.remove_prefix(plain + 1);
   }
-  return out + '"';
 }
 
 std::string bytes_shown(double bytes) {

@@ -42,7 +42,9 @@ are whole; after an error nothing is left behind.
 - `check --json`: `file`, `sha256`, `fits`, `problems` (each `where`, `expected`, `got`, `remedy`), `warnings`, and of a
   model that fits `hparams`, `context` and `memory`.
 - `bench --json`: `limits` and `rows`; a row has `test` (`pp512`, `tg128`), `model`, `depth`, `batch`, `threads`,
-  `tokens_per_s` (the median), `min`, `max`, `samples`, `limit` (`read`, `read_model` or `compute`) and `of_limit`.
+  `tokens_per_s` (the median), `min`, `max`, `samples`, `limit` (`read`, `read_model` or `compute`), `of_limit` (the median
+  of the repeats' shares), `of_limit_min`, `of_limit_max` and `of_limit_samples`. In `limits` each rate is the best of all
+  measurements; `median_` and `min_` before its name give the others.
 - `inspect --json`, `trace --json`, `synth --json` and `devices --json` give the numbers that their text shows.
 
 ## How the share of the limit is counted
@@ -51,12 +53,17 @@ A decode step reads every tensor of the file once (in the weight mode's own size
 is 4 bytes each), of the embedding one row a token unless it is the output head too, and the keys and values of every
 position so far, as stored. That, times the steps, over the time, is held against the best read rate of this machine:
 the best of several access patterns and thread counts. `run` measures it on a buffer as large as the model, 128 MiB at
-most, and says so. `bench` measures it on four times the last cache (256 MiB at least), between the rows, and, where the model fits the
-last cache, on a buffer of the model's size as well, which is then the limit.
+most, and says so. `bench` measures it on four times the last cache (256 MiB at least) or, where the model fits the last
+cache, on a buffer of the model's size.
 
 A prefill's time is held against the time that its multiply-adds would take at the peak of the instructions that the
 mode uses: integer weights at the 16-bit or 8-bit integer rate (`--activations`), other weights and attention at the
 FP32 rate.
+
+A machine shared with others changes its rate within seconds, so `bench` measures the limit (a tenth of a second) before
+and after each repeat and, with the clock stopped, after each second of a longer one. Each stretch between two
+measurements is held against the larger of them: what the machine could do at one end of it. A repeat's share is what it
+did over what the limit would have done in its stretches.
 )";
 
 std::string escaped(std::string_view text) {

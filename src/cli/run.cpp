@@ -87,7 +87,7 @@ Speed speed_of(const GenerateStats& stats, const Costs& costs, bool measure) {
       (steps * static_cast<double>(costs.weights) + positions * static_cast<double>(costs.kv_position)) /
       stats.decode_seconds;
   if (!measure) return speed;
-  speed.limit = measure_read_limit(std::min(costs.model, kLargestLimitBuffer), usable_cpus(), kLimitSeconds);
+  speed.limit = ReadMeter(std::min(costs.model, kLargestLimitBuffer), usable_cpus()).measure(kLimitSeconds);
   speed.of_limit = speed.decode_bytes / speed.limit.bytes_per_second;
   return speed;
 }

@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/text.h"
 #include "gguf/gguf.h"
 #include "gguf/reader.h"
 
@@ -105,7 +106,7 @@ class Reader {
         fail(
             "{}: tensor '{}': name: expected a name that occurs once, got a second occurrence (the first is "
             "in {})",
-            path, excerpt(tensor.name),
+            path, printable(tensor.name, kShownName),
             file.part_paths_[static_cast<size_t>(file.tensors_[known->second].part)]);
       tensor.part = part;
       file.tensors_.push_back(std::move(tensor));

@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/text.h"
 
 namespace greta::gguf {
 namespace {
@@ -31,7 +32,7 @@ struct Field {
   std::string text() const {
     if (owner[0] == '\0') return what;
     if (name.data() == nullptr) return fmt::format("{} {}: {}", owner, index, what);
-    return fmt::format("{} '{}': {}", owner, excerpt(name), what);
+    return fmt::format("{} '{}': {}", owner, printable(name, kShownName), what);
   }
 };
 
@@ -170,7 +171,7 @@ std::string describe_magic(std::span<const std::byte> bytes) {
     what = ", a text file: a Git LFS pointer in place of the model? fetch the file itself";
   else if (start.starts_with("<") || start.starts_with("{"))
     what = ", a text file: a failed download?";
-  return fmt::format("'{}' ({:02x} {:02x} {:02x} {:02x}){}", excerpt(start.substr(0, 4)), p[0], p[1], p[2],
+  return fmt::format("'{}' ({:02x} {:02x} {:02x} {:02x}){}", printable(start.substr(0, 4)), p[0], p[1], p[2],
                      p[3], what);
 }
 
@@ -420,26 +421,14 @@ void Parser::refuse_overlaps() const {
     const uint64_t end = before.offset + before.bytes.size();
     if (tensor.offset < end)
       mismatch({"data", "tensor", order[i], tensor.name}, tensor.offset,
-               fmt::format("a start at or after {}, where tensor '{}' ends", end, excerpt(before.name)),
+               fmt::format("a start at or after {}, where tensor '{}' ends", end,
+                           printable(before.name, kShownName)),
                fmt::format("an overlap of {} bytes (its offset field is at {})", end - tensor.offset,
                            offset_fields_[order[i]]));
   }
 }
 
 }  // namespace
-
-std::string excerpt(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (out.size() >= 80) return out + "...";
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte < 0x7f)
-      out += c;
-    else
-      out += fmt::format("\\x{:02x}", byte);
-  }
-  return out;
-}
 
 Parsed parse(std::span<const std::byte> bytes, const std::string& name) { return Parser(bytes, name).run(); }
 

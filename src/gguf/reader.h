@@ -24,8 +24,7 @@ struct Parsed {
 /// allocated on the word of a count that the remaining bytes could not hold.
 Parsed parse(std::span<const std::byte> bytes, const std::string& name);
 
-/// Text from a file as it may stand in a message: control and non-ASCII bytes as \xNN, cut after 80
-/// characters.
-std::string excerpt(std::string_view text);
+/// A longer name is cut in messages.
+inline constexpr size_t kShownName = 80;  // bytes
 
 }  // namespace greta::gguf

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/partial_file.h"
+#include "base/text.h"
 #include "gguf/gguf.h"
 #include "gguf/reader.h"
 
@@ -177,10 +178,11 @@ void Writer::add_tensor(std::string name, std::vector<uint64_t> shape, quant::Ty
 void Writer::write(const std::string& path) const {
   std::set<std::string_view> names;
   for (const auto& [key, value] : metadata_)
-    if (!names.insert(key).second) fail("metadata '{}' was added twice", excerpt(key));
+    if (!names.insert(key).second) fail("metadata '{}' was added twice", printable(key, kShownName));
   names.clear();
   for (const Pending& tensor : tensors_)
-    if (!names.insert(tensor.name).second) fail("tensor '{}' was added twice", excerpt(tensor.name));
+    if (!names.insert(tensor.name).second)
+      fail("tensor '{}' was added twice", printable(tensor.name, kShownName));
 
   PartialFile file(path);
   Bytes head;

@@ -55,9 +55,9 @@ const Rules kOptionalBiases = {
     {"blk.{}.ffn_down.bias", Role::b_down, kVector, Dim::one, Dim::dim, Need::optional},
 };
 
-/// Divisors of the rotary frequencies, one a pair (Llama 3.1 and later).
+/// Divisors of the rotary frequencies, one a pair (Llama 3.1 and later): they end in HParams::rope.
 const Rules kRopeFactors = {
-    {"rope_freqs.weight", Role::rope_factors, kVector, Dim::one, Dim::rope_pairs, Need::optional},
+    {"rope_freqs.weight", std::nullopt, kVector, Dim::one, Dim::rope_pairs, Need::optional},
 };
 
 const std::vector<Architecture>& table() {

@@ -25,11 +25,11 @@ enum class Need {
   else_embedding  ///< where it is absent, the embedding's tensor takes the role (tied weights)
 };
 
-/// One tensor (or one a layer) that the forward pass has a role for. Shapes are [cols, rows] in the file's
+/// One tensor (or one a layer) that the model is made of. Shapes are [cols, rows] in the file's
 /// order.
 struct TensorRule {
   std::string_view pattern;  ///< "blk.{}.attn_q.weight", {} being the layer; without {}: once a model
-  Role role;
+  std::optional<Role> role;  ///< none: the values are hyperparameters (HParams), and nothing is loaded
   WeightUse use;
   Dim rows;  ///< n_out, vocab, or one for a vector
   Dim cols;  ///< n_in: the file's first dimension

@@ -51,14 +51,7 @@ constexpr std::string_view kNoKey = "no such key";
 
 }  // namespace
 
-std::string quoted(std::string_view text) {
-  constexpr size_t kMost = 60;
-  if (text.size() <= kMost) return '"' + printable(text) + '"';
-  // Not in the middle of a UTF-8 character.
-  size_t end = kMost;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0u) == 0x80u) --end;
-  return '"' + printable(text.substr(0, end)) + "...\"";
-}
+std::string quoted(std::string_view text) { return '"' + printable(text, 60) + '"'; }
 
 std::string show(const gguf::Value& value) {
   const std::string type(gguf::name_of(value.type));

@@ -38,12 +38,11 @@ struct HParams {
   int64_t kv_dim() const { return kv_heads * head_dim; }
 };
 
-/// What a tensor is to the forward pass. One slot a role in each layer (or once, for the first four).
+/// What a tensor is to the forward pass. One slot a role in each layer (or once, for the first three).
 enum class Role {
   embedding,
   final_norm,
   head,
-  rope_factors,
   attn_norm,
   wq,
   wk,

@@ -53,7 +53,7 @@ struct Plan {
   int64_t context = 0;
   int64_t sequences = 1;
   int64_t chunk = 0;
-  std::vector<PlannedTensor> tensors;
+  std::vector<PlannedTensor> tensors;  ///< to be loaded
   Memory memory;
   std::vector<Problem> problems;      ///< empty: it fits
   std::vector<std::string> warnings;  ///< harmless

@@ -205,6 +205,7 @@ class TensorPlanner {
                      tensor.shape_text(), ""});
       return;
     }
+    if (!rule.role) return;
     const auto [rows, cols] = matrix_shape(tensor, rule.use);
     if (const auto reason = backend_.refuses(rule.use, tensor.type, rows, cols)) {
       findings_.add(layer, rule.suffix(),
@@ -212,7 +213,7 @@ class TensorPlanner {
                      fmt::format("{} {}", quant::traits(tensor.type).name, tensor.shape_text()), *reason});
       return;
     }
-    plan_.tensors.push_back({rule.role, layer, rule.use, &tensor});
+    plan_.tensors.push_back({*rule.role, layer, rule.use, &tensor});
   }
 
   bool has_rule(std::string_view suffix) const {

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "tokenizer/unicode.h"
+#include "base/text.h"
 
 namespace greta {
 namespace {
@@ -64,7 +64,7 @@ std::optional<TokenId> BaseTokenizer::find(std::string_view piece) const {
 }
 
 std::vector<TokenId> BaseTokenizer::encode(std::string_view text, const EncodeOptions& options) const {
-  if (const auto bad = unicode::find_invalid(text)) {
+  if (const auto bad = find_invalid_utf8(text)) {
     fail(
         "the text is not UTF-8 at byte offset {} (byte 0x{:02X}): expected well-formed UTF-8; convert it, or "
         "give ids "

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "tokenizer/merge.h"
 #include "tokenizer/unicode.h"
 
@@ -195,7 +196,7 @@ std::string BpeTokenizer::bytes(TokenId id) const {
     default:
       break;
   }
-  if (unicode::find_invalid(text)) return std::string(text);
+  if (find_invalid_utf8(text)) return std::string(text);
   std::string out;
   for (size_t at = 0; at < text.size();) {
     const auto c = unicode::decode(text, at);

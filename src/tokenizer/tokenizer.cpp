@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/text.h"
 #include "tokenizer/unicode.h"
 
 namespace greta {
@@ -19,7 +20,7 @@ size_t unfinished(std::string_view text) {
     for (const char fill : {'\x80', '\xBF'}) {
       std::string whole(text.substr(text.size() - tail));
       whole.resize(unicode::length(first), fill);
-      if (!unicode::find_invalid(whole)) return tail;
+      if (!find_invalid_utf8(whole)) return tail;
     }
     return 0;
   }

@@ -2,7 +2,6 @@
 // Code points: reading UTF-8 and the character classes of the pre-tokenizers.
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string_view>
 
 namespace greta::unicode {
@@ -29,10 +28,6 @@ extern const size_t kRunCount;
 uint8_t classes(char32_t c);
 
 inline bool is(char32_t c, uint8_t any_of) { return (classes(c) & any_of) != 0; }
-
-/// The offset of the first byte that is not part of well-formed UTF-8 (overlong forms, surrogates, values
-/// above U+10FFFF and cut characters included), or nothing.
-std::optional<size_t> find_invalid(std::string_view text);
 
 /// How many bytes a character has, by its first byte; 1 for bytes that begin none.
 inline size_t length(unsigned char first) {

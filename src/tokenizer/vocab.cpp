@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "tokenizer/unicode.h"
+#include "base/text.h"
 
 namespace greta {
 
@@ -11,7 +11,7 @@ std::string shown(std::string_view piece) {
   size_t most = std::min<size_t>(piece.size(), 48);
   while (most > 0 && most < piece.size() && (static_cast<unsigned char>(piece[most]) & 0xC0) == 0x80) --most;
   const std::string_view kept = piece.substr(0, most);
-  const bool readable = !unicode::find_invalid(kept);
+  const bool readable = !find_invalid_utf8(kept);
   std::string out;
   for (const char c : kept) {
     const auto byte = static_cast<unsigned char>(c);

@@ -11,6 +11,7 @@
 #include "base/half.h"
 #include "base/mapped_file.h"
 #include "base/system.h"
+#include "base/text.h"
 #include "base/thread_pool.h"
 #include "support.h"
 
@@ -107,6 +108,32 @@ TEST_P(Pool, ABodysExceptionReachesTheCallerAndThePoolGoesOn) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, Pool, testing::Values(1, 2, 3, 8));
+
+TEST(Text, FindsTheFirstByteThatIsNoUtf8) {
+  EXPECT_EQ(find_invalid_utf8("a\u00e9\u20ac\U0001f600 and more than eight bytes"), std::nullopt);
+  const struct {
+    const char* text;
+    size_t at;
+  } cases[] = {{"abcdefghij\xff", 10}, {"a\x80", 1},        {"\xc0\x80", 0},
+               {"\xe0\x80\x80", 0},    {"\xed\xa0\x80", 0}, {"\xf4\x90\x80\x80", 0},
+               {"x\xe2\x82", 1},       {"x\xe2\x82y", 1},   {"\xc3\xa9\xf0\x80\x80\x80", 2}};
+  for (const auto& c : cases) EXPECT_EQ(find_invalid_utf8(c.text), c.at) << c.text;
+}
+
+TEST(Text, PrintableIsFitForATerminal) {
+  EXPECT_EQ(printable("a\u00e9 \x1b[31m\n\x7f"), "a\u00e9 \\x1b[31m\\x0a\\x7f");
+  EXPECT_EQ(printable("\xff\xfe"
+                      "b\xe2\x82"),
+            "\\xff\\xfe"
+            "b\\xe2\\x82");
+  EXPECT_EQ(printable(""), "");
+  EXPECT_EQ(printable("abcd", 4), "abcd");
+  EXPECT_EQ(printable("abcde", 4), "abcd...");
+  EXPECT_EQ(printable("abc\u20ac", 3), "abc...");
+  EXPECT_EQ(printable("abc\u20ac", 5), "abc...") << "not in the middle of a character";
+  EXPECT_EQ(printable("abc\u20ac", 6), "abc\u20ac");
+  EXPECT_EQ(printable(std::string(9, '\x80'), 6), "\\x80\\x80\\x80...") << "no character to end before";
+}
 
 TEST(MappedFile, NamesWhatIsWrong) {
   const test::TemporaryFolder folder;

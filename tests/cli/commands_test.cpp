@@ -4,7 +4,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "bench/cost.h"
 #include "cli/run_binary.h"
+#include "engine/engine.h"
 #include "gguf/gguf.h"
 #include "trace/safetensors.h"
 
@@ -189,32 +191,77 @@ TEST_F(Commands, TraceRefusesBadLists) {
   EXPECT_EQ(files(), std::vector<std::string>{"m.gguf"});
 }
 
-TEST_F(Commands, BenchRowsAndLimits) {
-  const std::vector<std::string> rows = {"bench",    model,     "--pp",      "16",      "--tg",
-                                         "4",        "--depth", "0,8",       "--batch", "1,2",
-                                         "--repeat", "2",       "--threads", "1"};
-  auto arguments = rows;
-  arguments.emplace_back("--json");
-  const Json json = json_of(greta_run(arguments));
+/// The read rate that a row's share of a repeat stands for.
+double implied_read_rate(const Json& row, size_t repeat, const Plan& plan) {
+  const double n = 4, depth = row["depth"], batch = row["batch"];
+  const double kv = n * depth + n * (n + 1) / 2;
+  const double bytes = n * static_cast<double>(weight_bytes_read(plan, WeightMode::stored, row["batch"])) +
+                       batch * kv * static_cast<double>(kv_bytes_read(plan.hp, KvType::f16, 1));
+  const double seconds = n * batch / row["samples"][repeat].get<double>();
+  return bytes / seconds / row["of_limit_samples"][repeat].get<double>();
+}
+
+TEST_F(Commands, BenchRowsAreHeldAgainstLimitsThatWereMeasured) {
+  const Json json = json_of(greta_run({"bench", model, "--pp", "16", "--tg", "4", "--depth", "0,8", "--batch",
+                                       "1,2", "--repeat", "2", "--threads", "1", "--json"}));
+  EngineOptions options;
+  options.backend.threads = 1;
+  const ModelFile opened = ModelFile::open(model);
+  const Plan plan = Engine::plan(opened, *make_backend("cpu", options.backend), options);
+  const Json& read = json["limits"]["read_model"]["m.gguf"];
+  const Json& compute = json["limits"]["compute"];
+  const auto compute_limit = [&](const std::string& which) {
+    ComputeLimit limit;
+    limit.int16 = compute[which + "int16_per_s"];
+    limit.fp32 = compute[which + "fp32_per_s"];
+    return limit;
+  };
   ASSERT_EQ(json["rows"].size(), 6u);  // pp at two depths, tg at two depths and two batches
-  for (const Json& row : json["rows"]) {
-    EXPECT_GT(row["tokens_per_s"].get<double>(), 0.0);
-    EXPECT_GT(row["of_limit"].get<double>(), 0.0);
-    EXPECT_LT(row["of_limit"].get<double>(), 1.0);
-    EXPECT_LE(row["min"].get<double>(), row["tokens_per_s"].get<double>());
-    EXPECT_GE(row["max"].get<double>(), row["tokens_per_s"].get<double>());
-    EXPECT_EQ(row["samples"].size(), 2u);
-    EXPECT_EQ(row["limit"], row["test"] == "pp16" ? "compute" : "read_model");
-  }
   EXPECT_EQ(json["rows"][0]["test"], "pp16");
   EXPECT_EQ(json["rows"][1]["test"], "tg4");
+  for (const Json& row : json["rows"]) {
+    ASSERT_EQ(row["samples"].size(), 2u);
+    ASSERT_EQ(row["of_limit_samples"].size(), 2u);
+    for (const char* value : {"tokens_per_s", "of_limit"}) {
+      const bool share = value == std::string("of_limit");
+      const double median = row[value];
+      EXPECT_GT(median, 0.0);
+      EXPECT_LE(row[share ? "of_limit_min" : "min"].get<double>(), median);
+      EXPECT_GE(row[share ? "of_limit_max" : "max"].get<double>(), median);
+    }
+    EXPECT_LT(row["of_limit"].get<double>(), 1.0);
+    EXPECT_EQ(row["limit"], row["test"] == "pp16" ? "compute" : "read_model");
+    for (size_t i = 0; i < 2; ++i) {
+      if (row["test"] == "tg4") {
+        const double rate = implied_read_rate(row, i, plan);
+        EXPECT_GE(rate, read["min_bytes_per_s"].get<double>() * 0.999);
+        EXPECT_LE(rate, read["bytes_per_s"].get<double>() * 1.001);
+      } else {
+        const Work work = prefill_work(plan, WeightMode::stored, row["depth"], 16);
+        const double least = row["of_limit_samples"][i].get<double>() * 16 / row["samples"][i].get<double>();
+        EXPECT_GE(least, least_seconds(work, compute_limit(""), Activations::bits16) * 0.999);
+        EXPECT_LE(least, least_seconds(work, compute_limit("min_"), Activations::bits16) * 1.001);
+      }
+    }
+  }
+  // One measurement before the warm-up and one after each run; four rows read, two compute.
+  EXPECT_EQ(read["measurements"], 4 * 4);
+  EXPECT_EQ(compute["measurements"], 2 * 4);
+  EXPECT_GE(read["bytes_per_s"], read["median_bytes_per_s"]);
+  EXPECT_GE(read["median_bytes_per_s"], read["min_bytes_per_s"]);
   EXPECT_GT(json["limits"]["read"]["bytes_per_s"].get<double>(), 1e8);
-  EXPECT_GT(json["limits"]["compute"]["int16_per_s"].get<double>(), 1e8);
   for (const char* key : {"cpu", "build", "files", "options"}) EXPECT_TRUE(json.contains(key)) << key;
-  arguments.back() = "--csv";
-  const auto csv = lines_of(greta_run(arguments).out);
-  EXPECT_EQ(csv.size(), 7u);
-  EXPECT_EQ(csv[0], "model,test,depth,batch,threads,tokens_per_s,min,max,of_limit,limit");
+}
+
+TEST_F(Commands, BenchWritesCsv) {
+  const auto csv = lines_of(greta_run({"bench", model, "--pp", "0", "--tg", "2", "--batch", "1,2", "--repeat",
+                                       "1", "--threads", "1", "--csv"})
+                                .out);
+  ASSERT_EQ(csv.size(), 3u);
+  EXPECT_EQ(csv[0],
+            "model,test,depth,batch,threads,tokens_per_s,min,max,of_limit,of_limit_min,of_limit_max,limit");
+  EXPECT_TRUE(csv[2].starts_with("m.gguf,tg2,0,2,1,")) << csv[2];
+  EXPECT_EQ(std::count(csv[2].begin(), csv[2].end(), ','), std::count(csv[0].begin(), csv[0].end(), ','));
 }
 
 TEST_F(Commands, SynthAndDevicesSpeakJson) {

@@ -182,7 +182,7 @@ class CliTest : public testing::Test {
   /// What lies in the folder, to see that nothing was left behind.
   std::vector<std::string> files() const {
     std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(folder / ""))
+    for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
       names.push_back(entry.path().filename().string());
     std::sort(names.begin(), names.end());
     return names;

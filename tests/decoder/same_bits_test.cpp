@@ -1,83 +1,14 @@
-// One order of addition (numerics.md section 2): chunk, phase, batch and threads change no bit of any stage's
-// row.
-#include <gmock/gmock.h>
+// One order of addition on small models of every type and mode.
+#include "decoder/same_bits.h"
 
 #include <bit>
 
 #include "backend/cpu/cpu_backend.h"
-#include "support.h"
-#include "trace/row_hash.h"
 
-namespace greta {
+namespace greta::same_bits {
 namespace {
 
 constexpr int64_t kVocab = 300;
-constexpr size_t kLong = 1300;  // 2.5 times the largest chunk
-
-using Hashes = std::map<HashTap::Key, uint64_t>;
-
-EngineOptions options(int64_t chunk, int64_t sequences, int threads) {
-  EngineOptions o;
-  o.chunk = chunk;
-  o.sequences = sequences;
-  o.context = static_cast<int64_t>(kLong) + 8;
-  o.all_logits = true;
-  o.backend.threads = threads;
-  return o;
-}
-
-Hashes solitary(Engine& engine, const std::vector<TokenId>& ids) {
-  HashTap tap;
-  engine.clear(0);
-  engine.feed_all(0, ids, Feed::Logits::all, &tap);
-  return tap.hashes();
-}
-
-/// All texts at once, each chunk of a call shared out unevenly, so that rows have unlike neighbours.
-Hashes batched(Engine& engine, const std::vector<std::vector<TokenId>>& texts) {
-  HashTap tap;
-  std::vector<size_t> fed(texts.size(), 0);
-  for (size_t turn = 0;; ++turn) {
-    std::vector<Feed> feeds;
-    auto room = static_cast<size_t>(engine.chunk());
-    for (size_t i = 0; i < texts.size() && room > 0; ++i) {
-      const size_t s = (i + turn) % texts.size();
-      const size_t want = 1 + (turn * 13 + s * 29) % 97;
-      const size_t count = std::min({want, room, texts[s].size() - fed[s]});
-      if (count == 0) continue;
-      feeds.push_back(
-          {static_cast<int64_t>(s), std::span(texts[s]).subspan(fed[s], count), Feed::Logits::all});
-      fed[s] += count;
-      room -= count;
-    }
-    if (feeds.empty()) return tap.hashes();
-    engine.evaluate(feeds, &tap);
-  }
-}
-
-Hashes of_sequence(const Hashes& all, int32_t sequence) {
-  Hashes chosen;
-  for (const auto& [key, hash] : all)
-    if (key.sequence == sequence) chosen[{0, key.position, key.layer, key.stage}] = hash;
-  return chosen;
-}
-
-void expect_equal(const Hashes& got, const Hashes& expected, const std::string& what) {
-  ASSERT_EQ(got.size(), expected.size()) << what;
-  for (const auto& [key, hash] : expected) {
-    const auto found = got.find(key);
-    ASSERT_TRUE(found != got.end()) << what;
-    ASSERT_EQ(found->second, hash) << what << ": " << trace_name(key.layer, key.stage) << " at position "
-                                   << key.position;
-  }
-}
-
-struct Mode {
-  std::string name;
-  quant::Type type;
-  WeightMode weights = WeightMode::stored;
-  Activations activations = Activations::bits16;
-};
 
 std::vector<Mode> modes() {
   std::vector<Mode> all;
@@ -89,21 +20,12 @@ std::vector<Mode> modes() {
   return all;
 }
 
-/// A small model of the mode's type, and engine options with the mode in them.
-class SameBits : public testing::TestWithParam<Mode> {
+class SmallModel : public SameBits {
  protected:
-  SameBits() : model_(make_model()) {}
-  EngineOptions with(EngineOptions o) const {
-    o.backend.weights = GetParam().weights;
-    o.backend.activations = GetParam().activations;
-    return o;
-  }
-
-  const test::TemporaryFolder folder_;
-  const ModelFile model_;
+  SmallModel() : SameBits(shape(), {1300, 1, 77, 64, 333}) {}
 
  private:
-  ModelFile make_model() const {
+  static SynthOptions shape() {
     SynthOptions synth;
     synth.dim = 256;
     synth.layers = 2;
@@ -112,47 +34,20 @@ class SameBits : public testing::TestWithParam<Mode> {
     synth.kv_heads = 2;
     synth.vocab = kVocab;
     synth.context = 2048;
-    synth.type = GetParam().type;
-    synthesise(synth, folder_ / "m.gguf", 2);
-    return ModelFile::open(folder_ / "m.gguf");
+    return synth;
   }
 };
 
-TEST_P(SameBits, ChunkPhaseBatchAndThreads) {
-  std::vector<std::vector<TokenId>> texts;
-  for (const size_t length : {kLong, size_t{1}, size_t{77}, size_t{64}, size_t{333}})
-    texts.push_back(test::random_tokens(length, kVocab, length));
-
-  Engine whole(model_, with(options(512, 1, 2)));
-  const Hashes expected = solitary(whole, texts[0]);
-  EXPECT_EQ(expected.size(), kLong * (2 * 16 + 3));
-  const auto prefill_route = whole.backend().route();
-
-  for (const int64_t chunk : {7, 64}) {
-    Engine engine(model_, with(options(chunk, 1, 1)));
-    expect_equal(solitary(engine, texts[0]), expected, "chunk " + std::to_string(chunk) + ", 1 thread");
-  }
-  Engine one(model_, with(options(1, 1, 2)));
-  expect_equal(solitary(one, texts[0]), expected, "decode: one token a call");
-  EXPECT_NE(one.backend().route(), prefill_route) << "both sides ran the same kernels: nothing was compared";
-  for (const auto& [kernel, times] : one.backend().route())
-    if (kernel.starts_with("matmul")) EXPECT_FALSE(prefill_route.contains(kernel)) << kernel;
-
-  Engine five(model_, with(options(512, 5, 2)));
-  const Hashes together = batched(five, texts);
-  for (size_t s = 0; s < texts.size(); ++s)
-    expect_equal(of_sequence(together, static_cast<int32_t>(s)), solitary(whole, texts[s]),
-                 "batch of 5, text " + std::to_string(s));
-}
+TEST_P(SmallModel, ChunkPhaseBatchAndThreads) { chunk_phase_batch_and_threads(); }
 
 /// The AVX-512, AVX2 and portable paths give the same bits (those that this machine has).
-TEST_P(SameBits, InstructionSets) {
+TEST_P(SmallModel, InstructionSets) {
   const auto ids = test::random_tokens(150, kVocab, 9);
   std::map<std::string, Hashes> seen;
   for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
     if (isa < best_isa()) continue;  // the enumeration goes from the best down
     for (const int64_t chunk : {1, 64}) {
-      auto o = with(options(chunk, 1, 2));
+      auto o = options(chunk, 1, 2);
       o.backend.isa = isa;
       Engine engine(model_, o);
       const Hashes hashes = solitary(engine, ids);
@@ -167,7 +62,7 @@ TEST_P(SameBits, InstructionSets) {
   EXPECT_GE(seen.size(), 4u) << "only one path exists here: nothing was compared";
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, SameBits, testing::ValuesIn(modes()),
+INSTANTIATE_TEST_SUITE_P(Types, SmallModel, testing::ValuesIn(modes()),
                          [](const auto& info) { return info.param.name; });
 
 TEST(SameBitsComparison, SeesOneFlippedBit) {
@@ -179,4 +74,4 @@ TEST(SameBitsComparison, SeesOneFlippedBit) {
 }
 
 }  // namespace
-}  // namespace greta
+}  // namespace greta::same_bits

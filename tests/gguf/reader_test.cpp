@@ -1,12 +1,12 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <filesystem>
 
 #include "base/error.h"
 #include "gguf/gguf.h"
 #include "raw_file.h"
+#include "temporary_folder.h"
 
 namespace greta::gguf {
 namespace {
@@ -16,21 +16,6 @@ namespace fs = std::filesystem;
 std::string golden(const char* name) {
   return fmt::format("{}/tests/golden/gguf/{}", GRETA_SOURCE_DIR, name);
 }
-
-/// A folder of its own for each test, gone at its end.
-class Folder {
- public:
-  Folder() {
-    std::string pattern = (fs::temp_directory_path() / "greta-gguf-XXXXXX").string();
-    path_ = ::mkdtemp(pattern.data());
-  }
-  ~Folder() { fs::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 std::string error_of(const std::vector<std::byte>& bytes) {
   try {
@@ -192,7 +177,7 @@ TEST(Reader, SplitFilesByAnyPart) {
 }
 
 TEST(Reader, SplitFilesBehindLinks) {
-  const Folder folder;
+  const test::TemporaryFolder folder;
   for (int i = 1; i <= 3; ++i) {  // as a download cache keeps them: names that are links to nameless files
     fs::copy_file(golden(fmt::format("split-{:05}-of-00003.gguf", i).c_str()),
                   folder / fmt::format("blob{}", i));
@@ -204,7 +189,7 @@ TEST(Reader, SplitFilesBehindLinks) {
 }
 
 TEST(Reader, SplitFilesThatDoNotFit) {
-  const Folder folder;
+  const test::TemporaryFolder folder;
   const auto part = [&](int i) { return folder / fmt::format("m-{:05}-of-00003.gguf", i); };
   const auto source = [&](int i) { return golden(fmt::format("split-{:05}-of-00003.gguf", i).c_str()); };
   fs::copy_file(source(1), part(1));
@@ -247,7 +232,7 @@ TEST(Reader, NotAGguf) {
 }
 
 TEST(Reader, PathsThatCannotBeRead) {
-  const Folder folder;
+  const test::TemporaryFolder folder;
   expect_all(open_error(folder / "none.gguf"), {folder / "none.gguf", "No such file"});
   expect_all(open_error(folder.path().string()), {"directory"});
   fs::create_symlink("nowhere.gguf", folder / "link.gguf");

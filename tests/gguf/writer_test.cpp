@@ -1,30 +1,16 @@
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
 
 #include "base/error.h"
 #include "gguf/gguf.h"
+#include "temporary_folder.h"
 
 namespace greta::gguf {
 namespace {
 
-namespace fs = std::filesystem;
-
 class WriterTest : public testing::Test {
  protected:
-  WriterTest() {
-    std::string pattern = (fs::temp_directory_path() / "greta-writer-XXXXXX").string();
-    folder_ = ::mkdtemp(pattern.data());
-    path_ = (folder_ / "model.gguf").string();
-  }
-  ~WriterTest() override { fs::remove_all(folder_); }
-
-  size_t files() const {
-    return static_cast<size_t>(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()));
-  }
-
   template <class Action>
   std::string error_of(const Action& action) {
     try {
@@ -35,8 +21,8 @@ class WriterTest : public testing::Test {
     return "no error";
   }
 
-  fs::path folder_;
-  std::string path_;
+  const test::TemporaryFolder folder_;
+  const std::string path_ = folder_ / "model.gguf";
 };
 
 std::string golden(const char* name) {
@@ -60,7 +46,7 @@ TEST_F(WriterTest, WhatThePythonPackageWrites) {
     writer.write(path_);
     EXPECT_EQ(read_whole_file(path_), read_whole_file(golden(name))) << name;
   }
-  EXPECT_EQ(files(), 1u);
+  EXPECT_EQ(folder_.entries(), 1u);
 }
 
 TEST_F(WriterTest, EveryAddIsReadBack) {
@@ -110,25 +96,25 @@ TEST_F(WriterTest, NothingIsLeftOfAFailedFile) {
     });
   };
   EXPECT_NE(failing(60).find("takes 64 bytes, 60 were given"), std::string::npos) << failing(60);
-  EXPECT_EQ(files(), 0u);
+  EXPECT_EQ(folder_.entries(), 0u);
   const std::string more = error_of([&] {
     Writer writer;
     writer.add_tensor("t", {15}, quant::Type::F32, copy_of(bytes, 32));
     writer.write(path_);
   });
   EXPECT_NE(more.find("takes 60 bytes, more were given"), std::string::npos) << more;
-  EXPECT_EQ(files(), 0u);
+  EXPECT_EQ(folder_.entries(), 0u);
   Writer throwing;
   throwing.add_tensor("t", {16}, quant::Type::F32,
                       [](const Writer::Sink&) { throw std::runtime_error("mid-way"); });
   EXPECT_THROW(throwing.write(path_), std::runtime_error);
-  EXPECT_EQ(files(), 0u);
+  EXPECT_EQ(folder_.entries(), 0u);
   EXPECT_EQ(failing(64), "no error");
-  EXPECT_EQ(files(), 1u);
+  EXPECT_EQ(folder_.entries(), 1u);
   // An older file of that name stays as it was when the new one fails.
   const std::string before = read_whole_file(path_);
   EXPECT_NE(failing(1), "no error");
-  EXPECT_EQ(files(), 1u);
+  EXPECT_EQ(folder_.entries(), 1u);
   EXPECT_EQ(read_whole_file(path_), before);
 }
 
@@ -150,9 +136,9 @@ TEST_F(WriterTest, SaysWhatItCannotWrite) {
   writer.add_u32("twice", 1);
   writer.add_u32("twice", 2);
   EXPECT_NE(error_of([&] { writer.write(path_); }).find("'twice' was added twice"), std::string::npos);
-  EXPECT_NE(error_of([&] { Writer().write((folder_ / "no" / "folder.gguf").string()); }).find("No such file"),
+  EXPECT_NE(error_of([&] { Writer().write(folder_ / "no/folder.gguf"); }).find("No such file"),
             std::string::npos);
-  EXPECT_EQ(files(), 0u);
+  EXPECT_EQ(folder_.entries(), 0u);
 }
 
 }  // namespace

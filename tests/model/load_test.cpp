@@ -32,7 +32,6 @@ TEST(Load, EveryRoleHasItsTensor) {
   EXPECT_EQ(model.at(Role::embedding)->name, "token_embd.weight");
   EXPECT_EQ(model.at(Role::final_norm)->name, "output_norm.weight");
   EXPECT_EQ(model.at(Role::head)->name, "output.weight");
-  EXPECT_EQ(model.at(Role::rope_factors), nullptr);
   const std::pair<Role, const char*> parts[] = {
       {Role::attn_norm, "attn_norm.weight"}, {Role::wq, "attn_q.weight"},
       {Role::wk, "attn_k.weight"},           {Role::wv, "attn_v.weight"},
@@ -69,6 +68,19 @@ TEST(Load, EveryRoleHasItsTensor) {
   for (const auto& tensor : file.tensors()) bytes += tensor.bytes.size();
   EXPECT_EQ(steps.back(), std::make_pair(bytes, bytes));
   EXPECT_TRUE(std::is_sorted(steps.begin(), steps.end()));
+}
+
+TEST(Load, RopeFactorsAreHyperparameters) {
+  SmallFile small;
+  const size_t loaded = small.open().tensors().size();
+  small.tensor("rope_freqs.weight", {4}, quant::Type::F32, {1.0f, 1.0f, 2.0f, 2.0f});
+  const auto file = small.open();
+  FakeBackend backend;
+  const auto plan = make_plan(file, backend, {});
+  EXPECT_EQ(load_model(file, plan, backend).owned.size(), loaded);
+  EXPECT_THAT(plan_text(plan, file, backend),
+              testing::AllOf(testing::HasSubstr(fmt::format("tensors       {}: ", loaded + 1)),
+                             testing::HasSubstr("scaling factors in rope_freqs.weight\n")));
 }
 
 TEST(Load, OnlyAPlanThatFits) {

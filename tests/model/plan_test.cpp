@@ -13,13 +13,13 @@
 namespace greta {
 namespace {
 
+using test::TemporaryFolder;
 using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing_model::FakeBackend;
 using testing_model::SmallFile;
-using testing_model::TemporaryFolder;
 using Lines = std::vector<std::string>;
 
 Lines problems(const gguf::File& file, const Backend& backend, const PlanRequest& request) {
@@ -92,7 +92,7 @@ TEST(Plan, TiedHeadIsTheEmbeddingTwice) {
   EXPECT_THAT(plan_text(plan, file, backend), HasSubstr("output head   the embedding, Q8_0\n"));
 }
 
-TEST(Plan, BiasesAndRopeFactorsHaveRoles) {
+TEST(Plan, BiasesAndRopeFactorsAreKnown) {
   SmallFile small;
   for (const char* layer : {"0", "1"}) {
     const auto name = [&](const char* part) { return fmt::format("blk.{}.{}.bias", layer, part); };
@@ -527,7 +527,7 @@ std::string write_tiny_llama(const TemporaryFolder& folder) {
     offset += (quant::bytes_for(type, elements).value() + 31) / 32 * 32;
   }
   head.resize((head.size() + 31) / 32 * 32);
-  const auto path = folder.file("tinyllama.gguf");
+  const auto path = folder / "tinyllama.gguf";
   const int fd = open(path.c_str(), O_CREAT | O_WRONLY, 0600);
   EXPECT_EQ(write(fd, head.data(), head.size()), static_cast<ssize_t>(head.size()));
   EXPECT_EQ(ftruncate(fd, static_cast<off_t>(head.size() + offset)), 0);
@@ -538,7 +538,7 @@ std::string write_tiny_llama(const TemporaryFolder& folder) {
 TEST(Pins, TheSeedsCase) {
   TemporaryFolder folder;
   const auto path = write_tiny_llama(folder);
-  const auto link = folder.file("llama-2-7b.gguf");
+  const auto link = folder / "llama-2-7b.gguf";
   std::filesystem::create_symlink(path, link);
   const auto file = gguf::File::open(link);
   FakeBackend backend;

@@ -12,28 +12,9 @@
 
 #include "base/error.h"
 #include "gguf/gguf.h"
+#include "temporary_folder.h"
 
 namespace greta::testing_model {
-
-/// A folder that goes with the object.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "greta-model-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) fail("no temporary folder {}", name);
-    path_ = name;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// llama: 2 layers, dim 32, 4 heads over 2 of 8, ffn_dim 64, vocabulary 48, context 1024; Q8_0 matrices, F32
 /// vectors, an own output head.
@@ -115,7 +96,7 @@ class SmallFile {
   }
 
   gguf::File open() const {
-    const auto path = folder_->file("small.gguf");
+    const auto path = *folder_ / "small.gguf";
     gguf::Writer writer;
     for (const auto& [key, value] : keys_) value(writer, key);
     for (const auto& t : tensors_) {
@@ -137,7 +118,7 @@ class SmallFile {
     quant::Type type;
     std::vector<float> values;
   };
-  std::shared_ptr<TemporaryFolder> folder_ = std::make_shared<TemporaryFolder>();
+  std::shared_ptr<test::TemporaryFolder> folder_ = std::make_shared<test::TemporaryFolder>();
   std::vector<std::pair<std::string, Put>> keys_;
   std::vector<T> tensors_;
 };

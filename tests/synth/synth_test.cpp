@@ -4,13 +4,13 @@
 #include <sys/resource.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <set>
 
 #include "base/error.h"
 #include "gguf/gguf.h"
 #include "synth/random.h"
+#include "temporary_folder.h"
 
 namespace greta {
 namespace {
@@ -20,13 +20,6 @@ using quant::Type;
 
 class Synth : public testing::Test {
  protected:
-  Synth() {
-    std::string pattern = (fs::temp_directory_path() / "greta-synth-XXXXXX").string();
-    folder_ = ::mkdtemp(pattern.data());
-    path_ = (folder_ / "model.gguf").string();
-  }
-  ~Synth() override { fs::remove_all(folder_); }
-
   gguf::File make(const SynthOptions& options, int threads = 2) {
     synthesise(options, path_, threads);
     return gguf::File::open(path_);
@@ -49,12 +42,8 @@ class Synth : public testing::Test {
     return "no error";
   }
 
-  size_t files() const {
-    return static_cast<size_t>(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()));
-  }
-
-  fs::path folder_;
-  std::string path_;
+  const test::TemporaryFolder folder_;
+  std::string path_ = folder_ / "model.gguf";
 };
 
 std::vector<float> values_of(const gguf::File& file, const std::string& name) {
@@ -341,7 +330,7 @@ TEST_F(Synth, MadeUpVocabulary) {
 }
 
 TEST_F(Synth, TokenizerFromAnotherFile) {
-  const std::string source = (folder_ / "source.gguf").string();
+  const std::string source = folder_ / "source.gguf";
   SynthOptions first;
   first.vocab = 333;
   synthesise(first, source, 1);
@@ -364,7 +353,7 @@ TEST_F(Synth, TokenizerFromAnotherFile) {
   options.tokenizer_from =
       fmt::format("{}/tests/golden/gguf/vocab.gguf", GRETA_SOURCE_DIR);  // no tokenizer in it
   EXPECT_NE(error_of(options).find("'tokenizer.ggml.tokens'"), std::string::npos) << error_of(options);
-  options.tokenizer_from = (folder_ / "none.gguf").string();
+  options.tokenizer_from = folder_ / "none.gguf";
   EXPECT_NE(error_of(options).find("No such file"), std::string::npos);
 }
 
@@ -375,7 +364,7 @@ TEST_F(Synth, RefusesWithTheWayOut) {
     const std::string text = error_of(options);
     for (const std::string& part : parts)
       EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' not in: " << text;
-    EXPECT_EQ(files(), 0u);
+    EXPECT_EQ(folder_.entries(), 0u);
   };
   refused([](auto& o) { o.arch = "gpt2"; }, {"--arch", "expected llama", "got gpt2"});
   refused([](auto& o) { o.experts = 8; }, {"--experts", "got 8"});
@@ -400,7 +389,7 @@ TEST_F(Synth, RefusesWithTheWayOut) {
   refused([](auto& o) { o.arch = "x", o.vocab = 1, o.kv_heads = 3, o.ffn_dim = 1; },
           {"--arch", "--vocab", "--kv-heads", "--ffn-dim 1"});
   SynthOptions options;
-  path_ = (folder_ / "no" / "such" / "folder.gguf").string();
+  path_ = folder_ / "no/such/folder.gguf";
   EXPECT_NE(error_of(options).find("No such file"), std::string::npos);
 }
 

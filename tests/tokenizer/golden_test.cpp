@@ -11,10 +11,10 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/mapped_file.h"
+#include "base/text.h"
 #include "gguf/gguf.h"
 #include "tokenizer/golden_cases.h"
 #include "tokenizer/pretokenizer.h"
-#include "tokenizer/unicode.h"
 #include "tokenizer/vocab.h"
 
 namespace greta::testing {
@@ -66,7 +66,7 @@ std::string check_golden_case(const Tokenizer& tokenizer, const GoldenCase& expe
   std::string streamed;
   for (const TokenId id : ids) {
     const std::string part = stream.push(id);
-    if (unicode::find_invalid(part) && !expected.leaves_out)
+    if (find_invalid_utf8(part) && !expected.leaves_out)
       return fmt::format("\"{}\": a character was cut while streaming", shown(back));
     streamed += part;
   }

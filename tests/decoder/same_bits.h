@@ -1,0 +1,128 @@
+#pragma once
+// One order of addition (numerics.md section 2): chunk, phase, batch and threads change no bit of any stage's
+// row. What the tests on small and on real dimensions share.
+#include <gmock/gmock.h>
+
+#include "support.h"
+#include "trace/row_hash.h"
+
+namespace greta::same_bits {
+
+using Hashes = std::map<HashTap::Key, uint64_t>;
+
+inline Hashes solitary(Engine& engine, const std::vector<TokenId>& ids) {
+  HashTap tap;
+  engine.clear(0);
+  engine.feed_all(0, ids, Feed::Logits::all, &tap);
+  return tap.hashes();
+}
+
+/// All texts at once, each chunk of a call shared out unevenly, so that rows have unlike neighbours.
+inline Hashes batched(Engine& engine, const std::vector<std::vector<TokenId>>& texts) {
+  HashTap tap;
+  std::vector<size_t> fed(texts.size(), 0);
+  for (size_t turn = 0;; ++turn) {
+    std::vector<Feed> feeds;
+    auto room = static_cast<size_t>(engine.chunk());
+    for (size_t i = 0; i < texts.size() && room > 0; ++i) {
+      const size_t s = (i + turn) % texts.size();
+      const size_t want = 1 + (turn * 13 + s * 29) % 97;
+      const size_t count = std::min({want, room, texts[s].size() - fed[s]});
+      if (count == 0) continue;
+      feeds.push_back(
+          {static_cast<int64_t>(s), std::span(texts[s]).subspan(fed[s], count), Feed::Logits::all});
+      fed[s] += count;
+      room -= count;
+    }
+    if (feeds.empty()) return tap.hashes();
+    engine.evaluate(feeds, &tap);
+  }
+}
+
+inline Hashes of_sequence(const Hashes& all, int32_t sequence) {
+  Hashes chosen;
+  for (const auto& [key, hash] : all)
+    if (key.sequence == sequence) chosen[{0, key.position, key.layer, key.stage}] = hash;
+  return chosen;
+}
+
+inline void expect_equal(const Hashes& got, const Hashes& expected, const std::string& what) {
+  ASSERT_EQ(got.size(), expected.size()) << what;
+  for (const auto& [key, hash] : expected) {
+    const auto found = got.find(key);
+    ASSERT_TRUE(found != got.end()) << what;
+    ASSERT_EQ(found->second, hash) << what << ": " << trace_name(key.layer, key.stage) << " at position "
+                                   << key.position;
+  }
+}
+
+struct Mode {
+  std::string name;
+  quant::Type type;
+  WeightMode weights = WeightMode::stored;
+  Activations activations = Activations::bits16;
+};
+
+/// A model of the mode's type in a folder of its own.
+class SameBits : public testing::TestWithParam<Mode> {
+ protected:
+  /// `synth` without its type. `lengths`: tokens of the texts, the first at least 2.5 times the largest
+  /// chunk, 512.
+  SameBits(SynthOptions synth, std::vector<size_t> lengths)
+      : model_(make_model(std::move(synth))), lengths_(std::move(lengths)) {}
+
+  EngineOptions options(int64_t chunk, int64_t sequences, int threads) const {
+    EngineOptions o;
+    o.chunk = chunk;
+    o.sequences = sequences;
+    o.context = static_cast<int64_t>(lengths_[0]) + 8;
+    o.all_logits = true;
+    o.backend.threads = threads;
+    o.backend.weights = GetParam().weights;
+    o.backend.activations = GetParam().activations;
+    return o;
+  }
+
+  void chunk_phase_batch_and_threads() const;
+
+  const test::TemporaryFolder folder_;
+  const ModelFile model_;
+  const std::vector<size_t> lengths_;
+
+ private:
+  ModelFile make_model(SynthOptions synth) const {
+    synth.type = GetParam().type;
+    synthesise(synth, folder_ / "m.gguf", 2);
+    return ModelFile::open(folder_ / "m.gguf");
+  }
+};
+
+inline void SameBits::chunk_phase_batch_and_threads() const {
+  Engine whole(model_, options(512, 1, 2));
+  const HParams& hp = whole.hparams();
+  std::vector<std::vector<TokenId>> texts;
+  for (const size_t length : lengths_) texts.push_back(test::random_tokens(length, hp.vocab, length));
+  const Hashes expected = solitary(whole, texts[0]);
+  EXPECT_EQ(expected.size(), texts[0].size() * static_cast<size_t>(hp.layers * 16 + 3));
+  const auto prefill_route = whole.backend().route();
+
+  for (const int64_t chunk : {7, 64}) {
+    Engine engine(model_, options(chunk, 1, 1));
+    expect_equal(solitary(engine, texts[0]), expected, "chunk " + std::to_string(chunk) + ", 1 thread");
+  }
+  {
+    Engine one(model_, options(1, 1, 2));
+    expect_equal(solitary(one, texts[0]), expected, "decode: one token a call");
+    EXPECT_NE(one.backend().route(), prefill_route)
+        << "both sides ran the same kernels: nothing was compared";
+    for (const auto& [kernel, times] : one.backend().route())
+      if (kernel.starts_with("matmul")) EXPECT_FALSE(prefill_route.contains(kernel)) << kernel;
+  }
+  Engine five(model_, options(512, 5, 2));
+  const Hashes together = batched(five, texts);
+  for (size_t s = 0; s < texts.size(); ++s)
+    expect_equal(of_sequence(together, static_cast<int32_t>(s)), solitary(whole, texts[s]),
+                 "batch of 5, text " + std::to_string(s));
+}
+
+}  // namespace greta::same_bits
