@@ -32,6 +32,8 @@ int dispatch(const Values& values) {
       return synth(values);
     case Command::trace:
       return trace(values);
+    case Command::verify:
+      return verify(values);
     case Command::devices:
       return devices(values);
     case Command::completion:
@@ -48,7 +50,9 @@ int dispatch(const Values& values) {
     print(reference_markdown());
     return 0;
   }
-  fail("a command is missing: run, check, inspect, tokenize, bench, synth, trace, devices (greta --help)");
+  fail(
+      "a command is missing: run, check, inspect, tokenize, bench, synth, trace, verify, devices (greta "
+      "--help)");
 }
 
 int guarded_main(const std::vector<std::string>& arguments) {

@@ -13,6 +13,7 @@ int tokenize(const Values& values);
 int bench(const Values& values);
 int synth(const Values& values);
 int trace(const Values& values);
+int verify(const Values& values);
 int devices(const Values& values);
 
 /// What `greta --version` prints.

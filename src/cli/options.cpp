@@ -12,14 +12,16 @@ constexpr CommandSet kTokenize = set_of(Command::tokenize);
 constexpr CommandSet kBench = set_of(Command::bench);
 constexpr CommandSet kSynth = set_of(Command::synth);
 constexpr CommandSet kTrace = set_of(Command::trace);
+constexpr CommandSet kVerify = set_of(Command::verify);
 constexpr CommandSet kDevices = set_of(Command::devices);
 constexpr CommandSet kCompletion = set_of(Command::completion);
 constexpr CommandSet kTop = set_of(Command::top);
 
 /// Commands that put a model on a device (check plans it).
-constexpr CommandSet kModel = kRun | kCheck | kBench | kTrace;
+constexpr CommandSet kModel = kRun | kCheck | kBench | kTrace | kVerify;
 constexpr CommandSet kPrompt = kRun | kTokenize | kTrace;
-constexpr CommandSet kReports = kRun | kCheck | kInspect | kTokenize | kBench | kSynth | kTrace | kDevices;
+constexpr CommandSet kReports =
+    kRun | kCheck | kInspect | kTokenize | kBench | kSynth | kTrace | kVerify | kDevices;
 
 constexpr std::array kCommands = {
     CommandInfo{
@@ -61,6 +63,24 @@ constexpr std::array kCommands = {
         "Feeds the prompt and writes the chosen rows of the chosen stages to a safetensors file: token_ids, "
         "sequence_offsets, sequence, positions, and a tensor for each stage. Prints the logits hash over all "
         "rows of the prompt. What is not chosen with --layers, --stages or --positions is recorded."},
+    CommandInfo{
+        Command::verify, "verify", "MODEL", "the audit of a model on a device, as a table of verdicts",
+        "Runs the model in many ways and holds the runs against each other. Each row of the table is a "
+        "verdict: "
+        "pass, fail, not_run (it could not run here) or error (it ran, but not as it was meant); only pass "
+        "is a pass. Each says how many values, rows of stages, tokens, layers, stages and runs were "
+        "compared.\n"
+        "phase: a prompt prefilled against the same tokens one by one, every stage of every token and layer. "
+        "chunk: prefill in chunks of 7, 64 and 512 against --chunk. batch: five unlike texts together "
+        "against "
+        "each alone. threads: one thread against all. repeats: ten runs. isa: the instruction sets that this "
+        "machine has (cpu). weights: the weights as stored, as f32 and as int8 against FP64 on the same "
+        "weights, "
+        "by KL divergence and greedy token, within the budget of the default mode; what int8 costs against "
+        "the "
+        "file's own weights is reported beside it. taps: logits of a traced run against an untraced one. "
+        "context: the end of a long text prefilled against the same tokens one by one.\n"
+        "Exit status: 0 every row is a pass, 1 one is not, 2 it could not be done."},
     CommandInfo{Command::devices, "devices", "", "list the devices", ""},
     CommandInfo{
         Command::completion, "completion", "SHELL", "print the completion script of bash or zsh",
@@ -142,6 +162,9 @@ const std::vector<Option>& table() {
       {"layers", 0, Kind::ranges, "LIST", "", kTrace, "what to record", "layers: 0,1,4-8"},
       {"stages", 0, Kind::text, "LIST", "", kTrace, "what to record", "stages: attn_out,logits"},
       {"positions", 0, Kind::ranges, "LIST", "", kTrace, "what to record", "positions of the prompt: 0,5-9"},
+      // ---- verify
+      {"rows", 0, Kind::text, "LIST", "", kVerify, "what to verify",
+       "rows: phase,chunk and so on; default: all that the device has"},
       // ---- output files
       {"output", 'o', Kind::path, "FILE", "", kSynth | kTrace, "output", "the file to write (required)"},
       // ---- model and device
@@ -159,13 +182,15 @@ const std::vector<Option>& table() {
        kAny,
        false,
        {"auto", "avx512", "avx2", "portable"}},
-      {"threads", 0, Kind::number, "N", "", kRun | kCheck | kSynth | kTrace, "model and device",
+      {"threads", 0, Kind::number, "N", "", kRun | kCheck | kSynth | kTrace | kVerify, "model and device",
        "threads; default: as many as this process may use", 1, 4096},
       {"threads", 0, Kind::numbers, "LIST", "", kBench, "model and device",
        "thread counts to measure; default: as many as this process may use", 1, 4096},
       {"context", 0, Kind::number, "N", "", kRun | kCheck | kTrace, "model and device",
        "positions that the context holds; default: the model's, in run and trace no more than they need", 1,
        2147483647},
+      {"context", 0, Kind::number, "N", "", kVerify, "what to verify",
+       "positions of the row context; default: the model's, at most 8192", 2, 2147483647},
       {"chunk", 0, Kind::number, "N", "512", kModel, "model and device",
        "most tokens in one call of a prefill; it changes no bit of the result", 1, 1048576},
       {"weights",

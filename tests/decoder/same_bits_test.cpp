@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "backend/cpu/cpu_backend.h"
+#include "bisect/runs.h"
 #include "support.h"
 #include "trace/row_hash.h"
 
@@ -26,34 +27,7 @@ EngineOptions options(int64_t chunk, int64_t sequences, int threads) {
   return o;
 }
 
-Hashes solitary(Engine& engine, const std::vector<TokenId>& ids) {
-  HashTap tap;
-  engine.clear(0);
-  engine.feed_all(0, ids, Feed::Logits::all, &tap);
-  return tap.hashes();
-}
-
-/// All texts at once, each chunk of a call shared out unevenly, so that rows have unlike neighbours.
-Hashes batched(Engine& engine, const std::vector<std::vector<TokenId>>& texts) {
-  HashTap tap;
-  std::vector<size_t> fed(texts.size(), 0);
-  for (size_t turn = 0;; ++turn) {
-    std::vector<Feed> feeds;
-    auto room = static_cast<size_t>(engine.chunk());
-    for (size_t i = 0; i < texts.size() && room > 0; ++i) {
-      const size_t s = (i + turn) % texts.size();
-      const size_t want = 1 + (turn * 13 + s * 29) % 97;
-      const size_t count = std::min({want, room, texts[s].size() - fed[s]});
-      if (count == 0) continue;
-      feeds.push_back(
-          {static_cast<int64_t>(s), std::span(texts[s]).subspan(fed[s], count), Feed::Logits::all});
-      fed[s] += count;
-      room -= count;
-    }
-    if (feeds.empty()) return tap.hashes();
-    engine.evaluate(feeds, &tap);
-  }
-}
+Hashes solitary(Engine& engine, const std::vector<TokenId>& ids) { return run_alone(engine, ids, 0).hashes; }
 
 Hashes of_sequence(const Hashes& all, int32_t sequence) {
   Hashes chosen;
@@ -139,7 +113,9 @@ TEST_P(SameBits, ChunkPhaseBatchAndThreads) {
     if (kernel.starts_with("matmul")) EXPECT_FALSE(prefill_route.contains(kernel)) << kernel;
 
   Engine five(model_, with(options(512, 5, 2)));
-  const Hashes together = batched(five, texts);
+  const HashedRun batch = run_together(five, texts, 40);
+  EXPECT_GT(batch.shared_calls, 40u) << "the texts were not fed together";
+  const Hashes& together = batch.hashes;
   for (size_t s = 0; s < texts.size(); ++s)
     expect_equal(of_sequence(together, static_cast<int32_t>(s)), solitary(whole, texts[s]),
                  "batch of 5, text " + std::to_string(s));
