@@ -34,6 +34,8 @@ int dispatch(const Values& values) {
       return trace(values);
     case Command::bisect:
       return bisect(values);
+    case Command::verify:
+      return verify(values);
     case Command::devices:
       return devices(values);
     case Command::completion:
@@ -51,7 +53,8 @@ int dispatch(const Values& values) {
     return 0;
   }
   fail(
-      "a command is missing: run, check, inspect, tokenize, bench, synth, trace, bisect, devices (greta "
+      "a command is missing: run, check, inspect, tokenize, bench, synth, trace, bisect, verify, devices "
+      "(greta "
       "--help)");
 }
 

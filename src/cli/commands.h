@@ -14,6 +14,7 @@ int bench(const Values& values);
 int synth(const Values& values);
 int trace(const Values& values);
 int bisect(const Values& values);
+int verify(const Values& values);
 int devices(const Values& values);
 
 /// What `greta --version` prints.

@@ -13,15 +13,16 @@ constexpr CommandSet kBench = set_of(Command::bench);
 constexpr CommandSet kSynth = set_of(Command::synth);
 constexpr CommandSet kTrace = set_of(Command::trace);
 constexpr CommandSet kBisect = set_of(Command::bisect);
+constexpr CommandSet kVerify = set_of(Command::verify);
 constexpr CommandSet kDevices = set_of(Command::devices);
 constexpr CommandSet kCompletion = set_of(Command::completion);
 constexpr CommandSet kTop = set_of(Command::top);
 
 /// Commands that put a model on a device (check plans it).
-constexpr CommandSet kModel = kRun | kCheck | kBench | kTrace | kBisect;
+constexpr CommandSet kModel = kRun | kCheck | kBench | kTrace | kBisect | kVerify;
 constexpr CommandSet kPrompt = kRun | kTokenize | kTrace;
 constexpr CommandSet kReports =
-    kRun | kCheck | kInspect | kTokenize | kBench | kSynth | kTrace | kBisect | kDevices;
+    kRun | kCheck | kInspect | kTokenize | kBench | kSynth | kTrace | kBisect | kVerify | kDevices;
 
 constexpr std::array kCommands = {
     CommandInfo{
@@ -79,6 +80,24 @@ constexpr std::array kCommands = {
                 "token ids, others text.\n"
                 "Exit status: 0 no divergence, 1 a divergence, 2 it could not be done. docs/summary.md "
                 "describes summary.json."},
+    CommandInfo{
+        Command::verify, "verify", "MODEL", "the audit of a model on a device, as a table of verdicts",
+        "Runs the model in many ways and holds the runs against each other. Each row of the table is a "
+        "verdict: "
+        "pass, fail, not_run (it could not run here) or error (it ran, but not as it was meant); only pass "
+        "is a pass. Each says how many values, rows of stages, tokens, layers, stages and runs were "
+        "compared.\n"
+        "phase: a prompt prefilled against the same tokens one by one, every stage of every token and layer. "
+        "chunk: prefill in chunks of 7, 64 and 512 against --chunk. batch: five unlike texts together "
+        "against "
+        "each alone. threads: one thread against all. repeats: ten runs. isa: the instruction sets that this "
+        "machine has (cpu). weights: the weights as stored, as f32 and as int8 against FP64 on the same "
+        "weights, "
+        "by KL divergence and greedy token, within the budget of the default mode; what int8 costs against "
+        "the "
+        "file's own weights is reported beside it. taps: logits of a traced run against an untraced one. "
+        "context: the end of a long text prefilled against the same tokens one by one.\n"
+        "Exit status: 0 every row is a pass, 1 one is not, 2 it could not be done."},
     CommandInfo{Command::devices, "devices", "", "list the devices", ""},
     CommandInfo{
         Command::completion, "completion", "SHELL", "print the completion script of bash or zsh",
@@ -193,6 +212,9 @@ const std::vector<Option>& table() {
       {"seed", 0, Kind::number, "N", "1", kBisect, "self-test", "of the places"},
       {"trace-budget", 0, Kind::number, "BYTES", "512MiB", kBisect, "what to compare",
        "most bytes of rows that are kept at a time", 1048576},
+      // ---- verify
+      {"rows", 0, Kind::text, "LIST", "", kVerify, "what to verify",
+       "rows: phase,chunk and so on; default: all that the device has"},
       // ---- output files
       {"output", 'o', Kind::path, "FILE", "", kSynth | kTrace, "output", "the file to write (required)"},
       {"output", 'o', Kind::path, "DIR", "", kBisect, "output",
@@ -212,13 +234,15 @@ const std::vector<Option>& table() {
        kAny,
        false,
        {"auto", "avx512", "avx2", "portable"}},
-      {"threads", 0, Kind::number, "N", "", kRun | kCheck | kSynth | kTrace | kBisect, "model and device",
-       "threads; default: as many as this process may use", 1, 4096},
+      {"threads", 0, Kind::number, "N", "", kRun | kCheck | kSynth | kTrace | kBisect | kVerify,
+       "model and device", "threads; default: as many as this process may use", 1, 4096},
       {"threads", 0, Kind::numbers, "LIST", "", kBench, "model and device",
        "thread counts to measure; default: as many as this process may use", 1, 4096},
       {"context", 0, Kind::number, "N", "", kRun | kCheck | kTrace | kBisect, "model and device",
        "positions that the context holds; default: the model's, in run and trace no more than they need", 1,
        2147483647},
+      {"context", 0, Kind::number, "N", "", kVerify, "what to verify",
+       "positions of the row context; default: the model's, at most 8192", 2, 2147483647},
       {"chunk", 0, Kind::number, "N", "512", kModel, "model and device",
        "most tokens in one call of a prefill; it changes no bit of the result", 1, 1048576},
       {"weights",

@@ -10,7 +10,20 @@
 namespace greta::cli {
 
 /// `top` is the program without a command.
-enum class Command { run, check, inspect, tokenize, bench, synth, trace, bisect, devices, completion, top };
+enum class Command {
+  run,
+  check,
+  inspect,
+  tokenize,
+  bench,
+  synth,
+  trace,
+  bisect,
+  verify,
+  devices,
+  completion,
+  top
+};
 
 using CommandSet = uint32_t;
 constexpr CommandSet set_of(Command command) { return CommandSet{1} << static_cast<int>(command); }

@@ -24,7 +24,7 @@ constexpr std::string_view kTail = R"(
 | status | when |
 | --- | --- |
 | 0 | done; `check`: the model fits |
-| 1 | `check` of a readable GGUF file that does not fit its plan, the pins or the device |
+| 1 | `check` of a readable GGUF file that does not fit its plan, the pins or the device; `verify` with a row that is not a pass |
 | 2 | it could not be done: usage, a file that cannot be read as GGUF, a missing device, bad input, an output that cannot be written; in every command but `check` also a model that does not fit |
 | 130 | after Ctrl-C: the text so far stays and the statistics are printed; a second Ctrl-C ends at once |
 
@@ -45,6 +45,12 @@ are whole; after an error nothing is left behind.
   `tokens_per_s` (the median), `min`, `max`, `samples`, `limit` (`read`, `read_model` or `compute`), `of_limit` (the median
   of the repeats' shares), `of_limit_min`, `of_limit_max` and `of_limit_samples`. In `limits` each rate is the best of all
   measurements; `median_` and `min_` before its name give the others.
+- `verify --json`: `schema` (`greta-verify-1`), `build`, `machine`, `model` (`file`, `sha256` and the shape), `device`,
+  `options`, `rows`, `seconds`, `status` (the exit status). A row has `row`, `verdict` (`pass`, `fail`, `not_run`, `error`),
+  `compared` (`values`, `rows`, `tokens`, `layers`, `stages`, `runs`), `detail`, `first` (null, or the smallest place that
+  differs: `sequence`, `token`, `layer`, `stage`; `layer` is null outside the layers), `figures` (numbers by name), `sides`
+  (each run's `name`, `device`, `route`: kernels with how often they ran, `calls`: forward calls by their number of rows)
+  and `seconds`.
 - `inspect --json`, `trace --json`, `synth --json` and `devices --json` give the numbers that their text shows.
 
 ## How the share of the limit is counted

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "bisect/verify.h"
 #include "cli/help.h"
 #include "cli/parse.h"
 #include "cli/run_binary.h"
@@ -60,6 +61,11 @@ TEST(Options, HelpCompletionAndReferenceNameEveryOption) {
       EXPECT_NE(zsh.find("--" + std::string(option->name)), std::string::npos) << option->name;
     }
   }
+}
+
+TEST(Options, HelpOfVerifyNamesEveryRow) {
+  for (const VerifyRowInfo& row : verify_rows())
+    EXPECT_NE(help_text(Command::verify).find(std::string(row.id) + ": "), std::string::npos) << row.id;
 }
 
 TEST(Options, CommittedReferenceIsTheTables) {
@@ -183,6 +189,10 @@ TEST(Usage, MistakesAreErrorsWithStatus2) {
       {{"trace", "m", "--prompt", "a"}, "--output FILE"},
       {{"bench", "m", "--json", "--csv"}, "--json and --csv"},
       {{"bench", "m", "--pp", "0", "--tg", "0"}, "nothing to measure"},
+      {{"verify", "m", "--rows", "phases"},
+       "no row 'phases': expected phase, chunk, batch, threads, repeats, isa, weights, taps, context"},
+      {{"verify", "m", "--rows", "phase,phase"}, "row 'phase' is named twice"},
+      {{"verify", "m", "--context", "1"}, "--context '1'"},
       {{"completion", "fish"}, "expected bash or zsh"},
       {{"bisect", "m"}, "no command 'bisect'"},
   };
