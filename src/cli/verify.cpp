@@ -24,12 +24,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr int kNotAPass = 1;
 
-std::string place_text(const Place& place) {
-  return fmt::format("{}token {}, {}",
-                     place.sequence == 0 ? "" : fmt::format("sequence {}, ", place.sequence), place.token,
-                     trace_name(place.layer, place.stage));
-}
-
 Json place_json(const std::optional<Place>& place) {
   if (!place) return nullptr;
   return {{"sequence", place->sequence},
@@ -119,7 +113,7 @@ void print_table(const ModelFile& model, const VerifyResult& result) {
   for (const VerifyRow& row : result.rows) {
     print(fmt::format("{:<8} {:<8} {:>8.1f} {:>5} {:>10} {:>15}  {}\n", row.id, name_of(row.verdict),
                       row.seconds, row.compared.runs, row.compared.rows, row.compared.values, row.detail));
-    if (row.first) print(fmt::format("{:<17}first at {}\n", "", place_text(*row.first)));
+    if (row.first) print(fmt::format("{:<17}first at {}\n", "", row.first->text()));
   }
   const BuildInfo& build = build_info();
   print(fmt::format("\nbuild {}{}, {}\n", build.commit, build.dirty ? " (dirty)" : "", build.compiler));

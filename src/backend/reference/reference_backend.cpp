@@ -1,16 +1,20 @@
 #include "backend/reference/reference_backend.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 
+#include "backend/reference/products.h"
 #include "base/error.h"
 #include "base/system.h"
 #include "base/thread_pool.h"
 
 namespace greta {
 namespace {
+
+using reference::kLanes;
 
 double* row_of(const View& view, int64_t row) { return static_cast<double*>(view.data) + row * view.width; }
 
@@ -75,7 +79,8 @@ double* cache_row(void* pool, const KvLayer& cache, const BatchView& batch, int6
 class ReferenceBackend : public Backend {
  public:
   explicit ReferenceBackend(const BackendOptions& options)
-      : pool_(options.threads > 0 ? options.threads : usable_cpus()) {
+      : pool_(options.threads > 0 ? options.threads : usable_cpus()),
+        tiles_(static_cast<size_t>(pool_.size())) {
     if (options.weights != WeightMode::stored)
       fail("the reference computes on the file's own weights: expected --weights stored");
     if (options.activations != Activations::bits16)
@@ -97,9 +102,8 @@ class ReferenceBackend : public Backend {
     return uint64_t{kKvPage} * static_cast<uint64_t>(kv_heads) * static_cast<uint64_t>(head_dim) *
            sizeof(double);
   }
-  uint64_t scratch_bytes(int64_t rows, int64_t widest) const override {
-    return static_cast<uint64_t>(rows + pool_.size() * (rows + 1)) * static_cast<uint64_t>(widest) *
-           sizeof(double);
+  uint64_t scratch_bytes(int64_t, int64_t widest) const override {
+    return static_cast<uint64_t>(pool_.size() * kLanes * widest) * (sizeof(float) + sizeof(double));
   }
   uint64_t available_bytes() const override { return available_memory(); }
 
@@ -160,73 +164,88 @@ class ReferenceBackend : public Backend {
 
   void matmul(const MatmulArgs& a) override {
     ran("reference.matmul");
-    // x transposed, [width, rows]: the inner loop runs over tokens, each with its own sum in ascending k.
-    std::vector<double> transposed(static_cast<size_t>(a.rows * a.x.width));
-    for (int64_t r = 0; r < a.rows; ++r)
-      for (int64_t k = 0; k < a.x.width; ++k)
-        transposed[static_cast<size_t>(k * a.rows + r)] = row_of(a.x, r)[k];
-    for (int i = 0; i < a.count; ++i) product(transposed, a.rows, a.outputs[static_cast<size_t>(i)]);
+    for (int i = 0; i < a.count; ++i) product(a.x, a.rows, a.outputs[static_cast<size_t>(i)]);
   }
 
-  void product(const std::vector<double>& x, int64_t rows, const MatmulOutput& o) {
+  /// The lanes are kLanes outputs, the rows are tokens.
+  void product(const View& x, int64_t rows, const MatmulOutput& o) {
     const auto bias = o.bias == nullptr ? std::vector<float>() : whole_vector(*o.bias);
     const int64_t width = o.weight->cols;
-    pool_.parallel_for(o.weight->rows, kTile, [&](int64_t begin, int64_t end, int) {
-      std::vector<float> tile(static_cast<size_t>(kTile * width));  // [kTile, width]
-      std::vector<double> sums(static_cast<size_t>(kTile * rows));  // [kTile, rows]
-      for (int64_t n = begin; n < end; ++n) o.weight->read_back(n, tile.data() + (n - begin) * width);
-      multiply_tile(tile.data(), x.data(), width, rows, sums.data());
-      for (int64_t n = begin; n < end; ++n) {
-        const double added = o.bias == nullptr ? 0.0 : double{bias[static_cast<size_t>(n)]};
-        for (int64_t r = 0; r < rows; ++r)
-          row_of(o.out, r)[n] = sums[static_cast<size_t>((n - begin) * rows + r)] + added;
+    const int64_t outputs = o.weight->rows;
+    pool_.parallel_for((outputs + kLanes - 1) / kLanes, 1, [&](int64_t tile, int64_t, int worker) {
+      const int64_t first = tile * kLanes;
+      const int64_t count = std::min<int64_t>(kLanes, outputs - first);
+      WeightTile& weights = tiles_[static_cast<size_t>(worker)];
+      weights.read(*o.weight, first, count);
+      std::array<double, kRowsTogether * kLanes> sums;  // [rows, kLanes]
+      for (int64_t r = 0; r < rows; r += kRowsTogether) {
+        const int64_t together = std::min(kRowsTogether, rows - r);
+        sums.fill(0.0);
+        add_products_({together, row_of(x, r), width, 1, width, weights.lanes.data(), sums.data()});
+        for (int64_t i = 0; i < together; ++i)
+          for (int64_t l = 0; l < count; ++l) {
+            const double added = o.bias == nullptr ? 0.0 : double{bias[static_cast<size_t>(first + l)]};
+            row_of(o.out, r + i)[first + l] = sums[static_cast<size_t>(i * kLanes + l)] + added;
+          }
       }
     });
   }
 
-  static constexpr int64_t kTile = 8;  ///< output rows together: with few tokens they are the parallel sums
+  static constexpr int64_t kRowsTogether = 64;
 
-  /// sums[i, r] = sum over ascending k of tile[i, k] * x[k, r].
-  static void multiply_tile(const float* tile, const double* x, int64_t width, int64_t rows, double* sums) {
-    std::fill_n(sums, kTile * rows, 0.0);
-    if (rows < 4) {
-      for (int64_t r = 0; r < rows; ++r) {
-        double s[kTile] = {};
-        for (int64_t k = 0; k < width; ++k)
-          for (int64_t i = 0; i < kTile; ++i) s[i] += double{tile[i * width + k]} * x[k * rows + r];
-        for (int64_t i = 0; i < kTile; ++i) sums[i * rows + r] = s[i];
-      }
-      return;
+  /// One worker's weights: kLanes rows as they are read, [kLanes, cols], and turned, [cols, kLanes].
+  struct WeightTile {
+    std::vector<float> rows;
+    std::vector<double> lanes;
+
+    /// Outputs first .. first + count; the lanes past `count` are zero.
+    void read(const Weight& weight, int64_t first, int64_t count) {
+      const auto cols = static_cast<size_t>(weight.cols);
+      rows.resize(kLanes * cols);
+      lanes.resize(cols * kLanes);
+      for (int64_t l = 0; l < count; ++l) weight.read_back(first + l, rows.data() + l * weight.cols);
+      std::fill(rows.begin() + count * weight.cols, rows.end(), 0.0F);
+      for (size_t k = 0; k < cols; ++k)
+        for (size_t l = 0; l < kLanes; ++l) lanes[k * kLanes + l] = rows[l * cols + k];
     }
-    for (int64_t i = 0; i < kTile; ++i)
-      for (int64_t k = 0; k < width; ++k) {
-        const double w = tile[i * width + k];
-        for (int64_t r = 0; r < rows; ++r) sums[i * rows + r] += w * x[k * rows + r];
-      }
-  }
+  };
 
   void rope(const RopeArgs& a) override {
     ran("reference.rope");
     const int head_dim = a.cache.head_dim;
-    for (int64_t r = 0; r < a.batch->rows; ++r) {
+    pool_.parallel_for(a.batch->rows, 1, [&](int64_t r, int64_t, int) {
       const int64_t sequence = a.batch->sequences[r];
       const int64_t position = a.batch->positions[r];
+      const auto turns = turns_at(*a.rope, position);
       for (int h = 0; h < a.heads; ++h)
-        rotate(*a.rope, position, head_dim, row_of(a.q, r) + h * head_dim, row_of(a.q_out, r) + h * head_dim);
+        rotate(*a.rope, turns, head_dim, row_of(a.q, r) + h * head_dim, row_of(a.q_out, r) + h * head_dim);
       double* k_row = cache_row(a.cache.k, a.cache, *a.batch, sequence, position);
       for (int h = 0; h < a.cache.kv_heads; ++h)
-        rotate(*a.rope, position, head_dim, row_of(a.k, r) + h * head_dim, k_row + h * head_dim);
+        rotate(*a.rope, turns, head_dim, row_of(a.k, r) + h * head_dim, k_row + h * head_dim);
       std::copy_n(row_of(a.v, r), int64_t{a.cache.kv_heads} * head_dim,
                   cache_row(a.cache.v, a.cache, *a.batch, sequence, position));
-    }
+    });
   }
 
-  static void rotate(const RopeSpec& rope, int64_t position, int head_dim, const double* in, double* out) {
-    std::copy_n(in, head_dim, out);
+  struct Turn {
+    double cos, sin;
+  };
+
+  /// Of each pair, the same for every head of a row: [dims / 2].
+  static std::vector<Turn> turns_at(const RopeSpec& rope, int64_t position) {
+    std::vector<Turn> turns;
     for (int i = 0; i < rope.dims / 2; ++i) {
       const double angle = static_cast<double>(position) * rope.inv_freq[static_cast<size_t>(i)];
-      const double c = std::cos(angle) * rope.magnitude;
-      const double s = std::sin(angle) * rope.magnitude;
+      turns.push_back({std::cos(angle) * rope.magnitude, std::sin(angle) * rope.magnitude});
+    }
+    return turns;
+  }
+
+  static void rotate(const RopeSpec& rope, const std::vector<Turn>& turns, int head_dim, const double* in,
+                     double* out) {
+    std::copy_n(in, head_dim, out);
+    for (int i = 0; i < rope.dims / 2; ++i) {
+      const auto [c, s] = turns[static_cast<size_t>(i)];
       const int a = rope.style == RopeStyle::adjacent ? 2 * i : i;
       const int b = rope.style == RopeStyle::adjacent ? 2 * i + 1 : i + rope.dims / 2;
       out[a] = in[a] * c - in[b] * s;
@@ -236,41 +255,115 @@ class ReferenceBackend : public Backend {
 
   void attention(const AttentionArgs& a) override {
     ran("reference.attention");
-    const int head_dim = a.cache.head_dim;
-    const int group = a.heads / a.cache.kv_heads;
-    pool_.parallel_for(a.batch->rows * a.heads, 4, [&](int64_t begin, int64_t end, int) {
-      std::vector<double> p;
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t r = item / a.heads;
-        const int64_t h = item % a.heads;
-        const int64_t sequence = a.batch->sequences[r];
-        const int64_t keys = a.batch->positions[r] + 1;
-        const double* q = row_of(a.q, r) + h * head_dim;
-        p.assign(static_cast<size_t>(keys), 0.0);
-        for (int64_t j = 0; j < keys; ++j) {
-          const double* k = cache_row(a.cache.k, a.cache, *a.batch, sequence, j) + h / group * head_dim;
-          double dot = 0.0;
-          for (int d = 0; d < head_dim; ++d) dot += q[d] * k[d];
-          p[static_cast<size_t>(j)] = dot * a.scale;
-        }
-        double* out = row_of(a.out, r) + h * head_dim;
-        softmax(p);
-        std::fill_n(out, head_dim, 0.0);
-        for (int64_t j = 0; j < keys; ++j) {
-          const double* v = cache_row(a.cache.v, a.cache, *a.batch, sequence, j) + h / group * head_dim;
-          for (int d = 0; d < head_dim; ++d) out[d] += p[static_cast<size_t>(j)] * v[d];
-        }
-      }
-    });
+    const auto blocks = query_blocks(a);
+    pool_.parallel_for(static_cast<int64_t>(blocks.size()), 1,
+                       [&](int64_t b, int64_t, int) { attend(a, blocks[static_cast<size_t>(b)]); });
   }
 
-  static void softmax(std::vector<double>& scores) {
+  /// A query: one head of one row.
+  struct Query {
+    int64_t row;
+    int head;
+    int64_t keys;  ///< that it sees: positions 0 .. keys - 1
+  };
+  /// Up to kLanes queries of one sequence that read one kv head.
+  struct QueryBlock {
+    int64_t sequence;
+    int kv_head;
+    std::vector<Query> queries;
+  };
+
+  static std::vector<QueryBlock> query_blocks(const AttentionArgs& a) {
+    const int group = a.heads / a.cache.kv_heads;
+    std::vector<QueryBlock> blocks;
+    for (int kv_head = 0; kv_head < a.cache.kv_heads; ++kv_head) {
+      bool open = false;
+      for (int64_t r = 0; r < a.batch->rows; ++r) {
+        const int64_t sequence = a.batch->sequences[r];
+        for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+          open = open && blocks.back().sequence == sequence && blocks.back().queries.size() < kLanes;
+          if (!open) blocks.push_back({sequence, kv_head, {}});
+          open = true;
+          blocks.back().queries.push_back({r, h, int64_t{a.batch->positions[r]} + 1});
+        }
+      }
+    }
+    return blocks;
+  }
+
+  /// Queries are the lanes. A lane without a query is computed on zeros and dropped.
+  void attend(const AttentionArgs& a, const QueryBlock& block) const {
+    const auto head_dim = static_cast<size_t>(a.cache.head_dim);
+    std::vector<double> q(head_dim * kLanes);  // [head_dim, kLanes]
+    for (size_t l = 0; l < block.queries.size(); ++l) {
+      const double* from = row_of(a.q, block.queries[l].row) + block.queries[l].head * a.cache.head_dim;
+      for (size_t d = 0; d < head_dim; ++d) q[d * kLanes + l] = from[d];
+    }
+    auto p = scores(a, block, q);
+    for (size_t l = 0; l < block.queries.size(); ++l) softmax(p.data() + l, block.queries[l].keys, a.scale);
+    const auto sums = weighted_values(a, block, p);
+    for (size_t l = 0; l < block.queries.size(); ++l) {
+      double* out = row_of(a.out, block.queries[l].row) + block.queries[l].head * a.cache.head_dim;
+      for (size_t d = 0; d < head_dim; ++d) out[d] = sums[d * kLanes + l];
+    }
+  }
+
+  /// q . k for every key that a query of the block sees: [keys, kLanes].
+  std::vector<double> scores(const AttentionArgs& a, const QueryBlock& block,
+                             const std::vector<double>& q) const {
+    const int64_t width = int64_t{a.cache.kv_heads} * a.cache.head_dim;
+    const int64_t most = most_keys(block);
+    std::vector<double> p(static_cast<size_t>(most * kLanes));
+    for (int64_t j = 0; j < most; j += kKvPage) {
+      const double* k = cache_row(a.cache.k, a.cache, *a.batch, block.sequence, j);
+      add_products_({std::min<int64_t>(kKvPage, most - j), k + block.kv_head * a.cache.head_dim, width, 1,
+                     a.cache.head_dim, q.data(), p.data() + j * kLanes});
+    }
+    return p;
+  }
+
+  /// The sum of p[j] v[j] over ascending j: [head_dim, kLanes]. The keys that all see go together; the others
+  /// lane by lane, for a key that a query does not see may hold anything, and 0 x NaN is NaN.
+  std::vector<double> weighted_values(const AttentionArgs& a, const QueryBlock& block,
+                                      const std::vector<double>& p) const {
+    const int64_t width = int64_t{a.cache.kv_heads} * a.cache.head_dim;
+    const int64_t most = most_keys(block);
+    const int64_t fewest = fewest_keys(block);
+    std::vector<double> sums(static_cast<size_t>(a.cache.head_dim) * kLanes);
+    for (int64_t j = 0; j < fewest; j += kKvPage) {
+      const double* v = cache_row(a.cache.v, a.cache, *a.batch, block.sequence, j);
+      add_products_({a.cache.head_dim, v + block.kv_head * a.cache.head_dim, 1, width,
+                     std::min<int64_t>(kKvPage, fewest - j), p.data() + j * kLanes, sums.data()});
+    }
+    for (int64_t j = fewest; j < most; ++j) {
+      const double* v =
+          cache_row(a.cache.v, a.cache, *a.batch, block.sequence, j) + block.kv_head * a.cache.head_dim;
+      for (size_t l = 0; l < block.queries.size(); ++l)
+        for (int d = 0; j < block.queries[l].keys && d < a.cache.head_dim; ++d)
+          sums[static_cast<size_t>(d) * kLanes + l] += p[static_cast<size_t>(j) * kLanes + l] * v[d];
+    }
+    return sums;
+  }
+
+  static bool sees_fewer(const Query& a, const Query& b) { return a.keys < b.keys; }
+  static int64_t most_keys(const QueryBlock& b) {
+    return std::max_element(b.queries.begin(), b.queries.end(), sees_fewer)->keys;
+  }
+  static int64_t fewest_keys(const QueryBlock& b) {
+    return std::min_element(b.queries.begin(), b.queries.end(), sees_fewer)->keys;
+  }
+
+  /// One lane of [keys, kLanes], in place.
+  static void softmax(double* lane, int64_t keys, double scale) {
     double largest = -std::numeric_limits<double>::infinity();
-    for (const double s : scores)
+    for (int64_t j = 0; j < keys; ++j) {
+      double& s = lane[j * kLanes];
+      s *= scale;
       largest = s > largest ? s : largest;  // a NaN shows in the exponentials below
+    }
     double sum = 0.0;
-    for (double& s : scores) sum += s = std::exp(s - largest);
-    for (double& s : scores) s /= sum;
+    for (int64_t j = 0; j < keys; ++j) sum += lane[j * kLanes] = std::exp(lane[j * kLanes] - largest);
+    for (int64_t j = 0; j < keys; ++j) lane[j * kLanes] /= sum;
   }
 
   void add(const AddArgs& a) override {
@@ -281,8 +374,10 @@ class ReferenceBackend : public Backend {
 
   void glu(const GluArgs& a) override {
     ran("reference.glu");
-    for (int64_t i = 0; i < a.rows * a.gate.width; ++i)
-      row_of(a.out, 0)[i] = activate(a.activation, row_of(a.gate, 0)[i]) * row_of(a.up, 0)[i];
+    pool_.parallel_for(a.rows * a.gate.width, 1024, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i)
+        row_of(a.out, 0)[i] = activate(a.activation, row_of(a.gate, 0)[i]) * row_of(a.up, 0)[i];
+    });
   }
 
   void gather(const GatherArgs& a) override {
@@ -294,6 +389,8 @@ class ReferenceBackend : public Backend {
  private:
   ThreadPool pool_;
   PlainArithmetic arithmetic_{0x1p-53};
+  std::vector<WeightTile> tiles_;  ///< [workers]
+  const reference::AddProducts add_products_ = reference::add_products_by_width().front();
 };
 
 }  // namespace
