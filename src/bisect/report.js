@@ -609,7 +609,8 @@ function draw() {
   document.getElementById('prompts').append(...summary.prompts.map(
       (prompt, index) =>
           el('button', {type: 'button', 'data-prompt': prompt.name, onclick: () => choosePrompt(index)},
-             el('span', {}, prompt.name), el('small', {}, `${count(prompt.tokens)} tokens`),
+             el('span', {}, prompt.name),
+             el('small', {}, `${count(prompt.tokens)} ${prompt.tokens === 1 ? 'token' : 'tokens'}`),
              chip(kindOf(prompt)))));
   document.getElementById('footer').append(
       el('details', {}, el('summary', {}, `${summary.schema}: options as given`),
