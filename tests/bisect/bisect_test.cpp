@@ -1,0 +1,318 @@
+// greta bisect from end to end: clean pairs stay clean, vacuous ones are refused, planted faults are named.
+#include "bisect/bisect.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <random>
+
+#include "base/error.h"
+#include "bisect/file_faults.h"
+#include "bisect/selftest.h"
+#include "bisect/summary.h"
+#include "bisect/texts.h"
+#include "support.h"
+#include "trace/safetensors.h"
+
+namespace greta {
+namespace {
+
+using testing::HasSubstr;
+
+class Bisect : public testing::Test {
+ protected:
+  std::string model(quant::Type type = quant::Type::Q4_1, bool bias = false) {
+    SynthOptions synth;
+    synth.dim = 128;
+    synth.ffn_dim = 256;
+    synth.layers = 3;
+    synth.kv_heads = 2;
+    synth.vocab = 300;
+    synth.context = 256;
+    synth.type = type;
+    synth.bias = bias;
+    if (quant::traits(type).block == 256) synth.dim = synth.ffn_dim = 256;
+    const std::string path = folder_ / (std::string(quant::traits(type).name) + (bias ? "b" : "") + ".gguf");
+    synthesise(synth, path, 2);
+    return path;
+  }
+  BisectOptions options(const std::string& path, const std::string& a, const std::string& b,
+                        size_t tokens = 90) {
+    BisectOptions o;
+    o.model = path;
+    const Subject defaults;
+    o.a = parse_subject(a, defaults);
+    o.b = parse_subject(b, defaults);
+    if (tokens > 0) o.prompts = {{"test", "", test::random_tokens(tokens, 300, 7)}};
+    o.examine.chunk = 40;
+    o.examine.max_tokens = 4;
+    o.examine.layers = {0, 2};
+    return o;
+  }
+  /// Runs, and holds what every bisect must: hashes of traced and untraced runs are one, something was
+  /// compared.
+  BisectResult run(const BisectOptions& o) {
+    auto result = bisect(o);
+    for (const PromptVerdict& v : result.prompts) {
+      if (!v.error.empty()) continue;
+      for (const Examined* side : {&v.a, &v.b})
+        if (side->untraced_hash && v.kind != FaultKind::race) {
+          EXPECT_EQ(*side->untraced_hash, side->traced_hash) << v.prompt.name;
+        }
+      EXPECT_GT(v.rows_compared + v.a.rows_judged + v.b.rows_judged, 0u);
+    }
+    return result;
+  }
+  test::TemporaryFolder folder_;
+};
+
+TEST_F(Bisect, PairsThatPeopleNeedAreClean) {
+  const auto path = model();
+  const std::vector<std::pair<std::string, std::string>> pairs = {
+      {"reference", "cpu"},
+      {"reference", "cpu,activations=8"},
+      {"cpu,phase=prefill", "cpu,phase=decode"},
+      {"cpu", "cpu,chunk=7,threads=1"},
+      {"cpu", "cpu,batch=3"},
+      {"cpu", "cpu,isa=portable"},
+      {"reference", "cpu,weights=int8"},
+      {"reference", "cpu,kv-type=bf16"},
+      {"reference", "cpu,weights=f32,kv-type=f32"}};
+  for (const auto& [a, b] : pairs) {
+    auto o = options(path, a, b);
+    o.allow_rounding = true;
+    const auto result = run(o);
+    const PromptVerdict& v = result.prompts.front();
+    EXPECT_EQ(v.error, "") << a << " " << b;
+    EXPECT_TRUE(v.kind == FaultKind::none || v.kind == FaultKind::rounding)
+        << a << " " << b << ": " << v.cause;
+    EXPECT_EQ(v.b.failed, 0u);
+    EXPECT_GT(v.b.calls_replayed, 0u);
+    // Every stage of every row: 90 prompt tokens and 3 that were fed back, at the least.
+    EXPECT_GE(v.b.rows_judged, 93u * (3u + 3u * 15u));
+    EXPECT_GT(v.rows_compared, 0u);
+    EXPECT_EQ(result.status, 0);
+  }
+}
+
+TEST_F(Bisect, OnePercentOfOneRowIsFoundInEveryType) {
+  for (const auto& t : quant::all_types()) {
+    auto o = options(model(t.type), "reference", "cpu,fault=row-gain@1,0,3", 40);
+    const auto result = run(o);
+    const PromptVerdict& v = result.prompts.front();
+    EXPECT_EQ(v.kind, FaultKind::operator_) << t.name << " " << v.error;
+    ASSERT_TRUE(v.first) << t.name;
+    EXPECT_EQ(v.first->place.layer, 1) << t.name;
+    EXPECT_EQ(result.status, 1);
+  }
+}
+
+TEST_F(Bisect, VacuousComparisonsAreRefused) {
+  const auto path = model();
+  const auto refused = [&](BisectOptions o) -> std::string {
+    try {
+      const auto result = bisect(o);
+      EXPECT_EQ(result.status, 2);
+      return result.prompts.front().error;
+    } catch (const Error& error) {
+      return error.what();
+    }
+  };
+  EXPECT_THAT(refused(options(path, "cpu", "cpu")), HasSubstr("--repeat-run"));
+  EXPECT_THAT(refused(options(path, "cpu", "cpu,chunk=40")), HasSubstr("same route"));
+  auto empty = options(path, "reference", "cpu");
+  empty.prompts = {{"empty", "", {}}};
+  EXPECT_THAT(refused(empty), HasSubstr("empty"));
+  auto past = options(path, "reference", "cpu");
+  past.examine.layers = {3};
+  EXPECT_THAT(refused(past), HasSubstr("past the last layer, 2"));
+  auto longer = options(path, "reference", "cpu", 254);
+  EXPECT_THAT(refused(longer), HasSubstr("the context holds 256"));
+  EXPECT_THROW(options(path, "reference", "gpu"), Error);
+  EXPECT_THROW(options(path, "reference", "cpu,speed=9"), Error);
+  EXPECT_THROW(options(path, "reference,weights=int8", "cpu"), Error);
+  EXPECT_THROW(options(path, "reference", "cpu,fault=no-such-fault"), Error);
+  // With --repeat-run the same route is what is asked for.
+  auto again = options(path, "cpu", "cpu");
+  again.repeat_run = true;
+  EXPECT_EQ(run(again).status, 0);
+}
+
+TEST_F(Bisect, AFailureOfOnePromptLeavesTheOthers) {
+  auto o = options(model(), "reference", "cpu", 20);
+  o.prompts.push_back({"too-long", "", test::random_tokens(300, 300, 1)});
+  o.prompts.push_back({"last", "", test::random_tokens(9, 300, 2)});
+  const auto result = run(o);
+  EXPECT_EQ(result.status, 2);
+  EXPECT_EQ(result.prompts[0].error, "");
+  EXPECT_THAT(result.prompts[1].error, HasSubstr("300 tokens"));
+  EXPECT_EQ(result.prompts[2].error, "");
+  EXPECT_GT(result.prompts[2].b.rows_judged, 0u);
+}
+
+TEST_F(Bisect, TheBudgetHoldsAndChangesNothing) {
+  const auto path = model();
+  auto o = options(path, "reference", "cpu,fault=one-element@2,50,9", 200);
+  const auto wide = run(o).prompts.front();
+  o.examine.trace_budget = size_t{3} << 20;
+  const auto narrow = run(o).prompts.front();
+  EXPECT_GT(wide.b.most_bytes, size_t{3} << 20);
+  EXPECT_LE(narrow.b.most_bytes, size_t{3} << 20);
+  EXPECT_EQ(narrow.kind, wide.kind);
+  EXPECT_EQ(narrow.first->place, wide.first->place);
+  EXPECT_EQ(narrow.b.rows_judged, wide.b.rows_judged);
+  EXPECT_EQ(narrow.b.traced_hash, wide.b.traced_hash);
+}
+
+TEST_F(Bisect, TwoFilesThatDifferInOneBlock) {
+  const auto path = model();
+  const auto other = folder_ / "other.gguf";
+  change_block_in_file(path, other, "blk.1.ffn_up.weight", 33);
+  auto o = options(path, "cpu", "cpu,file=" + other);
+  const auto stopped = bisect(o);
+  EXPECT_EQ(stopped.prompts.front().kind, FaultKind::input);
+  EXPECT_THAT(stopped.prompts.front().cause, HasSubstr("blk.1.ffn_up.weight"));
+  EXPECT_EQ(stopped.prompts.front().b.rows_judged, 0u) << "the search was to stop at the input";
+  o.keep_going = true;
+  const auto went_on = bisect(o).prompts.front();
+  EXPECT_EQ(went_on.kind, FaultKind::input);
+  ASSERT_TRUE(went_on.first);
+  EXPECT_EQ(went_on.first->place.layer, 1);
+  EXPECT_EQ(went_on.first->place.stage, Stage::ffn_up);
+}
+
+TEST_F(Bisect, RoundingIsToldFromAFault) {
+  const auto path = model();
+  auto o = options(path, "cpu", "cpu,activations=8", 12);
+  o.examine.max_tokens = 120;
+  const auto v = run(o).prompts.front();
+  ASSERT_EQ(v.kind, FaultKind::rounding)
+      << "the tokens of this model must part within 120 steps; take another prompt";
+  ASSERT_TRUE(v.rounding);
+  EXPECT_NE(v.rounding->a, v.rounding->b);
+  EXPECT_GT(v.rounding->true_gap * (v.rounding->true_gap + v.rounding->difference), -1e30);
+  // The contributions, each put in alone, come near the whole difference.
+  double sum = 0.0;
+  for (const auto& c : v.rounding->contributors) sum += c.shift;
+  EXPECT_NEAR(sum, v.rounding->difference, 0.35 * std::abs(v.rounding->difference) + 1e-3);
+  o.b = parse_subject("cpu,activations=8,fault=row-gain@1,0,3", {});
+  const auto fault = run(o).prompts.front();
+  EXPECT_EQ(fault.kind, FaultKind::operator_);
+}
+
+// ---- recorded traces
+
+struct Changed {
+  std::string tensor;
+  int64_t row;
+  int64_t column;
+};
+
+/// A copy of a trace with one value moved.
+void change_trace(const std::string& from, const std::string& to, const Changed& at, double factor) {
+  const SafeTensorsFile file(from);
+  std::vector<SafeTensor> tensors;
+  std::vector<std::vector<std::byte>> kept;
+  for (const auto& [name, t] : file.tensors()) {
+    kept.emplace_back(t.bytes.begin(), t.bytes.end());
+    tensors.push_back(t);
+    if (name == at.tensor) {
+      const auto index = static_cast<size_t>(at.row * t.shape[1] + at.column);
+      double value;
+      std::memcpy(&value, kept.back().data() + index * 8, 8);
+      value = value * factor + (factor - 1);
+      std::memcpy(kept.back().data() + index * 8, &value, 8);
+    }
+  }
+  for (size_t i = 0; i < tensors.size(); ++i) tensors[i].bytes = kept[i];
+  write_safetensors(to, tensors, file.metadata());
+}
+
+TEST_F(Bisect, ATraceFromTransformersIsCleanAndOneChangedValueIsItsPlace) {
+  const auto path = test::golden("models/bf16.gguf");
+  const auto trace = test::golden("traces/bf16_float64.safetensors");
+  for (const std::string name : {"bf16_float64", "bf16_float32"}) {
+    const auto clean = run(options(path, name == "bf16_float64" ? "reference" : "cpu",
+                                   "trace=" + test::golden("traces/" + name + ".safetensors"), 0));
+    EXPECT_EQ(clean.status, 0) << name << clean.prompts.front().cause << clean.prompts.front().error;
+    EXPECT_EQ(clean.prompts.front().kind, FaultKind::none);
+    EXPECT_GT(clean.prompts.front().b.rows_judged, 100u);
+  }
+  const SafeTensorsFile file(trace);
+  std::mt19937 random(5);
+  int planted = 0;
+  while (planted < 40) {
+    auto it = file.tensors().begin();
+    std::advance(it, static_cast<std::ptrdiff_t>(random() % file.tensors().size()));
+    const SafeTensor& t = it->second;
+    if (t.shape.size() != 2) continue;
+    const Changed at{t.name, static_cast<int64_t>(random() % static_cast<uint64_t>(t.shape[0])),
+                     static_cast<int64_t>(random() % static_cast<uint64_t>(t.shape[1]))};
+    const auto changed = folder_ / "changed.safetensors";
+    change_trace(trace, changed, at, 1.001);
+    const auto v = run(options(path, "reference", "trace=" + changed, 0)).prompts.front();
+    ASSERT_TRUE(v.first) << at.tensor << " row " << at.row << " column " << at.column << ": " << v.cause
+                         << v.error;
+    EXPECT_EQ(trace_name(v.first->place.layer, v.first->place.stage), at.tensor);
+    EXPECT_EQ(v.first->place.token, file.numbers("positions")[static_cast<size_t>(at.row)]);
+    EXPECT_EQ(v.first->index, at.column);
+    ++planted;
+  }
+}
+
+TEST_F(Bisect, ATraceOfOtherTokensOrAnotherModelIsRefused) {
+  const auto trace = "trace=" + test::golden("traces/bf16_float64.safetensors");
+  EXPECT_THROW(bisect(options(model(), "reference", trace, 0)), Error);
+  auto o = options(test::golden("models/bf16.gguf"), "reference", trace, 0);
+  o.prompts = {{"other", "", {5, 6, 7}}};
+  const auto result = bisect(o);
+  EXPECT_EQ(result.status, 2);
+  EXPECT_THAT(result.prompts.front().error, HasSubstr("other tokens"));
+}
+
+// ---- the self-test
+
+TEST_F(Bisect, SelfTestOnTwoTinyShapes) {
+  for (const bool bias : {true, false}) {
+    SelfTestOptions o;
+    o.model = bias ? model(quant::Type::Q4_1, true) : model(quant::Type::Q6_K);
+    o.subject.text = "cpu";
+    o.plantings = bias ? 50 : 49;
+    o.clean = 50;
+    o.seed = 11;
+    const SelfTestResult result = self_test(o);
+    EXPECT_EQ(result.detected(), result.plantings.size()) << self_test_text(result);
+    EXPECT_GE(result.exact() * 100, result.plantings.size() * 95) << self_test_text(result);
+    EXPECT_EQ(result.clean, 50u);
+    EXPECT_TRUE(result.false_alarms.empty()) << self_test_text(result);
+    EXPECT_LE(result.not_planted.size(), 6u) << self_test_text(result);
+  }
+}
+
+// ---- the summary
+
+TEST_F(Bisect, SummaryHoldsWhatTheVerdictSays) {
+  auto o = options(model(), "reference", "cpu,fault=gqa-group@2,,4");
+  const auto result = run(o);
+  const auto json = summary_of(result, o, nlohmann::ordered_json::object());
+  EXPECT_EQ(json["schema"], "greta-bisect-1");
+  EXPECT_EQ(json["status"], 1);
+  const auto& p = json["prompts"][0];
+  EXPECT_EQ(p["kind"], "OPERATOR");
+  EXPECT_EQ(p["class"], "ATTENTION_MECHANISM");
+  EXPECT_EQ(p["first"]["stage"], "attn_out");
+  EXPECT_EQ(p["first"]["layer"], 2);
+  EXPECT_THAT(p["first_fail"].get<std::string>(), testing::StartsWith("FIRST_FAIL "));
+  EXPECT_THAT(p["cause"].get<std::string>(), testing::StartsWith("CAUSE "));
+  EXPECT_EQ(p["heat"]["ratio"].size(), 5u);
+  EXPECT_EQ(p["heat"]["ratio"][0].size(), 93u);
+  EXPECT_EQ(p["drift"]["layers"], (std::vector<int>{0, 2}));
+  EXPECT_EQ(p["logits"].size() >= 1, true);
+  EXPECT_GT(p["counts"]["rows_judged"].get<int>(), 0);
+  const auto trace = folder_ / "t.safetensors";
+  ASSERT_TRUE(write_result_trace(trace, result, o));
+  EXPECT_NE(SafeTensorsFile(trace).find("layers.2.residual_post_mlp"), nullptr);
+}
+
+}  // namespace
+}  // namespace greta
