@@ -37,6 +37,20 @@ sanitized() {
   ctest --test-dir "build/$kind" --output-on-failure -j2 -R "^($(IFS='|'; echo "$*"))\\." | tail -n 15
 }
 
+# report_in_browser: the page of a bisect with a planted fault, clicked through against its summary; then the sample pages.
+report_in_browser() {
+  local work
+  work=$(mktemp -d)
+  build/release/greta synth --quiet -o "$work/m.gguf" --dim 128 --layers 3 --ffn-dim 256 --heads 4 --kv-heads 2 --vocab 300 --type q4_1
+  printf 'A second prompt, long enough for a few calls of its own.' >"$work/second.txt"
+  local status=0
+  build/release/greta bisect "$work/m.gguf" --b cpu,fault=gqa-group@1 --prompts "p0_short,$work/second.txt" --layers 0,1,2 --quiet -o "$work/run" || status=$?
+  [ $status -eq 1 ] || { echo "expected status 1 of a bisect with a planted fault, got $status" >&2; return 1; }
+  scripts/test-report.sh "$work/run/report.html" --summary "$work/run/summary.json"
+  scripts/test-report.sh
+  rm -rf "$work"
+}
+
 step "packages" ensure_packages "${BUILD_PACKAGES[@]}" "${CHECK_PACKAGES[@]}"
 step "format" check_format
 step "model" scripts/models.sh smollm2
@@ -47,11 +61,15 @@ if [ $full = yes ]; then
   step "address and undefined-behaviour sanitizers, everything" sanitized asan $(every_folder)
   # shellcheck disable=SC2046
   step "thread sanitizer, everything" sanitized tsan $(every_folder)
+  step "bisect: 300 plantings, 1,000 clean runs" scripts/test-bisect.sh
+  step "traces of transformers, recorded again" scripts/test-traces.sh
   step "tokenizers: 100,000 random strings a family" scripts/fuzz-tokenizers.sh
 else
   step "address and undefined-behaviour sanitizers" sanitized asan base gguf quant model tokenizer trace cli
   step "thread sanitizer" sanitized tsan base engine
 fi
+
+step "bisect's report in a browser" report_in_browser
 
 say "tests (release)"
 log=$(mktemp)

@@ -63,6 +63,9 @@ void Side::plant_in_copy(const BisectOptions& options) {
   file = own.get();
 }
 
+/// Rows of one call of the reference: its FP64 logits take eight bytes each.
+constexpr int64_t kReferenceChunk = 128;
+
 std::string number(double x) { return fmt::format("{:.9g}", x); }
 
 /// The first `count` fed tokens must be the prompt's.
@@ -197,8 +200,8 @@ void judge_tokens(PromptVerdict& v, const Side& a, const Side& b, const ModelFil
     return;
   }
   v.kind = FaultKind::rounding;
-  SubjectRun* run = b.live && !b.subject.is_reference() ? b.live.get() : a.live ? a.live.get() : nullptr;
-  if (run == nullptr || (run == a.live.get() && a.subject.is_reference())) {
+  SubjectRun* run = b.live ? b.live.get() : a.live.get();
+  if (run == nullptr) {
     v.cause = fmt::format("the tokens part at step {} ({} and {}), every judged operator is inside its bound",
                           step, v.a.generated[step], v.b.generated[step]);
     return;
@@ -391,6 +394,7 @@ BisectResult bisect(const BisectOptions& options) {
                                        [](const auto& v) { return v.error.empty(); });
       ExamineOptions mine = examine_options;
       mine.untraced = !side->subject.is_reference();
+      if (side->subject.is_reference()) mine.chunk = std::min(mine.chunk, kReferenceChunk);
       side->live = std::make_unique<SubjectRun>(side->subject, *side->file, truth, mine, sample->prompt);
       described.description = side->live->engine().backend().description();
       if (!side->subject.is_reference())
@@ -411,6 +415,8 @@ BisectResult bisect(const BisectOptions& options) {
       }
       described.seconds += (side->name == 'a' ? v.a : v.b).seconds;
     }
+    if (side->subject.is_reference())
+      side->live.reset();  // its memory is the other side's; nothing repeats it
   }
 
   // 3. Verdicts.

@@ -85,7 +85,8 @@ void Examined::add(const Place& place, const Judgement& j) {
   ++rows_judged;
   values += static_cast<uint64_t>(j.values);
   suspect += j.suspect() ? 1 : 0;
-  judged.set(place, {std::abs(j.got - j.expected), j.certain, j.likely, j.ratio, j.suspect()});
+  judged.set(place, {static_cast<float>(std::abs(j.got - j.expected)), static_cast<float>(j.certain),
+                     static_cast<float>(j.likely), static_cast<float>(j.ratio), j.suspect()});
   if (j.failed()) add({place, Finding::Check::bound, j.index, j.got, j.expected, j.certain, j.ratio});
 }
 

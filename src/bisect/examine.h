@@ -39,12 +39,12 @@ struct Finding {
   double ratio = 0.0;
 };
 
-/// One judged row, in brief.
+/// One judged row, in brief (there are millions).
 struct Cell {
-  double error = 0.0;
-  double certain = 0.0;
-  double likely = 0.0;
-  double ratio = 0.0;
+  float error = 0.0f;
+  float certain = 0.0f;
+  float likely = 0.0f;
+  float ratio = 0.0f;
   bool suspect = false;
 };
 

@@ -19,7 +19,7 @@ constexpr double kNearMatmul = 0.25;  ///< loose bounds from which exact ones ar
 constexpr double kNearAttention = 1.0 / 32.0;
 /// Higham and Mary: past lambda sqrt(d) u T with probability at most 2 exp(-lambda^2 / 2), 5e-11 each.
 constexpr double kLambda = 7.0;
-constexpr int64_t kDoubles = 8 << 20;  ///< of one matrix of a block of rows
+constexpr int64_t kDoubles = 4 << 20;  ///< of one matrix of a block of rows
 
 View view_of(std::vector<double>& matrix, int64_t width) { return {matrix.data(), width}; }
 
