@@ -274,6 +274,7 @@ void add_limit(Json& json, const std::string& key, const Spread& seen) {
 template <class Limit>
 Spread spread_of(const std::vector<Limit>& seen, double Limit::*rate) {
   std::vector<double> all;
+  all.reserve(seen.size());
   for (const Limit& limit : seen) all.push_back(limit.*rate);
   return spread(all);
 }
