@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "bisect/fault_base.h"
+#include "bisect/fault_blocks.h"
 #include "support.h"
 
 namespace greta {
@@ -108,8 +109,9 @@ Hashes run(Engine& engine, const std::vector<TokenId>& ids, int64_t prompt = kPr
   const bool batched = engine.cache().sequences() > 1;
   for (int64_t done = 0; done < prompt;) {
     const auto count = std::min<int64_t>(40, prompt - done);
-    std::vector<Feed> feeds = {{0, rest.subspan(0, static_cast<size_t>(count)), Feed::Logits::all}};
-    if (batched) feeds.push_back({1, other.subspan(0, 4), Feed::Logits::all});
+    std::vector<Feed> feeds;  // the neighbour first, without logits: rows, batch rows and logits rows differ
+    if (batched) feeds.push_back({1, other.subspan(0, 4), Feed::Logits::none});
+    feeds.push_back({0, rest.subspan(0, static_cast<size_t>(count)), Feed::Logits::all});
     engine.evaluate(feeds, &tap);
     rest = rest.subspan(static_cast<size_t>(count));
     other = other.subspan(4);
@@ -216,7 +218,6 @@ TEST_P(EveryFault, IsFirstWhereItsLogSays) {
 /// What the log does not name at the planted place has the healthy bits: nothing more was spoilt than said.
 TEST_P(EveryFault, LogsEveryRowThatItSpoils) {
   const FaultInfo& info = *find_fault(GetParam());
-  if (info.kind == FaultKind::race) GTEST_SKIP() << "a rerun differs";
   const Subject subject = subject_for(info);
   const int layer = 2;  // the last: what follows from an earlier call's fault reaches no later call there
   const bool anywhere = is_per_layer(info.stages.front());
@@ -224,13 +225,18 @@ TEST_P(EveryFault, LogsEveryRowThatItSpoils) {
       draw_plant({std::string(info.id), anywhere ? std::optional(layer) : std::nullopt, {}, 4},
                  hparams(subject), kPrompt, kTokens);
   const auto ids = planted_tokens(plant, std::span(text_ids()), kVocab);
-  const auto different = differences(clean_run(subject), run(*engine_of(subject, &plant), ids));
+  const auto engine = engine_of(subject, &plant);
+  auto different = differences(clean_run(subject), run(*engine, ids));
+  for (int again = 0; info.kind == FaultKind::race && plant.log->fired.empty() && again < 64; ++again)
+    different = differences(clean_run(subject), run(*engine, ids));
   std::set<Place> spoilt, logged;
   for (const Place& place : different)
     if (place.stage == plant.stage && place.layer == plant.layer) spoilt.insert(place);
   for (const auto& [place, row] : plant.log->fired)
     if (place.stage == plant.stage) logged.insert(place);
   EXPECT_FALSE(logged.empty());
+  if (info.id.starts_with("rope-") && info.id != "rope-k-skip")  // keys are rotated wrong with the queries
+    EXPECT_EQ(plant.log->fired.size(), 2 * logged.size());
   EXPECT_EQ(logged, spoilt);
 }
 
@@ -595,6 +601,72 @@ TEST(FaultRows, AreWhatTheCatalogueSays) {
   EXPECT_EQ(largest(stale.faulty), 0.0);
   const auto scale = rows_of("quant-scale@1,,4");
   EXPECT_EQ(changed(scale).size(), 1u) << "one block lies in one row of the weight";
+}
+
+/// Nibbles are exchanged where quants lie and nowhere else: a block of equal values stays as it is.
+TEST(FaultBlocks, NibblesAreThoseOfTheQuants) {
+  size_t types = 0;
+  for (const auto& t : quant::all_types()) {
+    if (t.block == 1 || t.type == quant::Type::Q8_0) continue;
+    SCOPED_TRACE(t.name);
+    ++types;
+    std::vector<float> values(static_cast<size_t>(t.block), -0.3721F);
+    std::vector<std::byte> bytes(static_cast<size_t>(t.bytes));
+    quant::quantize(t.type, values.data(), t.block, bytes.data());
+    const auto constant = bytes;
+    swap_nibbles(t.type, bytes);
+    EXPECT_EQ(bytes, constant);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = std::sin(static_cast<float>(3 * i + i * i));
+    quant::quantize(t.type, values.data(), t.block, bytes.data());
+    std::vector<float> before(values.size()), after(values.size());
+    quant::dequantize(t.type, bytes.data(), t.block, before.data());
+    swap_nibbles(t.type, bytes);
+    quant::dequantize(t.type, bytes.data(), t.block, after.data());
+    size_t different = 0;
+    for (size_t i = 0; i < values.size(); ++i) different += before[i] != after[i] ? 1 : 0;
+    EXPECT_GT(different, values.size() / 2);
+  }
+  EXPECT_EQ(types, 9u);
+}
+
+/// A changed scale multiplies what depends on it by 2 and leaves minima alone.
+TEST(FaultBlocks, ScalesAreDoubled) {
+  for (const auto& t : quant::all_types()) {
+    if (t.block == 1) continue;
+    SCOPED_TRACE(t.name);
+    std::vector<float> values(2 * static_cast<size_t>(t.block));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = std::sin(static_cast<float>(3 * i + i * i));
+    std::vector<std::byte> bytes(2 * static_cast<size_t>(t.bytes));
+    quant::quantize(t.type, values.data(), 2 * t.block, bytes.data());
+    const auto read = [&] {
+      std::vector<float> out(values.size());
+      quant::dequantize(t.type, bytes.data(), 2 * t.block, out.data());
+      return out;
+    };
+    const auto once = read();
+    change_scale(t.type, bytes, 1);
+    const auto twice = read();
+    change_scale(t.type, bytes, 1);
+    const auto four = read();
+    size_t different = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (i < values.size() / 2) EXPECT_EQ(once[i], twice[i]);
+      EXPECT_NEAR(four[i] - twice[i], 2.0 * (twice[i] - once[i]), 1e-5) << i;  // linear in the scale
+      different += once[i] != twice[i] ? 1 : 0;
+    }
+    EXPECT_GT(different, values.size() / 4);
+  }
+}
+
+/// Element (n, k) is what lies at flat index k * rows + n.
+TEST(FaultBlocks, TransposedReadsColumnsAsRows) {
+  const std::vector<float> values = {0, 1, 2, 3, 4, 5};
+  const WeightSource source{"w", quant::Type::F32, 2, 3, std::as_bytes(std::span(values))};
+  const auto bytes = transposed(source);
+  std::vector<float> turned(6);
+  std::memcpy(turned.data(), bytes.data(), bytes.size());
+  EXPECT_THAT(turned, testing::ElementsAre(0, 2, 4, 1, 3, 5));
+  EXPECT_EQ(element_of(source, 4), 4.0F);
 }
 
 }  // namespace
