@@ -8,6 +8,9 @@
 namespace greta {
 namespace {
 
+/// Rows that are judged together without loss: more would only take memory.
+constexpr int64_t kEnough = 128;
+
 uint64_t hash_of(const std::vector<double>& row, bool wide) {
   if (wide) return row_hash(std::span<const double>(row));
   std::vector<float> narrow(row.begin(), row.end());
@@ -65,6 +68,7 @@ void RunRecorder::on_stage(int layer, Stage stage, const StageRows& rows) {
   if (stage == Stage::residual_post_mlp && last_layer) last_residual_ = StoredRows(rows.width, wide_);
   StoredRows* kept = nullptr;
   if (options_.rows) kept = &data.stages.try_emplace(stage, StoredRows(rows.width, wide_)).first->second;
+  if (kept != nullptr) kept->make_room(rows.rows);
   std::vector<double> values(static_cast<size_t>(rows.width));
   for (int64_t i = 0; i < rows.rows; ++i) {
     const int64_t r = rows.batch_row(i);
@@ -119,15 +123,18 @@ std::vector<RowName> RunRecorder::names_of(const UnitRows& data) const {
 
 void RunRecorder::hand_on(bool everything) {
   size_t bytes = history_bytes_;
-  for (const UnitRows& unit : units_) bytes += unit.bytes();
+  size_t largest = 0;
+  for (const UnitRows& unit : units_) {
+    bytes += unit.bytes();
+    largest = std::max(largest, unit.bytes());
+  }
   most_bytes_ = std::max(most_bytes_, bytes);
   // The next unit of this call comes on top: keep room for one as large as the largest.
-  size_t largest = 0;
-  for (const UnitRows& unit : units_) largest = std::max(largest, unit.bytes());
-  if (!everything && bytes + largest < options_.budget) return;
+  const bool full = everything || bytes + largest >= options_.budget;
   static const LayerHistory none;
   for (UnitRows& unit : units_) {
     if (unit.stages.empty() || (!everything && unit.unit > complete_)) continue;
+    if (!full && unit.stages.begin()->second.rows() < kEnough) continue;
     const int layer = layer_of_unit(unit.unit, hp_.layers);
     flush_(unit, names_of(unit), layer == kNoLayer ? none : history_[static_cast<size_t>(layer)]);
     unit.stages.clear();

@@ -1,6 +1,7 @@
 #pragma once
 // Rows as a run left them, kept for the judge: FP32 of the fast backends, FP64 of the reference and of
 // traces.
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <vector>
@@ -19,7 +20,17 @@ class StoredRows {
   int64_t width() const { return width_; }
   int64_t rows() const { return rows_; }
   bool wide() const { return wide_; }
-  size_t bytes() const { return narrow_.size() * sizeof(float) + double_.size() * sizeof(double); }
+  /// Held, not only used: a vector that doubles would take twice what it is asked for.
+  size_t bytes() const { return narrow_.capacity() * sizeof(float) + double_.capacity() * sizeof(double); }
+  /// Room for `more` rows, with little to spare.
+  void make_room(int64_t more) {
+    const auto grow = [&](auto& values) {
+      const size_t needed = values.size() + static_cast<size_t>(more * width_);
+      if (needed > values.capacity())
+        values.reserve(std::max(needed, values.capacity() + values.capacity() / 8));
+    };
+    wide_ ? grow(double_) : grow(narrow_);
+  }
   /// Appends a row, [width].
   void append(const double* row) {
     if (wide_) {

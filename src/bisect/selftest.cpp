@@ -213,7 +213,8 @@ class SelfTest {
       ++result_.below_bound;
       return false;
     }
-    const bool every_layer = info.id == "file-metadata";  // a number of the metadata spoils the first layer on
+    const bool every_layer =
+        info.id == "file-metadata";  // a number of the metadata spoils the first layer on
     p.place = {0, first->token, every_layer ? 0 : drawn.layer, drawn.stage};
     take(v, p);
     return true;
