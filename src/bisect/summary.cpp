@@ -25,6 +25,8 @@ Json number(double x) {
   return x;
 }
 
+double milliseconds(double seconds) { return std::round(seconds * 1e3) / 1e3; }
+
 Json place_json(const Place& p) {
   return {{"sequence", p.sequence},
           {"token", p.token},
@@ -66,9 +68,13 @@ Json route_json(const BisectResult& result, char side) {
 
 Json subject_json(const BisectResult& result, char name) {
   const auto& side = name == 'a' ? result.a : result.b;
-  return {{"text", side.subject.text}, {"description", side.description}, {"file", side.path},
-          {"sha256", side.sha256},     {"model", hparams_json(side.hp)},  {"route", route_json(result, name)},
-          {"seconds", side.seconds}};
+  return {{"text", side.subject.text},
+          {"description", side.description},
+          {"file", side.path},
+          {"sha256", side.sha256},
+          {"model", hparams_json(side.hp)},
+          {"route", route_json(result, name)},
+          {"seconds", milliseconds(side.seconds)}};
 }
 
 /// Columns of a map over positions: at most kMostColumns, each of `bin` tokens.
@@ -81,6 +87,11 @@ struct Bins {
   }
 };
 
+/// Sums of two numbers, and what the cache stores in a narrower type.
+bool rounds_once(Stage stage) {
+  return rule_of(stage).op == Op::add || stage == Stage::v || stage == Stage::k_post_rope;
+}
+
 Json heat_json(const Examined& run, char side) {
   const int64_t layers = run.judged.layers();
   const Bins bins(run.judged.positions(0));
@@ -92,6 +103,8 @@ Json heat_json(const Examined& run, char side) {
   std::vector<std::vector<Best>> best(rows, std::vector<Best>(bins.starts.size()));
   run.judged.each([&](const Place& place, const Cell& cell) {
     if (place.sequence != 0) return;
+    // One rounding reaches its bound by nature: such stages colour a cell only when they are past it.
+    if (rounds_once(place.stage) && cell.ratio <= 1.0f) return;
     Best& b = best[static_cast<size_t>(unit_of(place, layers))][static_cast<size_t>(place.token / bins.bin)];
     if (b.cell == nullptr || !(cell.ratio <= b.cell->ratio)) b = {&cell, place};
   });
@@ -380,7 +393,7 @@ Json summary_of(const BisectResult& result, const BisectOptions& options, const 
                {"machine", {{"cpu", cpu_name()}, {"threads", usable_cpus()}}},
                {"options", given},
                {"started", started},
-               {"seconds", result.seconds},
+               {"seconds", milliseconds(result.seconds)},
                {"status", result.status},
                {"kind", name_of(worst)},
                {"subjects", {{"a", subject_json(result, 'a')}, {"b", subject_json(result, 'b')}}},
