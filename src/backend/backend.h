@@ -133,7 +133,7 @@ struct EmbedArgs {
   const Weight* table = nullptr;
   double scale = 1.0;
   View out;
-  Site site;
+  Site site = {};
 };
 
 /// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
@@ -143,7 +143,7 @@ struct RmsnormArgs {
   const Weight* weight = nullptr;
   float eps = 0.0f;
   View out;
-  Site site;
+  Site site = {};
 };
 
 /// One product of a matmul call: out[r] = w x[r] (+ bias).
@@ -160,7 +160,7 @@ struct MatmulArgs {
   View x;
   std::array<MatmulOutput, 3> outputs;
   int count = 1;
-  Site site;
+  Site site = {};
 };
 
 /// q_out = rotate(q); the cache's rows of this layer = (rotate(k), v), rounded to the cache's type.
@@ -173,7 +173,7 @@ struct RopeArgs {
   View v;
   View q_out;
   KvLayer cache;
-  Site site;
+  Site site = {};
 };
 
 /// out[r, h] = sum_j softmax_j(scale * q[r, h] . k[j]) v[j] over the keys j = 0 .. position[r] of row r's
@@ -185,7 +185,7 @@ struct AttentionArgs {
   View q;
   KvLayer cache;
   View out;
-  Site site;
+  Site site = {};
 };
 
 /// out = a + b. out may be a.
@@ -194,7 +194,7 @@ struct AddArgs {
   View a;
   View b;
   View out;
-  Site site;
+  Site site = {};
 };
 
 /// out = activation(gate) * up. out may be gate.
@@ -204,7 +204,7 @@ struct GluArgs {
   View gate;
   View up;
   View out;
-  Site site;
+  Site site = {};
 };
 
 /// out[i] = x[rows[i]]: a wire, it moves bits.
@@ -212,7 +212,7 @@ struct GatherArgs {
   std::span<const int32_t> rows;
   View x;
   View out;
-  Site site;
+  Site site = {};
 };
 
 // ---- the table

@@ -19,6 +19,7 @@ constexpr double kNearMatmul = 0.25;  ///< loose bounds from which exact ones ar
 constexpr double kNearAttention = 1.0 / 32.0;
 /// Higham and Mary: past lambda sqrt(d) u T with probability at most 2 exp(-lambda^2 / 2), 5e-11 each.
 constexpr double kLambda = 7.0;
+constexpr int64_t kMostRows = 512;
 constexpr int64_t kDoubles = 4 << 20;  ///< of one matrix of a block of rows
 
 View view_of(std::vector<double>& matrix, int64_t width) { return {matrix.data(), width}; }
@@ -30,22 +31,6 @@ double ratio_of(double got, double expected, double certain) {
   const double ratio = error / certain;
   return std::isnan(ratio) ? std::numeric_limits<double>::infinity() : ratio;
 }
-
-/// Keeps the worst element of a row.
-struct Worst {
-  Judgement at;
-  void see(int64_t index, double got, double expected, double certain, double likely) {
-    const double ratio = ratio_of(got, expected, certain);
-    if (at.values != 0 && ratio <= at.ratio) return;
-    at.values = 1;
-    at.index = index;
-    at.got = got;
-    at.expected = expected;
-    at.certain = certain;
-    at.likely = likely;
-    at.ratio = ratio;
-  }
-};
 
 class JudgedTensor : public Weight {
  public:
@@ -88,7 +73,30 @@ class BlockNorms : public Weight {
 
 }  // namespace
 
+/// Keeps the worst element of a row.
+struct Judge::Worst {
+  Judgement at;
+  void see(int64_t index, double got, double expected, double certain, double likely) {
+    const double ratio = ratio_of(got, expected, certain);
+    if (at.values != 0 && ratio <= at.ratio) return;
+    at.values = 1;
+    at.index = index;
+    at.got = got;
+    at.expected = expected;
+    at.certain = certain;
+    at.likely = likely;
+    at.ratio = ratio;
+  }
+};
+
 bool Judgement::suspect() const { return !failed() && std::abs(got - expected) > likely; }
+
+void Judge::report(Worst& worst, Stage stage, int64_t row, int64_t values, const Sink& sink) {
+  worst.at.stage = stage;
+  worst.at.row = row;
+  worst.at.values = values;
+  sink(worst.at);
+}
 
 struct Judge::Tensor {
   explicit Tensor(const WeightSource& source, WeightMode mode) : weight(source, mode), norms(weight) {}
@@ -136,80 +144,91 @@ void Judge::judge(const UnitRows& data, std::span<const RowName> rows, const Lay
   }
 }
 
+/// A block of rows of a product: operands [rows, k] as the kernel rounds them, FP64 values and T' [rows, n].
+struct Judge::Product {
+  const Tensor& tensor;
+  MatmulArithmetic how;
+  bool cached;  ///< the stage v: its bound is the cache's rounding, beside which T' is small
+  std::vector<float> bias;
+  std::vector<double> x, norms, value, magnitude;
+  int64_t k() const { return tensor.weight.cols; }
+  int64_t n() const { return tensor.weight.rows; }
+};
+
 void Judge::judge_matmul(const UnitRows& data, Stage stage, const Sink& sink) {
   const StageRule& rule = rule_of(stage);
   const StoredRows& in = data.stages.at(rule.reads[0]);
   const StoredRows& got = data.stages.at(stage);
   const Tensor& t = tensor(data.unit, rule.weight);
-  const auto bias = planned_vector(plan_, layer_of_unit(data.unit, hp_.layers), rule.bias);
-  const int64_t k = t.weight.cols;
-  const int64_t n = t.weight.rows;
+  Product p{t,
+            arithmetic_.matmul(t.weight.file_type, t.weight.cols),
+            stage == Stage::v,
+            planned_vector(plan_, layer_of_unit(data.unit, hp_.layers), rule.bias),
+            {},
+            {},
+            {},
+            {}};
+  const int64_t k = p.k();
+  const int64_t n = p.n();
   const int64_t blocks = t.norms.cols;
-  const MatmulArithmetic how = arithmetic_.matmul(t.weight.file_type, k);
-  const double likely_share = std::min(1.0, kLambda / std::sqrt(how.roundings));
-  const bool cached = stage == Stage::v;
-  const int64_t most = std::clamp<int64_t>(kDoubles / std::max(n, k), 1, 512);
-  std::vector<double> x, norms, value, magnitude;
+  const int64_t most = std::clamp<int64_t>(kDoubles / std::max(n, k), 1, kMostRows);
   for (int64_t first = 0; first < got.rows(); first += most) {
     const int64_t count = std::min(most, got.rows() - first);
-    x.resize(static_cast<size_t>(count * k));
-    norms.assign(static_cast<size_t>(count * blocks), 0.0);
-    value.resize(static_cast<size_t>(count * n));
-    magnitude.resize(static_cast<size_t>(count * n));
+    p.x.resize(static_cast<size_t>(count * k));
+    p.norms.assign(static_cast<size_t>(count * blocks), 0.0);
+    p.value.resize(static_cast<size_t>(count * n));
+    p.magnitude.resize(static_cast<size_t>(count * n));
     pool_->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
-        const auto operand = rounded_operand(values_of(in, first + r), how.operand);
-        std::copy(operand.begin(), operand.end(), x.begin() + r * k);
+        const auto operand = rounded_operand(values_of(in, first + r), p.how.operand);
+        std::copy(operand.begin(), operand.end(), p.x.begin() + r * k);
+        double* norm = p.norms.data() + r * blocks;
         for (int64_t i = 0; i < k; ++i)
-          norms[static_cast<size_t>(r * blocks + i / kBlock)] +=
-              operand[static_cast<size_t>(i)] * operand[static_cast<size_t>(i)];
-        for (int64_t b = 0; b < blocks; ++b) {
-          double& norm = norms[static_cast<size_t>(r * blocks + b)];
-          norm = std::sqrt(norm) * (1 + 0x1p-20);
-        }
+          norm[i / kBlock] += operand[static_cast<size_t>(i)] * operand[static_cast<size_t>(i)];
+        for (int64_t b = 0; b < blocks; ++b) norm[b] = std::sqrt(norm[b]) * (1 + 0x1p-20);
       }
     });
-    reference_->matmul({count, view_of(x, k), {{{&t.weight, nullptr, view_of(value, n), stage}}}, 1, {}});
+    reference_->matmul({count, view_of(p.x, k), {{{&t.weight, nullptr, view_of(p.value, n), stage}}}, 1, {}});
     reference_->matmul(
-        {count, view_of(norms, blocks), {{{&t.norms, nullptr, view_of(magnitude, n), stage}}}, 1, {}});
+        {count, view_of(p.norms, blocks), {{{&t.norms, nullptr, view_of(p.magnitude, n), stage}}}, 1, {}});
     std::vector<Worst> worst(static_cast<size_t>(count));
     pool_->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) {
-        Worst& w = worst[static_cast<size_t>(r)];
-        const auto bound = [&](double T, double y) {
-          const double certain = product_bound(T, y, how.roundings, arithmetic_.unit);
-          return cached ? with_cache_rounding(y, certain, arithmetic_.kv_type) : certain;
-        };
-        const auto exact_bound = [&](int64_t i, double y, double loose) {
-          const JudgedWeight weight = judged_weight(t.weight.source, i, t.weight.mode);
-          double T = 0.0;
-          for (int64_t j = 0; j < k; ++j)
-            T += weight.magnitude[static_cast<size_t>(j)] * std::abs(x[static_cast<size_t>(r * k + j)]);
-          return std::max(bound(T, y), kNearMatmul * loose);
-        };
-        for (int64_t i = 0; i < n; ++i) {
-          const auto at = static_cast<size_t>(r * n + i);
-          const double y = value[at] + (bias.empty() ? 0.0 : double{bias[static_cast<size_t>(i)]});
-          const double g = got.at(first + r, i);
-          double certain = bound(magnitude[at], y);
-          const double loose = ratio_of(g, y, certain);
-          if (!w.at.failed() && loose > kNearMatmul && loose <= 1.0) certain = exact_bound(i, y, certain);
-          w.see(i, g, y, certain, cached ? certain : certain * likely_share);
-        }
-        if (w.at.failed() && std::isfinite(w.at.expected)) {
-          w.at.certain = std::max(exact_bound(w.at.index, w.at.expected, w.at.certain), 0.0);
-          w.at.ratio = ratio_of(w.at.got, w.at.expected, w.at.certain);
-        }
-      }
+      for (int64_t r = begin; r < end; ++r)
+        judge_products(p, r, got, first + r, worst[static_cast<size_t>(r)]);
     });
-    for (int64_t r = 0; r < count; ++r) {
-      Judgement& j = worst[static_cast<size_t>(r)].at;
-      j.stage = stage;
-      j.row = first + r;
-      j.values = n;
-      sink(j);
-    }
+    for (int64_t r = 0; r < count; ++r) report(worst[static_cast<size_t>(r)], stage, first + r, n, sink);
   }
+}
+
+/// Row r of the block against the run's row.
+void Judge::judge_products(const Product& p, int64_t r, const StoredRows& got, int64_t row,
+                           Worst& worst) const {
+  const double likely_share = p.cached ? 1.0 : std::min(1.0, kLambda / std::sqrt(p.how.roundings));
+  const auto bound = [&](double T, double y) {
+    const double certain = product_bound(T, y, p.how.roundings, arithmetic_.unit);
+    return p.cached ? with_cache_rounding(y, certain, arithmetic_.kv_type) : certain;
+  };
+  const auto exact_bound = [&](int64_t i, double y, double loose) {
+    const JudgedWeight weight = judged_weight(p.tensor.weight.source, i, p.tensor.weight.mode);
+    double T = 0.0;
+    for (int64_t j = 0; j < p.k(); ++j)
+      T += weight.magnitude[static_cast<size_t>(j)] * std::abs(p.x[static_cast<size_t>(r * p.k() + j)]);
+    return std::max(bound(T, y), kNearMatmul * loose);
+  };
+  for (int64_t i = 0; i < p.n(); ++i) {
+    const auto at = static_cast<size_t>(r * p.n() + i);
+    const double y = p.value[at] + (p.bias.empty() ? 0.0 : double{p.bias[static_cast<size_t>(i)]});
+    const double g = got.at(row, i);
+    double certain = bound(p.magnitude[at], y);
+    const double loose = ratio_of(g, y, certain);
+    if (!p.cached && !worst.at.failed() && loose > kNearMatmul && loose <= 1.0)
+      certain = exact_bound(i, y, certain);
+    worst.see(i, g, y, certain, certain * likely_share);
+  }
+  Judgement& j = worst.at;
+  if (!j.failed() || !std::isfinite(j.expected)) return;
+  j.certain = exact_bound(j.index, j.expected, j.certain);
+  j.ratio = ratio_of(j.got, j.expected, j.certain);
 }
 
 void Judge::judge_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, const Sink& sink) {
@@ -226,113 +245,125 @@ void Judge::judge_by_row(const UnitRows& data, std::span<const RowName> rows, St
       }
     }
   });
-  for (int64_t r = 0; r < got.rows(); ++r) {
-    Judgement& j = worst[static_cast<size_t>(r)].at;
-    j.stage = stage;
-    j.row = r;
-    j.values = got.width();
-    sink(j);
+  for (int64_t r = 0; r < got.rows(); ++r) report(worst[static_cast<size_t>(r)], stage, r, got.width(), sink);
+}
+
+/// What one sequence's cache holds, in FP64, as the reference's cache lies: [position, kv_dim] in each page,
+/// so that with pages in order it is one matrix. And for the loose bounds the largest magnitudes up to each
+/// position.
+struct Judge::SequenceCache {
+  SequenceCache(const KvHistory& kv, const HParams& hp);
+  int64_t keys, pages;
+  std::vector<double> k, v;
+  std::vector<double> largest_k;  ///< norm of a head's key: [keys, kv_heads]
+  std::vector<double> largest_v;  ///< [keys, kv_dim]
+  std::vector<int32_t> page_table;
+};
+
+Judge::SequenceCache::SequenceCache(const KvHistory& kv, const HParams& hp)
+    : keys(kv.keys.rows()), pages(ceil_div(keys, kKvPage)) {
+  const int64_t kv_dim = hp.kv_dim();
+  k.assign(static_cast<size_t>(pages * kKvPage * kv_dim), 0.0);
+  v.assign(k.size(), 0.0);
+  largest_k.assign(static_cast<size_t>(keys * hp.kv_heads), 0.0);
+  largest_v.assign(static_cast<size_t>(keys * kv_dim), 0.0);
+  for (int64_t page = 0; page < pages; ++page) page_table.push_back(static_cast<int32_t>(page));
+  const auto running = [](std::vector<double>& largest, int64_t row, int64_t width, int64_t i, double x) {
+    const double before = row == 0 ? 0.0 : largest[static_cast<size_t>((row - 1) * width + i)];
+    largest[static_cast<size_t>(row * width + i)] = std::max(before, x);
+  };
+  for (int64_t j = 0; j < keys; ++j) {
+    kv.keys.get(j, k.data() + j * kv_dim);
+    kv.values.get(j, v.data() + j * kv_dim);
+    for (int64_t h = 0; h < hp.kv_heads; ++h) {
+      double squares = 0.0;
+      for (int64_t d = 0; d < hp.head_dim; ++d) {
+        const double x = k[static_cast<size_t>(j * kv_dim + h * hp.head_dim + d)];
+        squares += x * x;
+      }
+      running(largest_k, j, hp.kv_heads, h, std::sqrt(squares));
+    }
+    for (int64_t i = 0; i < kv_dim; ++i)
+      running(largest_v, j, kv_dim, i, std::abs(v[static_cast<size_t>(j * kv_dim + i)]));
   }
 }
 
 void Judge::judge_attention_rows(const UnitRows& data, std::span<const RowName> rows,
                                  const LayerHistory& history, const Sink& sink) {
-  const StoredRows& got = data.stages.at(Stage::attn_out);
-  const StoredRows& queries = data.stages.at(Stage::q_post_rope);
-  const int64_t head_dim = hp_.head_dim;
-  const int64_t kv_dim = hp_.kv_dim();
-  const int64_t group = hp_.heads / hp_.kv_heads;
   std::map<int32_t, std::vector<int64_t>> by_sequence;
-  for (int64_t r = 0; r < got.rows(); ++r) by_sequence[rows[static_cast<size_t>(r)].sequence].push_back(r);
+  for (int64_t r = 0; r < data.stages.at(Stage::attn_out).rows(); ++r)
+    by_sequence[rows[static_cast<size_t>(r)].sequence].push_back(r);
   for (const auto& [sequence, mine] : by_sequence) {
-    const KvHistory& kv = history.at(sequence);
-    const int64_t keys = kv.keys.rows();
-    const int64_t pages = ceil_div(keys, kKvPage);
-    // The reference's cache is [position, kv_dim] in each page: with pages in order, one matrix.
-    std::vector<double> k(static_cast<size_t>(pages * kKvPage * kv_dim), 0.0), v(k.size(), 0.0);
-    std::vector<double> largest_k(static_cast<size_t>(keys * hp_.kv_heads), 0.0),
-        largest_v(static_cast<size_t>(keys * kv_dim));
-    for (int64_t j = 0; j < keys; ++j) {
-      kv.keys.get(j, k.data() + j * kv_dim);
-      kv.values.get(j, v.data() + j * kv_dim);
-      for (int64_t h = 0; h < hp_.kv_heads; ++h) {
-        double squares = 0.0;
-        for (int64_t d = 0; d < head_dim; ++d) {
-          const double x = k[static_cast<size_t>(j * kv_dim + h * head_dim + d)];
-          squares += x * x;
-        }
-        const double before = j == 0 ? 0.0 : largest_k[static_cast<size_t>((j - 1) * hp_.kv_heads + h)];
-        largest_k[static_cast<size_t>(j * hp_.kv_heads + h)] = std::max(before, std::sqrt(squares));
-      }
-      for (int64_t i = 0; i < kv_dim; ++i)
-        largest_v[static_cast<size_t>(j * kv_dim + i)] =
-            std::max(j == 0 ? 0.0 : largest_v[static_cast<size_t>((j - 1) * kv_dim + i)],
-                     std::abs(v[static_cast<size_t>(j * kv_dim + i)]));
+    SequenceCache cache(history.at(sequence), hp_);
+    for (size_t first = 0; first < mine.size(); first += kMostRows)
+      judge_attention_block(data, rows,
+                            std::span(mine).subspan(first, std::min<size_t>(kMostRows, mine.size() - first)),
+                            history, cache, sink);
+  }
+}
+
+void Judge::judge_attention_block(const UnitRows& data, std::span<const RowName> rows,
+                                  std::span<const int64_t> block, const LayerHistory& history,
+                                  SequenceCache& cache, const Sink& sink) {
+  const auto count = static_cast<int64_t>(block.size());
+  const int64_t q_dim = hp_.q_dim();
+  std::vector<double> q(static_cast<size_t>(count * q_dim)), out(q.size());
+  std::vector<int32_t> positions;
+  const std::vector<int32_t> zeros(block.size(), 0);
+  for (int64_t i = 0; i < count; ++i) {
+    data.stages.at(Stage::q_post_rope).get(block[static_cast<size_t>(i)], q.data() + i * q_dim);
+    positions.push_back(rows[static_cast<size_t>(block[static_cast<size_t>(i)])].position);
+  }
+  const BatchView batch{
+      count, zeros.data(), positions.data(), zeros.data(), cache.page_table.data(), cache.pages, 1};
+  const KvLayer kv{cache.k.data(), cache.v.data(), static_cast<int>(hp_.kv_heads),
+                   static_cast<int>(hp_.head_dim)};
+  reference_->attention({&batch,
+                         static_cast<int>(hp_.heads),
+                         hp_.attention_scale,
+                         view_of(q, q_dim),
+                         kv,
+                         view_of(out, q_dim),
+                         {}});
+  std::vector<Worst> worst(block.size());
+  pool_->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t h = 0; h < hp_.heads; ++h)
+        judge_head(data, rows, block[static_cast<size_t>(i)], h, history, cache, q.data() + i * q_dim,
+                   out.data() + i * q_dim, worst[static_cast<size_t>(i)]);
+  });
+  for (int64_t i = 0; i < count; ++i)
+    report(worst[static_cast<size_t>(i)], Stage::attn_out, block[static_cast<size_t>(i)], q_dim, sink);
+}
+
+/// One head of one row: `q` and `expected` are the row's, [heads * head_dim].
+void Judge::judge_head(const UnitRows& data, std::span<const RowName> rows, int64_t row, int64_t head,
+                       const LayerHistory& history, const SequenceCache& cache, const double* q,
+                       const double* expected, Worst& worst) const {
+  const RowName& name = rows[static_cast<size_t>(row)];
+  const int64_t head_dim = hp_.head_dim;
+  const int64_t kv_head = head / (hp_.heads / hp_.kv_heads);
+  const int64_t last = name.position;
+  const double u = arithmetic_.unit;
+  double squares = 0.0;
+  for (int64_t d = 0; d < head_dim; ++d) squares += q[head * head_dim + d] * q[head * head_dim + d];
+  const double delta = (gamma(arithmetic_.score_roundings(head_dim), u) + 2 * u) * (1 + 0x1p-20) *
+                       std::abs(hp_.attention_scale) * std::sqrt(squares) *
+                       cache.largest_k[static_cast<size_t>(last * hp_.kv_heads + kv_head)];
+  const double relative = attention_relative(delta, arithmetic_.value_roundings(last + 1, last / kKvPage + 1),
+                                             arithmetic_.exp_ulps, u);
+  std::vector<double> exact;
+  for (int64_t d = 0; d < head_dim; ++d) {
+    const int64_t at = head * head_dim + d;
+    const double got = data.stages.at(Stage::attn_out).at(row, at);
+    double certain =
+        relative * cache.largest_v[static_cast<size_t>(last * hp_.kv_dim() + kv_head * head_dim + d)] +
+        0x1p-126 * static_cast<double>(last + 1);
+    if (ratio_of(got, expected[at], certain) > kNearAttention && std::isfinite(expected[at])) {
+      if (exact.empty()) exact = judged_head(hp_, arithmetic_, data, row, name, history, head).certain;
+      certain = std::max(exact[static_cast<size_t>(d)], kNearAttention * certain);
     }
-    std::vector<int32_t> page_table(static_cast<size_t>(pages));
-    for (size_t i = 0; i < page_table.size(); ++i) page_table[i] = static_cast<int32_t>(i);
-    const KvLayer cache{k.data(), v.data(), static_cast<int>(hp_.kv_heads), static_cast<int>(head_dim)};
-    for (size_t first = 0; first < mine.size(); first += 512) {
-      const auto part = std::span(mine).subspan(first, std::min<size_t>(512, mine.size() - first));
-      const auto count = static_cast<int64_t>(part.size());
-      std::vector<double> q(static_cast<size_t>(count * hp_.q_dim())), out(q.size());
-      std::vector<int32_t> positions, zeros(part.size(), 0);
-      for (int64_t i = 0; i < count; ++i) {
-        queries.get(part[static_cast<size_t>(i)], q.data() + i * hp_.q_dim());
-        positions.push_back(rows[static_cast<size_t>(part[static_cast<size_t>(i)])].position);
-      }
-      const BatchView batch{count, zeros.data(), positions.data(), zeros.data(), page_table.data(), pages, 1};
-      reference_->attention({&batch,
-                             static_cast<int>(hp_.heads),
-                             hp_.attention_scale,
-                             view_of(q, hp_.q_dim()),
-                             cache,
-                             view_of(out, hp_.q_dim()),
-                             {}});
-      std::vector<Worst> worst(part.size());
-      pool_->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) {
-          Worst& w = worst[static_cast<size_t>(i)];
-          const int64_t row = part[static_cast<size_t>(i)];
-          const int64_t last = positions[static_cast<size_t>(i)];
-          const int roundings = arithmetic_.value_roundings(last + 1, last / kKvPage + 1);
-          for (int64_t h = 0; h < hp_.heads; ++h) {
-            const double* query = q.data() + i * hp_.q_dim() + h * head_dim;
-            double squares = 0.0;
-            for (int64_t d = 0; d < head_dim; ++d) squares += query[d] * query[d];
-            const double u = arithmetic_.unit;
-            const double delta = (gamma(arithmetic_.score_roundings(head_dim), u) + 2 * u) * (1 + 0x1p-20) *
-                                 std::abs(hp_.attention_scale) * std::sqrt(squares) *
-                                 largest_k[static_cast<size_t>(last * hp_.kv_heads + h / group)];
-            const double relative = attention_relative(delta, roundings, arithmetic_.exp_ulps, u);
-            std::vector<double> exact;
-            for (int64_t d = 0; d < head_dim; ++d) {
-              const int64_t at = h * head_dim + d;
-              const double expected = out[static_cast<size_t>(i * hp_.q_dim() + at)];
-              const double g = got.at(row, at);
-              double certain =
-                  relative * largest_v[static_cast<size_t>(last * kv_dim + h / group * head_dim + d)] +
-                  0x1p-126 * static_cast<double>(last + 1);
-              const double loose = ratio_of(g, expected, certain);
-              if (loose > kNearAttention && std::isfinite(expected)) {
-                if (exact.empty())
-                  exact = judged_head(hp_, arithmetic_, data, row, rows[static_cast<size_t>(row)], history, h)
-                              .certain;
-                certain = std::max(exact[static_cast<size_t>(d)], kNearAttention * certain);
-              }
-              w.see(at, g, expected, certain, certain);
-            }
-          }
-        }
-      });
-      for (int64_t i = 0; i < count; ++i) {
-        Judgement& j = worst[static_cast<size_t>(i)].at;
-        j.stage = Stage::attn_out;
-        j.row = part[static_cast<size_t>(i)];
-        j.values = hp_.q_dim();
-        sink(j);
-      }
-    }
+    worst.see(at, got, expected[at], certain, certain);
   }
 }
 

@@ -51,12 +51,24 @@ class Judge {
 
  private:
   struct Tensor;
+  struct Worst;
+  struct Product;
+  struct SequenceCache;
   const Tensor& tensor(int unit, Role role);
 
   void judge_matmul(const UnitRows& data, Stage stage, const Sink& sink);
+  void judge_products(const Product& product, int64_t r, const StoredRows& got, int64_t row,
+                      Worst& worst) const;
   void judge_attention_rows(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
                             const Sink& sink);
+  void judge_attention_block(const UnitRows& data, std::span<const RowName> rows,
+                             std::span<const int64_t> block, const LayerHistory& history,
+                             SequenceCache& cache, const Sink& sink);
+  void judge_head(const UnitRows& data, std::span<const RowName> rows, int64_t row, int64_t head,
+                  const LayerHistory& history, const SequenceCache& cache, const double* q,
+                  const double* expected, Worst& worst) const;
   void judge_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, const Sink& sink);
+  static void report(Worst& worst, Stage stage, int64_t row, int64_t values, const Sink& sink);
 
   const Plan& plan_;
   const HParams& hp_;

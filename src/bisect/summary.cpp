@@ -384,6 +384,8 @@ Json summary_of(const BisectResult& result, const BisectOptions& options, const 
   for (const auto& [side, d] : result.differences)
     differences.push_back(
         {{"side", std::string(1, side)}, {"what", d.what}, {"name", d.name}, {"detail", d.detail}});
+  uint64_t values = 0;
+  for (const gguf::Tensor& t : result.model->file.tensors()) values += t.elements();
   Json json = {{"schema", "greta-bisect-1"},
                {"build",
                 {{"version", build.version},
@@ -399,6 +401,7 @@ Json summary_of(const BisectResult& result, const BisectOptions& options, const 
                {"subjects", {{"a", subject_json(result, 'a')}, {"b", subject_json(result, 'b')}}},
                {"input",
                 {{"tensors", result.tensors_compared},
+                 {"values", values},
                  {"rows_read_back", result.rows_read_back},
                  {"differences", differences}}}};
   json["prompts"] = Json::array();
