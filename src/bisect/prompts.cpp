@@ -48,6 +48,7 @@ Prompt prompt_of(const std::string& name, const Tokenizer& tokenizer) {
   }
   if (!std::filesystem::exists(name)) {
     std::vector<std::string_view> known;
+    known.reserve(kBuiltIns.size());
     for (const BuiltIn& b : kBuiltIns) known.push_back(b.name);
     fail("--prompts: '{}' is neither a built-in prompt ({}) nor a file", name, fmt::join(known, ", "));
   }
