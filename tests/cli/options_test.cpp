@@ -194,7 +194,7 @@ TEST(Usage, MistakesAreErrorsWithStatus2) {
       {{"verify", "m", "--rows", "phase,phase"}, "row 'phase' is named twice"},
       {{"verify", "m", "--context", "1"}, "--context '1'"},
       {{"completion", "fish"}, "expected bash or zsh"},
-      {{"bisect", "m"}, "no command 'bisect'"},
+      {{"dissect", "m"}, "no command 'dissect'"},
   };
   for (const auto& c : cases) {
     const auto outcome = greta_run(c.arguments);
