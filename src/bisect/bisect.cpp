@@ -39,12 +39,7 @@ struct Side {
   std::unique_ptr<RecordedRun> recorded;
 };
 
-HParams hparams_of(const ModelFile& file) {
-  BackendOptions plain;
-  plain.kv_type = KvType::f64;
-  const auto planner = make_backend("reference", plain);
-  return Engine::plan(file, *planner, {}).hp;
-}
+HParams hparams_of(const ModelFile& file) { return truth_plan(file).hp; }
 
 void Side::plant_in_copy(const BisectOptions& options) {
   const FaultInfo* info = subject.fault ? find_fault(subject.fault->id) : nullptr;
@@ -443,8 +438,11 @@ BisectResult bisect(const BisectOptions& options) {
     decide(v, a, b, result.differences, truth, options);
     if (v.rows_compared == 0 && v.kind == FaultKind::none)
       v.error = fmt::format("{}: the two sides have no row in common: nothing was compared", v.prompt.name);
-    if (v.a.untraced_hash && *v.a.untraced_hash != v.a.traced_hash && v.kind != FaultKind::race)
-      v.error = "side a: tracing changed the run's bits: a defect of the tap";
+    for (const char side : {'a', 'b'}) {
+      const Examined& run = side == 'a' ? v.a : v.b;
+      if (run.untraced_hash && *run.untraced_hash != run.traced_hash && v.kind != FaultKind::race)
+        v.error = fmt::format("side {}: tracing changed the run's bits: a defect of the tap", side);
+    }
   }
   for (const PromptVerdict& v : result.prompts) {
     const bool fine = v.kind == FaultKind::none || (v.kind == FaultKind::rounding && options.allow_rounding);

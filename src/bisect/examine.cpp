@@ -90,6 +90,15 @@ void Examined::add(const Place& place, const Judgement& j) {
   if (j.failed()) add({place, Finding::Check::bound, j.index, j.got, j.expected, j.certain, j.ratio});
 }
 
+Plan truth_plan(const ModelFile& file, std::optional<int64_t> context) {
+  BackendOptions plain;
+  plain.kv_type = KvType::f64;
+  plain.threads = 1;  // it plans and computes nothing
+  EngineOptions options;
+  options.context = context;
+  return Engine::plan(file, *make_backend("reference", plain), options);
+}
+
 std::optional<TokenId> greedy(std::span<const double> logits) {
   TokenId best = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
@@ -102,12 +111,7 @@ std::optional<TokenId> greedy(std::span<const double> logits) {
 SubjectRun::SubjectRun(const Subject& subject, const ModelFile& model, const ModelFile& truth,
                        const ExamineOptions& options, const Prompt& sample)
     : subject_(subject), model_(model), options_(options) {
-  BackendOptions plain;
-  plain.kv_type = KvType::f64;
-  planner_ = make_backend("reference", plain);
-  EngineOptions truth_options;
-  truth_options.context = options.context;
-  truth_ = Engine::plan(truth, *planner_, truth_options);
+  truth_ = truth_plan(truth, options.context);
 
   EngineOptions engine;
   engine.device = subject.device;

@@ -131,12 +131,14 @@ class SubjectRun {
   const ModelFile& model_;
   ExamineOptions options_;
   std::optional<Plant> plant_;
-  std::unique_ptr<Backend> planner_;
   Plan truth_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Judge> judge_;
   int64_t neighbour_rows_ = 0;
 };
+
+/// What a file says, planned for the reference: the weights and hyperparameters that a judge goes by.
+Plan truth_plan(const ModelFile& file, std::optional<int64_t> context = std::nullopt);
 
 /// The largest, ties to the lower id; nothing where a NaN is among them.
 std::optional<TokenId> greedy(std::span<const double> logits);

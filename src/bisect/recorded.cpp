@@ -64,7 +64,6 @@ struct RecordedRun::Impl {
   std::vector<std::vector<TokenId>> tokens;  ///< of each sequence, generated ones too
   std::vector<std::vector<TokenId>> generated;
   std::vector<int32_t> sequence, position;  ///< of each row
-  bool wide = false;
 
   explicit Impl(const std::string& p) : file(p), path(p) {}
   std::vector<int32_t> integers(const std::string& name) const {
@@ -127,19 +126,12 @@ RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const 
   const std::string commit = value_of(metadata, "build_commit");
   if (!commit.empty() && commit != build_info().commit)
     log::warning("{} was recorded by another build: {} there, {} here", path, commit, build_info().commit);
-  BackendOptions plain;
-  plain.kv_type = KvType::f64;
-  const auto planner = make_backend("reference", plain);
-  i.truth = Engine::plan(truth, *planner, {});
+  i.truth = truth_plan(truth);
   i.arithmetic = arithmetic_of(metadata, path);
   i.judge = std::make_unique<Judge>(i.truth, *i.arithmetic, options.threads);
   i.read_tokens();
   bool any = false;
-  for (const auto& [name, tensor] : i.file.tensors()) {
-    if (tensor.shape.size() != 2) continue;
-    any = true;
-    i.wide = i.wide || tensor.dtype == "F64";
-  }
+  for (const auto& [name, tensor] : i.file.tensors()) any = any || tensor.shape.size() == 2;
   if (!any) fail("{}: the trace holds no stage", path);
 }
 RecordedRun::~RecordedRun() = default;

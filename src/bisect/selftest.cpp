@@ -31,10 +31,7 @@ class SelfTest {
  public:
   explicit SelfTest(const SelfTestOptions& options)
       : o_(options), model_(ModelFile::open(options.model, options.tokenizer)) {
-    BackendOptions plain;
-    plain.kv_type = KvType::f64;
-    planner_ = make_backend("reference", plain);
-    truth_ = Engine::plan(model_, *planner_, {});
+    truth_ = truth_plan(model_);
     if (truth_.hp.layers == 0) require_fit(truth_, model_.file);
   }
 
@@ -253,7 +250,6 @@ class SelfTest {
 
   const SelfTestOptions& o_;
   ModelFile model_;
-  std::unique_ptr<Backend> planner_;
   Plan truth_;
   SelfTestResult result_;
 };
