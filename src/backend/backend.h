@@ -32,6 +32,7 @@ inline constexpr int kKvPage = 64;
 /// Which numbers a tensor holds for the engine.
 enum class WeightUse {
   matmul,     ///< [n_out, n_in]: y = W x
+  experts,    ///< [experts, n_out, n_in]: a stack of matrices, one an expert
   embedding,  ///< [vocab, dim]: a row is looked up; kept as stored in every weight mode
   vector,     ///< [n]: norm weights, biases; F32 on the device whatever the file's type
 };
@@ -40,9 +41,10 @@ enum class WeightUse {
 struct WeightSource {
   std::string name;
   quant::Type type = quant::Type::F32;
-  int64_t rows = 0;  ///< n_out, vocab, or 1
+  int64_t rows = 0;  ///< n_out (of all experts together), vocab, or 1
   int64_t cols = 0;  ///< n_in: contiguous in the file (GGUF's first dimension)
   std::span<const std::byte> bytes;
+  int64_t experts = 1;
 };
 
 /// A tensor resident on a device.
@@ -53,8 +55,10 @@ class Weight {
   WeightUse use = WeightUse::matmul;
   quant::Type file_type = quant::Type::F32;
   std::string resident;  ///< how it lies there, for reports: "Q4_K/16-row tiles", "F16 in place", "int8"
-  int64_t rows = 0;
+  int64_t rows = 0;      ///< of all experts together
   int64_t cols = 0;
+  int64_t experts = 1;
+  int64_t rows_each() const { return rows / experts; }
   uint64_t resident_bytes = 0;  ///< allocated on the device (0 where the file's mapping is used in place)
   bool file_in_use = true;      ///< false: the file's pages may be dropped, everything is in resident memory
 
@@ -78,26 +82,31 @@ class Buffer {
   virtual size_t bytes() const = 0;
 };
 
-/// The rows of one call: which token, of which sequence, at which position. Host arrays, each [rows]; the
-/// page table is [sequences, page_stride]: pages[s * page_stride + position / kKvPage] is where that
-/// position's keys and values lie. Rows of a sequence are in ascending position; a row's own key is written
-/// before attention reads it.
+/// The rows of one call: which token, of which sequence, at which position. Host arrays, each [rows]. Rows of
+/// a sequence are in ascending position; a row's own key is written before attention reads it.
 struct BatchView {
   int64_t rows = 0;
   const int32_t* tokens = nullptr;
   const int32_t* positions = nullptr;
-  const int32_t* sequences = nullptr;  ///< index into the page table's rows
-  const int32_t* pages = nullptr;
-  int64_t page_stride = 0;
+  const int32_t* sequences = nullptr;  ///< index into the page tables' rows
   int64_t sequence_count = 0;
 };
 
-/// One layer's keys and values: a pool of pages (layout inside a page is the backend's own).
+/// One layer's keys and values: a pool of pages (layout inside a page is the backend's own) and the table
+/// that says where a position lies: in page pages[s * page_stride + position / kKvPage]. Host array,
+/// [sequences, page_stride]; -1: nothing is kept of those positions (not reached yet, or before every window
+/// that a coming row can have).
 struct KvLayer {
   void* k = nullptr;
   void* v = nullptr;
   int kv_heads = 0;
   int head_dim = 0;
+  const int32_t* pages = nullptr;
+  int64_t page_stride = 0;
+
+  int32_t page_of(int64_t sequence, int64_t position) const {
+    return pages[sequence * page_stride + position / kKvPage];
+  }
 };
 
 /// How a rotary embedding turns a head: pair i is rotated by position * inv_freq[i].
@@ -115,13 +124,15 @@ struct RopeSpec {
 enum class Activation { silu, gelu_tanh };
 
 /// Which call of the forward pass an operator serves, as the pass itself sees it: for reports, and for those
-/// who look on from outside (bisect). It steers nothing. Row i of the call is batch row batch_rows[i], or i.
+/// who look on from outside (bisect). It steers nothing. Row i of the call is part i % parts of batch row
+/// batch_rows[i / parts], or i / parts.
 struct Site {
   int layer = kNoLayer;
   Stage stage = Stage::embed_out;  ///< that the call leaves (the first of several)
   const BatchView* batch = nullptr;
   const int32_t* batch_rows = nullptr;
-  int64_t batch_row(int64_t i) const { return batch_rows == nullptr ? i : batch_rows[i]; }
+  int64_t parts = 1;  ///< rows of the call for each batch row (the heads of a norm that each has)
+  int64_t batch_row(int64_t i) const { return batch_rows == nullptr ? i / parts : batch_rows[i / parts]; }
 };
 
 // ---- arguments, one struct an operator
@@ -136,7 +147,8 @@ struct EmbedArgs {
   Site site = {};
 };
 
-/// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
+/// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight. out may be x. A norm of each head apart is one of
+/// rows * heads rows: Site::parts.
 struct RmsnormArgs {
   int64_t rows = 0;
   View x;
@@ -163,6 +175,49 @@ struct MatmulArgs {
   Site site = {};
 };
 
+/// Up to two stacks of experts that read the same rows (gate and up): slot s of row r is
+/// out[r, s] = w[experts[r, s]] x[r], x being [rows, n_in] or, a part for each slot, [rows, used * n_in].
+/// out: [rows, used * n_out]. The slots of a row are independent products, each as a matmul's.
+struct ExpertMatmulArgs {
+  int64_t rows = 0;
+  View x;
+  View experts;  ///< [rows, used]: what choose_experts left
+  std::array<MatmulOutput, 2> outputs;
+  int count = 1;
+  Site site = {};
+};
+
+/// The `used` largest of each row's logits (ties: the lower index; a NaN counts as the largest), written in
+/// ascending index, as numbers; and their weights: e^l over the sum of e^l of the chosen (normalised) or of
+/// all, times `scale`. used <= the logits' width.
+struct ChooseExpertsArgs {
+  int64_t rows = 0;
+  View logits;  ///< [rows, experts]
+  bool normalised = true;
+  double scale = 1.0;
+  View experts;  ///< [rows, used]
+  View weights;  ///< [rows, used]
+  Site site = {};
+};
+
+/// out[r] = sum_s weights[r, s] * x[r, s] in ascending s. x: [rows, used * dim].
+struct CombineArgs {
+  int64_t rows = 0;
+  View x;
+  View weights;  ///< [rows, used]
+  View out;      ///< [rows, dim]
+  Site site = {};
+};
+
+/// out = cap * tanh(x / cap). out may be x.
+struct SoftcapArgs {
+  int64_t rows = 0;
+  View x;
+  double cap = 0.0;  ///< fast backends round it once, to FP32
+  View out;
+  Site site = {};
+};
+
 /// q_out = rotate(q); the cache's rows of this layer = (rotate(k), v), rounded to the cache's type.
 struct RopeArgs {
   const BatchView* batch = nullptr;
@@ -176,8 +231,10 @@ struct RopeArgs {
   Site site = {};
 };
 
-/// out[r, h] = sum_j softmax_j(scale * q[r, h] . k[j]) v[j] over the keys j = 0 .. position[r] of row r's
-/// sequence; head h reads kv head h / (heads / kv_heads). Only the cache is read, the row's own key too.
+/// out[r, h] = sum_j softmax_j(cap(scale * q[r, h] . k[j])) v[j] over the keys j that row r sees of its
+/// sequence: 0 .. position[r], with a window the last `window` of them; head h reads kv head h / (heads /
+/// kv_heads); cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. Only the cache is read, the
+/// row's own key too; of a key that no row of a sequence sees nothing is read.
 struct AttentionArgs {
   const BatchView* batch = nullptr;
   int heads = 0;
@@ -185,6 +242,8 @@ struct AttentionArgs {
   View q;
   KvLayer cache;
   View out;
+  double softcap = 0.0;  ///< fast backends round it once, to FP32; 0: none
+  int64_t window = 0;    ///< 0: every earlier key
   Site site = {};
 };
 
@@ -233,10 +292,10 @@ class Backend {
   KvType kv_type() const { return arithmetic().kv_type; }
 
   /// The capability query, asked by the plan before anything is allocated: nothing, or why this backend
-  /// cannot use such a tensor and what would help.
+  /// cannot use such a tensor (one expert's matrix of a stack) and what would help.
   virtual std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows,
                                              int64_t cols) const = 0;
-  /// Bytes that load() will allocate for it.
+  /// Bytes that load() will allocate for it (for each expert of a stack).
   virtual uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const = 0;
   /// Bytes of one page of one layer, keys and values each.
   virtual uint64_t kv_page_bytes(int kv_heads, int head_dim) const = 0;
@@ -271,6 +330,10 @@ class Backend {
   virtual void attention(const AttentionArgs& args) = 0;
   virtual void add(const AddArgs& args) = 0;
   virtual void glu(const GluArgs& args) = 0;
+  virtual void choose_experts(const ChooseExpertsArgs& args) = 0;
+  virtual void expert_matmul(const ExpertMatmulArgs& args) = 0;
+  virtual void combine(const CombineArgs& args) = 0;
+  virtual void softcap(const SoftcapArgs& args) = 0;
   virtual void gather(const GatherArgs& args) = 0;
 
   /// Kernels that ran since reset_route(), by name, with how often: recorded where a kernel is entered, never

@@ -90,9 +90,10 @@ void on_copied_cache(Backend& backend, const AttentionArgs& args, const Fill& fi
   for (size_t s = 0; s < last.size(); ++s) {
     for (int64_t j = 0; j <= last[s]; ++j) {
       const int64_t from = fill.source(j);
-      if (from > last[s]) continue;
+      // Nothing is kept of what lies before every window.
+      if (from > last[s] || args.cache.page_of(static_cast<int64_t>(s), from) < 0) continue;
       const OnePosition read(*args.batch, static_cast<int32_t>(s), from);
-      const OnePosition written(copy.batch(), static_cast<int32_t>(s), j);
+      const OnePosition written(*args.batch, static_cast<int32_t>(s), j);
       for (const KvPart part : {KvPart::k, KvPart::v}) {
         backend.read_kv(args.cache, part, read.batch(), 0, values.data());
         fill.change(part, values);
@@ -101,7 +102,6 @@ void on_copied_cache(Backend& backend, const AttentionArgs& args, const Fill& fi
     }
   }
   AttentionArgs wrong = args;
-  wrong.batch = &copy.batch();
   wrong.cache = copy.layer();
   backend.attention(wrong);
 }

@@ -28,29 +28,28 @@ std::vector<int64_t> last_positions(const BatchView& batch) {
   return last;
 }
 
-ScratchCache::ScratchCache(Backend& backend, const KvLayer& shape, const BatchView& like)
-    : layer_(shape), batch_(like) {
+ScratchCache::ScratchCache(Backend& backend, const KvLayer& shape, const BatchView& like) : layer_(shape) {
   const std::vector<int64_t> last = last_positions(like);
-  batch_.page_stride = *std::max_element(last.begin(), last.end()) / kKvPage + 1;
-  pages_.assign(last.size() * static_cast<size_t>(batch_.page_stride), -1);
+  layer_.page_stride = *std::max_element(last.begin(), last.end()) / kKvPage + 1;
+  pages_.assign(last.size() * static_cast<size_t>(layer_.page_stride), -1);
   int32_t count = 0;
   for (size_t s = 0; s < last.size(); ++s) {
     for (int64_t page = 0; page < ceil_div(last[s] + 1, kKvPage); ++page)
-      pages_[s * static_cast<size_t>(batch_.page_stride) + static_cast<size_t>(page)] = count++;
+      pages_[s * static_cast<size_t>(layer_.page_stride) + static_cast<size_t>(page)] = count++;
   }
   const auto bytes = static_cast<size_t>(count) * backend.kv_page_bytes(shape.kv_heads, shape.head_dim);
   k_ = backend.allocate(bytes);
   v_ = backend.allocate(bytes);
   layer_.k = k_->data();
   layer_.v = v_->data();
-  batch_.pages = pages_.data();
+  layer_.pages = pages_.data();
 }
 
 OnePosition::OnePosition(const BatchView& batch, int32_t sequence, int64_t position)
     : token_(batch.tokens[0]),
       position_(static_cast<int32_t>(position)),
       sequence_(sequence),
-      batch_{1, &token_, &position_, &sequence_, batch.pages, batch.page_stride, batch.sequence_count} {}
+      batch_{1, &token_, &position_, &sequence_, batch.sequence_count} {}
 
 bool FaultyBackend::here(const Site& site, int64_t rows) const {
   const FaultNeeds& needs = plant_.info->needs;
@@ -117,7 +116,7 @@ void FaultyBackend::log_cached(const Site& site, Stage stage, const ScratchCache
                                const KvLayer& wrong) {
   const KvPart part = stage == Stage::v ? KvPart::v : KvPart::k;
   for (int64_t i = 0; i < site.batch->rows; ++i)
-    log_row(site, stage, i, cached_row(right.layer(), part, right.batch(), i),
+    log_row(site, stage, i, cached_row(right.layer(), part, *site.batch, i),
             cached_row(wrong, part, *site.batch, i));
 }
 
@@ -134,7 +133,6 @@ void FaultyBackend::rope(const RopeArgs& args) {
   const ScratchCache right(*this, args.cache, *args.batch);
   const Scratch q = scratch(args.batch->rows, args.q_out.width);
   RopeArgs again = args;
-  again.batch = &right.batch();
   again.v = healthy_v_.view;
   again.q_out = q.view;
   again.cache = right.layer();

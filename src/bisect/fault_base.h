@@ -17,21 +17,19 @@ struct Scratch {
   View view;
 };
 
-/// Keys and values in pages of our own, with room for positions 0 .. the last of every sequence in `like`.
+/// One layer's keys and values in pages of our own, with room for positions 0 .. the last of every sequence in `like`.
 class ScratchCache {
  public:
   ScratchCache(Backend& backend, const KvLayer& shape, const BatchView& like);  ///< zeros
   const KvLayer& layer() const { return layer_; }
-  const BatchView& batch() const { return batch_; }  ///< the rows of `like`, on these pages
 
  private:
   std::vector<int32_t> pages_;
   std::unique_ptr<Buffer> k_, v_;
   KvLayer layer_;
-  BatchView batch_;
 };
 
-/// One position of a sequence, as a batch of its own on the same pages.
+/// One position of a sequence, as a batch of its own.
 class OnePosition {
  public:
   OnePosition(const BatchView& batch, int32_t sequence, int64_t position);

@@ -79,10 +79,10 @@ class RopePosition : public CallFault {
     const OnePosition next(batch, batch.sequences[0], batch.positions[0] + 1);
     const ScratchCache aside(below(), args.cache, next.batch());
     RopeArgs wrong = args;
-    wrong.batch = &aside.batch();
+    wrong.batch = &next.batch();
     wrong.cache = aside.layer();
     below().rope(wrong);
-    const std::vector<double> rotated = cached_row(aside.layer(), KvPart::k, aside.batch(), 0);
+    const std::vector<double> rotated = cached_row(aside.layer(), KvPart::k, next.batch(), 0);
     below().write_kv(args.cache, KvPart::k, batch, 0, rotated.data());
     log_row(args.site, Stage::q_post_rope, 0, q, row_of(args.q_out, 0));
     log_row(args.site, Stage::k_post_rope, 0, k, cached_row(args.cache, KvPart::k, batch, 0));
@@ -110,7 +110,7 @@ class CacheFault : public CallFault {
  public:
   using CallFault::CallFault;
   void rope(const RopeArgs& args) override {
-    if (args.site.layer == 0) first_layer_ = args.cache;
+    first_layer_.emplace(args.cache.pages, args.cache);
     for (int64_t row = 0; row < args.batch->rows; ++row)
       lengths_[args.batch->sequences[row]] = args.batch->positions[row] + 1;
     below().rope(args);
@@ -124,7 +124,7 @@ class CacheFault : public CallFault {
     });
     if (is("kv-layer-base")) {
       AttentionArgs wrong = args;
-      wrong.cache = first_layer_;
+      wrong.cache = first_layer_.at(args.cache.pages);
       below().attention(wrong);
     } else if (is("kv-page")) {
       other_page(args);
@@ -141,17 +141,16 @@ class CacheFault : public CallFault {
     int32_t sequence;
     int64_t first, end;  ///< positions
   };
-  Page page_for(const BatchView& batch, int64_t victim) const {
+  Page page_for(const AttentionArgs& args, int64_t victim) const {
     std::vector<Page> pages;
     const auto add_pages = [&](int32_t sequence, int64_t length) {
       for (int64_t first = 0; first < length; first += kKvPage)
-        if (sequence != 0 || first != victim * kKvPage)
+        if ((sequence != 0 || first != victim * kKvPage) && args.cache.page_of(sequence, first) >= 0)
           pages.push_back({sequence, first, std::min<int64_t>(first + kKvPage, length)});
     };
     for (const auto& [sequence, length] : lengths_)
-      if (sequence > 0 && sequence < batch.sequence_count && batch.pages[sequence * batch.page_stride] >= 0)
-        add_pages(sequence, length);
-    if (pages.empty()) add_pages(0, last_positions(batch)[0] + 1);
+      if (sequence > 0 && sequence < args.batch->sequence_count) add_pages(sequence, length);
+    if (pages.empty()) add_pages(0, last_positions(*args.batch)[0] + 1);
     return pages[plant_bits(plant_, kOther) % pages.size()];
   }
 
@@ -162,15 +161,16 @@ class CacheFault : public CallFault {
     if (last[0] < kKvPage) return below().attention(args);
     const auto victim =
         static_cast<int64_t>(plant_bits(plant_, kVictim) % static_cast<uint64_t>(last[0] / kKvPage));
-    const Page page = page_for(batch, victim);
+    const Page page = page_for(args, victim);
     const ScratchCache copy(below(), args.cache, batch);
     for (size_t s = 0; s < last.size(); ++s) {
       for (int64_t j = 0; j <= last[s]; ++j) {
         const bool replaced = s == 0 && j / kKvPage == victim;
         const int64_t from = replaced ? page.first + j % kKvPage : j;
         if (replaced && from >= page.end) continue;
+        if (args.cache.page_of(replaced ? page.sequence : static_cast<int32_t>(s), from) < 0) continue;
         const OnePosition read(batch, replaced ? page.sequence : static_cast<int32_t>(s), from);
-        const OnePosition written(copy.batch(), static_cast<int32_t>(s), j);
+        const OnePosition written(batch, static_cast<int32_t>(s), j);
         for (const KvPart part : {KvPart::k, KvPart::v})
           below().write_kv(copy.layer(), part, written.batch(), 0,
                            cached_row(args.cache, part, read.batch(), 0).data());
@@ -184,7 +184,7 @@ class CacheFault : public CallFault {
     const ScratchCache fresh(below(), args.cache, *args.batch);
     for (int64_t row = 0; row < args.batch->rows; ++row) {
       for (const KvPart part : {KvPart::k, KvPart::v})
-        below().write_kv(fresh.layer(), part, fresh.batch(), row,
+        below().write_kv(fresh.layer(), part, *args.batch, row,
                          cached_row(args.cache, part, *args.batch, row).data());
     }
     on(fresh, args);
@@ -192,13 +192,12 @@ class CacheFault : public CallFault {
 
   void on(const ScratchCache& cache, const AttentionArgs& args) {
     AttentionArgs wrong = args;
-    wrong.batch = &cache.batch();
     wrong.cache = cache.layer();
     below().attention(wrong);
   }
 
-  KvLayer first_layer_;
-  std::map<int32_t, int64_t> lengths_;  ///< of each sequence, as last seen
+  std::map<const int32_t*, KvLayer> first_layer_;  ///< of those on the same pages
+  std::map<int32_t, int64_t> lengths_;             ///< of each sequence, as last seen
 };
 
 class ResidualStale : public CallFault {

@@ -67,7 +67,6 @@ class ArgumentFault : public KernelFault {
     const ScratchCache clean(below(), args.cache, *args.batch);
     Scratch q = healthy(rows, args.q_out.width, [&](const View& out) {
       RopeArgs right = args;
-      right.batch = &clean.batch();
       right.cache = clean.layer();
       right.q_out = out;
       below().rope(right);

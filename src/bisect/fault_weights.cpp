@@ -160,7 +160,8 @@ class WeightFault : public KernelFault {
       const WeightSource& file = sources_.at(weight);
       auto [type, bytes] = alter_(file, plant_);
       own.bytes = std::move(bytes);
-      own.weight = below().load({file.name, type, file.rows, file.cols, own.bytes}, weight->use);
+      own.weight =
+          below().load({file.name, type, file.rows, file.cols, own.bytes, file.experts}, weight->use);
     }
     return own.weight.get();
   }
@@ -182,7 +183,7 @@ class DataFault : public FaultyBackend {
     auto [type, bytes] = alter_of(plant_.info->id)(source, plant_);
     bytes_ = std::move(bytes);
     file_ = source;
-    auto weight = below().load({source.name, type, source.rows, source.cols, bytes_}, use);
+    auto weight = below().load({source.name, type, source.rows, source.cols, bytes_, source.experts}, use);
     resident_ = weight.get();
     return weight;
   }

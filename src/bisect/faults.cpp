@@ -28,7 +28,6 @@ std::optional<T> number(std::string_view part) {
 }
 
 /// Stages with a row only where logits are asked for: the prompt's last position and all after it.
-bool is_picked(Stage stage) { return stage == Stage::final_norm || stage == Stage::logits; }
 
 /// Why a model of this shape cannot have the fault, or nothing.
 std::optional<std::string> shape_problem(const FaultInfo& info, const HParams& hp) {

@@ -59,6 +59,10 @@ class Interposer : public Backend {
   void attention(const AttentionArgs& args) override { below_->attention(args); }
   void add(const AddArgs& args) override { below_->add(args); }
   void glu(const GluArgs& args) override { below_->glu(args); }
+  void choose_experts(const ChooseExpertsArgs& args) override { below_->choose_experts(args); }
+  void expert_matmul(const ExpertMatmulArgs& args) override { below_->expert_matmul(args); }
+  void combine(const CombineArgs& args) override { below_->combine(args); }
+  void softcap(const SoftcapArgs& args) override { below_->softcap(args); }
   void gather(const GatherArgs& args) override { below_->gather(args); }
   const Route& route() const override { return below_->route(); }
   void reset_route() override { below_->reset_route(); }

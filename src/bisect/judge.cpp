@@ -314,16 +314,18 @@ void Judge::judge_attention_block(const UnitRows& data, std::span<const RowName>
     data.stages.at(Stage::q_post_rope).get(block[static_cast<size_t>(i)], q.data() + i * q_dim);
     positions.push_back(rows[static_cast<size_t>(block[static_cast<size_t>(i)])].position);
   }
-  const BatchView batch{
-      count, zeros.data(), positions.data(), zeros.data(), cache.page_table.data(), cache.pages, 1};
-  const KvLayer kv{cache.k.data(), cache.v.data(), static_cast<int>(hp_.kv_heads),
-                   static_cast<int>(hp_.head_dim)};
+  const BatchView batch{count, zeros.data(), positions.data(), zeros.data(), 1};
+  const KvLayer kv{
+      cache.k.data(),          cache.v.data(), static_cast<int>(hp_.kv_heads), static_cast<int>(hp_.head_dim),
+      cache.page_table.data(), cache.pages};
   reference_->attention({&batch,
                          static_cast<int>(hp_.heads),
                          hp_.attention_scale,
                          view_of(q, q_dim),
                          kv,
                          view_of(out, q_dim),
+                         hp_.attention_softcap,
+                         hp_.window_of(layer_of_unit(data.unit, hp_.layers)),
                          {}});
   std::vector<Worst> worst(block.size());
   pool_->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {

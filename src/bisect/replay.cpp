@@ -14,6 +14,12 @@ HParams one_layer(HParams hp) {
   return hp;
 }
 
+/// Nothing is given back while a window moves on.
+HParams all_keys(HParams hp) {
+  hp.local.clear();
+  return hp;
+}
+
 bool same_bits(double a, double b) {
   return (a == b && std::signbit(a) == std::signbit(b)) || (std::isnan(a) && std::isnan(b));
 }
@@ -31,8 +37,8 @@ struct Replayer::Call {
 Replayer::Replayer(Backend& backend, const Model& model, int64_t sequences, int64_t context)
     : backend_(backend),
       model_(model),
-      cache_(backend, model.hp, sequences, context),
-      rope_cache_(backend, one_layer(model.hp), sequences, context) {}
+      cache_(backend, all_keys(model.hp), sequences, context, context),
+      rope_cache_(backend, all_keys(one_layer(model.hp)), sequences, context, context) {}
 
 View Replayer::buffer(size_t slot, int64_t rows, int64_t width) {
   const auto bytes = static_cast<size_t>(rows * width) * backend_.element_bytes();
@@ -90,7 +96,7 @@ void Replayer::compare_cached(const Call& call, Stage stage, const KvLayer& cach
 }
 
 Site Replayer::site(const Call& call, int layer, Stage stage) const {
-  const bool head = stage == Stage::final_norm || stage == Stage::logits;
+  const bool head = is_picked(stage);
   return {layer, stage, &call.batch, head ? call.shape.picked.data() : nullptr};
 }
 
@@ -111,7 +117,7 @@ void Replayer::replay(const UnitRows& data, std::span<const CallShape> calls, co
                     first,
                     rows,
                     {shape.rows(), shape.tokens.data(), shape.positions.data(), shape.sequences.data(),
-                     cache_.page_table(), cache_.page_stride(), cache_.sequences()}};
+                     cache_.sequences()}};
     first += rows;
     if (rows == 0) continue;
     const HParams& hp = model_.hp;
@@ -199,22 +205,20 @@ void Replayer::replay_layer(const Call& call, int layer, const Sink& mismatch) {
   compare(call, Stage::q_pre_rope, q, mismatch);
   compare(call, Stage::k_pre_rope, k, mismatch);
   // v is what the cache holds: the repeated product goes through the repeated rope call.
-  BatchView rope_batch = call.batch;
-  rope_batch.pages = rope_cache_.page_table();
   const KvLayer rope_kv = rope_cache_.layer(0);
   const View q_rot = output(4, call, hp.q_dim());
-  backend_.rope({&rope_batch, &hp.rope, heads, input(5, call, Stage::q_pre_rope),
+  backend_.rope({&call.batch, &hp.rope_of(layer), heads, input(5, call, Stage::q_pre_rope),
                  input(6, call, Stage::k_pre_rope), v, q_rot, rope_kv,
                  site(call, layer, Stage::q_post_rope)});
-  const Call at_rope{call.data, call.shape, call.first, call.rows, rope_batch};
-  compare_cached(at_rope, Stage::v, rope_kv, KvPart::v, mismatch);
+  compare_cached(call, Stage::v, rope_kv, KvPart::v, mismatch);
   compare(call, Stage::q_post_rope, q_rot, mismatch);
-  compare_cached(at_rope, Stage::k_post_rope, rope_kv, KvPart::k, mismatch);
+  compare_cached(call, Stage::k_post_rope, rope_kv, KvPart::k, mismatch);
 
   remember(call, layer);
   const View attn = output(1, call, hp.q_dim());
   backend_.attention({&call.batch, heads, hp.attention_scale, input(0, call, Stage::q_post_rope),
-                      cache_.layer(static_cast<size_t>(layer)), attn, site(call, layer, Stage::attn_out)});
+                      cache_.layer(static_cast<size_t>(layer)), attn, hp.attention_softcap,
+                      hp.window_of(layer), site(call, layer, Stage::attn_out)});
   compare(call, Stage::attn_out, attn, mismatch);
   product(Stage::attn_out, Stage::attn_proj, Role::wo, Role::bo);
   sum(Stage::residual_pre_attn, Stage::attn_proj, Stage::residual_post_attn);

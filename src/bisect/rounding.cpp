@@ -127,13 +127,7 @@ std::vector<LayerHistory> exchange(Engine& engine, const std::vector<LayerHistor
   const HParams& hp = engine.hparams();
   std::vector<int32_t> positions, zeros(static_cast<size_t>(token), 0);
   for (int64_t p = 0; p < token; ++p) positions.push_back(static_cast<int32_t>(p));
-  const BatchView batch{token,
-                        zeros.data(),
-                        positions.data(),
-                        zeros.data(),
-                        engine.cache().page_table(),
-                        engine.cache().page_stride(),
-                        1};
+  const BatchView batch{token, zeros.data(), positions.data(), zeros.data(), 1};
   std::vector<LayerHistory> old(with.size());
   std::vector<double> row(static_cast<size_t>(hp.kv_dim()));
   for (size_t layer = 0; layer < with.size(); ++layer) {

@@ -36,6 +36,8 @@ std::string_view audit_class(FaultKind kind, Stage stage) {
     case Stage::residual_pre_attn:
       return "ROUTING/SELECTION";
     case Stage::attn_norm:
+    case Stage::q_proj:
+    case Stage::k_proj:
     case Stage::q_pre_rope:
     case Stage::k_pre_rope:
     case Stage::v:
@@ -44,18 +46,28 @@ std::string_view audit_class(FaultKind kind, Stage stage) {
       return "ATTN_KERNEL_INPUTS";
     case Stage::attn_out:
     case Stage::attn_proj:
+    case Stage::attn_post_norm:
       return "ATTENTION_MECHANISM";
     case Stage::residual_post_attn:
     case Stage::residual_post_mlp:
       return "RESIDUAL_ADD";
     case Stage::ffn_norm:
       return "FFN_NORM_PATH";
+    case Stage::router_logits:
+    case Stage::experts:
+    case Stage::expert_weights:
+    case Stage::expert_gate:
+    case Stage::expert_up:
+    case Stage::expert_act:
+    case Stage::expert_out:
     case Stage::ffn_gate:
     case Stage::ffn_up:
     case Stage::ffn_act:
     case Stage::mlp_out:
+    case Stage::mlp_post_norm:
       return "MLP_OUTPUT";
     case Stage::final_norm:
+    case Stage::logits_pre_cap:
     case Stage::logits:
     case Stage::count:
       break;

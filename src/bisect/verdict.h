@@ -21,7 +21,7 @@ struct Place {
 
   /// kNoLayer, with the last two stages behind every layer.
   int layer_order() const {
-    return stage == Stage::final_norm || stage == Stage::logits ? std::numeric_limits<int>::max() : layer;
+    return is_picked(stage) ? std::numeric_limits<int>::max() : layer;
   }
   auto key() const { return std::tuple(sequence, token, layer_order(), stage); }
   bool operator==(const Place& other) const { return key() == other.key(); }

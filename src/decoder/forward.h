@@ -20,6 +20,7 @@ class Workspace {
 
   int64_t max_rows, max_logits;
   View residual, norm, q, k, v, q_rot, attn, proj, gate, up, act, mlp, picked, final_norm, logits;
+  View router, experts, expert_weights, expert_out;  ///< of a mixture
 
  private:
   std::vector<std::unique_ptr<Buffer>> buffers_;

@@ -44,7 +44,7 @@ Engine::Engine(const ModelFile& model, const EngineOptions& options, const Progr
     fail("--chunk {} with {} sequences: both must be at least 1", options.chunk, options.sequences);
   require_fit(plan_, model.file);
   model_ = load_model(model.file, plan_, *backend_, progress);
-  cache_ = std::make_unique<KvCache>(*backend_, model_.hp, plan_.sequences, plan_.context);
+  cache_ = std::make_unique<KvCache>(*backend_, model_.hp, plan_.sequences, plan_.context, options.chunk);
   workspace_ = std::make_unique<Workspace>(*backend_, model_.hp, options.chunk,
                                            options.all_logits ? options.chunk : options.sequences);
 }
@@ -88,8 +88,6 @@ void Engine::evaluate(std::span<const Feed> feeds, Tap* tap) {
                         tokens.data(),
                         positions.data(),
                         sequences.data(),
-                        cache_->page_table(),
-                        cache_->page_stride(),
                         cache_->sequences()};
   forward(*backend_, model_, *cache_, batch, picked, *workspace_, tap);
 }

@@ -86,8 +86,8 @@ class Engine {
 
   int64_t length(int64_t sequence) const { return cache_->length(sequence); }
   void clear(int64_t sequence) { cache_->clear(sequence); }
-  /// Forgets the positions from `length` on.
-  void truncate(int64_t sequence, int64_t length) { cache_->truncate(sequence, length); }
+  /// Forgets the positions from `length` on and returns how many are left (KvCache::truncate).
+  int64_t truncate(int64_t sequence, int64_t length) { return cache_->truncate(sequence, length); }
 
  private:
   EngineOptions options_;

@@ -20,6 +20,7 @@ Rules join(std::initializer_list<Rules> groups) {
 
 constexpr auto kMatmul = WeightUse::matmul;
 constexpr auto kVector = WeightUse::vector;
+constexpr auto kExpertStack = WeightUse::experts;
 
 const Rules kEnds = {
     {"token_embd.weight", Role::embedding, WeightUse::embedding, Dim::vocab, Dim::dim},
@@ -32,6 +33,21 @@ const Rules kPreNorms = {
     {"blk.{}.ffn_norm.weight", Role::ffn_norm, kVector, Dim::one, Dim::dim},
 };
 
+const Rules kPostNorms = {
+    {"blk.{}.post_attention_norm.weight", Role::attn_post_norm, kVector, Dim::one, Dim::dim},
+    {"blk.{}.post_ffw_norm.weight", Role::mlp_post_norm, kVector, Dim::one, Dim::dim},
+};
+
+const Rules kHeadNorms = {
+    {"blk.{}.attn_q_norm.weight", Role::q_norm, kVector, Dim::one, Dim::head_dim},
+    {"blk.{}.attn_k_norm.weight", Role::k_norm, kVector, Dim::one, Dim::head_dim},
+};
+
+const Rules kRowNorms = {
+    {"blk.{}.attn_q_norm.weight", Role::q_norm, kVector, Dim::one, Dim::q_dim},
+    {"blk.{}.attn_k_norm.weight", Role::k_norm, kVector, Dim::one, Dim::kv_dim},
+};
+
 const Rules kAttention = {
     {"blk.{}.attn_q.weight", Role::wq, kMatmul, Dim::q_dim, Dim::dim},
     {"blk.{}.attn_k.weight", Role::wk, kMatmul, Dim::kv_dim, Dim::dim},
@@ -40,9 +56,42 @@ const Rules kAttention = {
 };
 
 const Rules kGatedFfn = {
-    {"blk.{}.ffn_gate.weight", Role::w_gate, kMatmul, Dim::ffn_dim, Dim::dim},
-    {"blk.{}.ffn_up.weight", Role::w_up, kMatmul, Dim::ffn_dim, Dim::dim},
+    {"blk.{}.ffn_gate.weight", Role::w_gate, kMatmul, Dim::ffn_dim, Dim::dim, Need::required, When::dense},
+    {"blk.{}.ffn_up.weight", Role::w_up, kMatmul, Dim::ffn_dim, Dim::dim, Need::required, When::dense},
+    {"blk.{}.ffn_down.weight", Role::w_down, kMatmul, Dim::dim, Dim::ffn_dim, Need::required, When::dense},
+};
+
+/// Fused: q, k and v in one tensor; gate and up in another.
+const Rules kFused = {
+    {"blk.{}.attn_qkv.weight",
+     Role::wq,
+     kMatmul,
+     Dim::q_dim,
+     Dim::dim,
+     Need::required,
+     When::always,
+     {{Role::wk, Dim::kv_dim}, {Role::wv, Dim::kv_dim}}},
+    {"blk.{}.attn_output.weight", Role::wo, kMatmul, Dim::dim, Dim::q_dim},
+    {"blk.{}.ffn_up.weight",
+     Role::w_gate,
+     kMatmul,
+     Dim::ffn_dim,
+     Dim::dim,
+     Need::required,
+     When::always,
+     {{Role::w_up, Dim::ffn_dim}}},
     {"blk.{}.ffn_down.weight", Role::w_down, kMatmul, Dim::dim, Dim::ffn_dim},
+};
+
+const Rules kExperts = {
+    {"blk.{}.ffn_gate_inp.weight", Role::router, kMatmul, Dim::experts, Dim::dim, Need::required,
+     When::mixture},
+    {"blk.{}.ffn_gate_exps.weight", Role::expert_gate, kExpertStack, Dim::expert_ffn_dim, Dim::dim,
+     Need::required, When::mixture},
+    {"blk.{}.ffn_up_exps.weight", Role::expert_up, kExpertStack, Dim::expert_ffn_dim, Dim::dim,
+     Need::required, When::mixture},
+    {"blk.{}.ffn_down_exps.weight", Role::expert_down, kExpertStack, Dim::dim, Dim::expert_ffn_dim,
+     Need::required, When::mixture},
 };
 
 const Rules kOptionalBiases = {
@@ -50,20 +99,67 @@ const Rules kOptionalBiases = {
     {"blk.{}.attn_k.bias", Role::bk, kVector, Dim::one, Dim::kv_dim, Need::optional},
     {"blk.{}.attn_v.bias", Role::bv, kVector, Dim::one, Dim::kv_dim, Need::optional},
     {"blk.{}.attn_output.bias", Role::bo, kVector, Dim::one, Dim::dim, Need::optional},
-    {"blk.{}.ffn_gate.bias", Role::b_gate, kVector, Dim::one, Dim::ffn_dim, Need::optional},
-    {"blk.{}.ffn_up.bias", Role::b_up, kVector, Dim::one, Dim::ffn_dim, Need::optional},
-    {"blk.{}.ffn_down.bias", Role::b_down, kVector, Dim::one, Dim::dim, Need::optional},
+    {"blk.{}.ffn_gate.bias", Role::b_gate, kVector, Dim::one, Dim::ffn_dim, Need::optional, When::dense},
+    {"blk.{}.ffn_up.bias", Role::b_up, kVector, Dim::one, Dim::ffn_dim, Need::optional, When::dense},
+    {"blk.{}.ffn_down.bias", Role::b_down, kVector, Dim::one, Dim::dim, Need::optional, When::dense},
 };
 
 /// Divisors of the rotary frequencies, one a pair (Llama 3.1 and later): they end in HParams::rope.
 const Rules kRopeFactors = {
     {"rope_freqs.weight", std::nullopt, kVector, Dim::one, Dim::rope_pairs, Need::optional},
 };
+/// Two sets of divisors, for contexts up to the original one and for longer ones ("LongRoPE").
+const Rules kLongRopeFactors = {
+    {"rope_factors_short.weight", std::nullopt, kVector, Dim::one, Dim::rope_pairs, Need::optional},
+    {"rope_factors_long.weight", std::nullopt, kVector, Dim::one, Dim::rope_pairs, Need::optional},
+};
 
 const std::vector<Architecture>& table() {
+  constexpr auto kHalf = RopeStyle::half;
+  constexpr auto kSilu = Activation::silu;
+  constexpr auto kGelu = Activation::gelu_tanh;
   static const std::vector<Architecture> entries = {
-      {"llama", RopeStyle::adjacent, Activation::silu,
-       join({kEnds, kRopeFactors, kPreNorms, kAttention, kGatedFfn, kOptionalBiases})},
+      {.name = "llama",
+       .rope = RopeStyle::adjacent,
+       .activation = kSilu,
+       .tensors = join({kEnds, kRopeFactors, kPreNorms, kAttention, kGatedFfn, kExperts, kOptionalBiases}),
+       .mixture = true},
+      {.name = "qwen2",
+       .rope = kHalf,
+       .activation = kSilu,
+       .tensors = join({kEnds, kPreNorms, kAttention, kGatedFfn, kOptionalBiases})},
+      {.name = "qwen3",
+       .rope = kHalf,
+       .activation = kSilu,
+       .tensors = join({kEnds, kPreNorms, kHeadNorms, kAttention, kGatedFfn, kOptionalBiases})},
+      {.name = "qwen3moe",
+       .rope = kHalf,
+       .activation = kSilu,
+       .tensors = join({kEnds, kPreNorms, kHeadNorms, kAttention, kGatedFfn, kExperts, kOptionalBiases}),
+       .mixture = true},
+      {.name = "gemma2",
+       .rope = kHalf,
+       .activation = kGelu,
+       .tensors = join({kEnds, kPreNorms, kPostNorms, kAttention, kGatedFfn}),
+       .scaled_embedding = true,
+       .window_period = 2,
+       .wide_scale_layers = 46},
+      {.name = "gemma3",
+       .rope = kHalf,
+       .activation = kGelu,
+       .tensors = join({kEnds, kPreNorms, kPostNorms, kHeadNorms, kAttention, kGatedFfn}),
+       .scaled_embedding = true,
+       .window_period = 6,
+       .local_rope_base = 10000.0,
+       .wide_scale_layers = 62},
+      {.name = "phi3",
+       .rope = kHalf,
+       .activation = kSilu,
+       .tensors = join({kEnds, kLongRopeFactors, kPreNorms, kFused})},
+      {.name = "olmo2",
+       .rope = kHalf,
+       .activation = kSilu,
+       .tensors = join({kEnds, kPostNorms, kRowNorms, kAttention, kGatedFfn})},
   };
   return entries;
 }
@@ -85,8 +181,17 @@ std::optional<int64_t> value_of(Dim dim, const HParams& hp) {
     case Dim::kv_dim:
       value = hp.kv_dim();
       break;
+    case Dim::head_dim:
+      value = hp.head_dim;
+      break;
     case Dim::ffn_dim:
       value = hp.ffn_dim;
+      break;
+    case Dim::experts:
+      value = hp.experts;
+      break;
+    case Dim::expert_ffn_dim:
+      value = hp.expert_ffn_dim;
       break;
     case Dim::vocab:
       value = hp.vocab;
@@ -109,8 +214,14 @@ std::string_view name_of(Dim dim) {
       return "heads x head_dim";
     case Dim::kv_dim:
       return "kv_heads x head_dim";
+    case Dim::head_dim:
+      return "head_dim";
     case Dim::ffn_dim:
       return "ffn_dim";
+    case Dim::experts:
+      return "experts";
+    case Dim::expert_ffn_dim:
+      return "an expert's ffn_dim";
     case Dim::vocab:
       return "vocab";
     case Dim::rope_pairs:

@@ -12,7 +12,7 @@
 namespace greta {
 
 /// A dimension of a tensor, in terms of the file's hyperparameters.
-enum class Dim { one, dim, q_dim, kv_dim, ffn_dim, vocab, rope_pairs };
+enum class Dim { one, dim, q_dim, kv_dim, head_dim, ffn_dim, experts, expert_ffn_dim, vocab, rope_pairs };
 
 /// The dimension's value, or nothing where the metadata did not give it.
 std::optional<int64_t> value_of(Dim dim, const HParams& hp);
@@ -25,8 +25,17 @@ enum class Need {
   else_embedding  ///< where it is absent, the embedding's tensor takes the role (tied weights)
 };
 
-/// One tensor (or one a layer) that the model is made of. Shapes are [cols, rows] in the file's
-/// order.
+/// Which models have a tensor at all.
+enum class When { always, dense, mixture };
+
+/// Rows of another role that follow in the same tensor (fused q, k and v).
+struct FusedRows {
+  Role role;
+  Dim rows;
+};
+
+/// One tensor (or one a layer) that the model is made of. Shapes are [cols, rows] in the file's order, of a
+/// stack (WeightUse::experts) [cols, rows, experts].
 struct TensorRule {
   std::string_view pattern;  ///< "blk.{}.attn_q.weight", {} being the layer; without {}: once a model
   std::optional<Role> role;  ///< none: the values are hyperparameters (HParams), and nothing is loaded
@@ -34,7 +43,12 @@ struct TensorRule {
   Dim rows;  ///< n_out, vocab, or one for a vector
   Dim cols;  ///< n_in: the file's first dimension
   Need need = Need::required;
+  When when = When::always;
+  std::vector<FusedRows> fused = {};
 
+  bool in(const HParams& hp) const {
+    return when == When::always || (when == When::mixture) == (hp.experts > 0);
+  }
   bool per_layer() const { return pattern.starts_with("blk.{}."); }
   /// What follows "blk.{}." in a layer's rule: "attn_q.weight".
   std::string_view suffix() const { return per_layer() ? pattern.substr(7) : pattern; }
@@ -46,6 +60,13 @@ struct Architecture {
   RopeStyle rope;         ///< how the file's q and k rows are ordered
   Activation activation;
   std::vector<TensorRule> tensors;
+
+  // What an architecture has fixed where its files have no key for it.
+  bool scaled_embedding = false;  ///< by sqrt(dim)
+  bool mixture = false;           ///< may have experts
+  int64_t window_period = 0;     ///< with a window: layer l is global where (l + 1) % period == 0; 0: none is
+  double local_rope_base = 0.0;  ///< of the local layers, unscaled; 0: they turn as the others
+  int64_t wide_scale_layers = 0;  ///< the size (by layers) that scales its scores by 1 / sqrt(dim / heads)
 };
 
 /// The entry of this name, or null.

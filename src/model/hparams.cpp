@@ -28,6 +28,9 @@ constexpr RealRange kEps{0.0, 1.0};
 constexpr RealRange kRopeBase{1.0, 1e15};
 constexpr RealRange kFactor{0.0, 65536.0};
 constexpr RealRange kScale{0.0, 1e6};
+constexpr IntRange kExperts{0, 1 << 12};
+constexpr IntRange kWindow{0, 1 << 30};
+constexpr RealRange kSoftcap{0.0, 1e6, true};
 
 struct NeutralKey {
   std::string_view name;
@@ -37,16 +40,15 @@ struct NeutralKey {
 
 /// Keys that change the arithmetic in ways that the forward pass does not have.
 constexpr NeutralKey kNeutral[] = {
-    {"expert_count", 0, "a mixture of experts"},
-    {"expert_used_count", 0, "a mixture of experts"},
+    {"expert_shared_count", 0, "experts that every token uses"},
+    {"expert_group_count", 0, "experts in groups"},
+    {"expert_gating_func", 1, "a router other than softmax"},
+    {"router_logit_softcapping", 0, "capped router logits"},
     {"use_parallel_residual", 0, "parallel residual connections"},
     {"logit_scale", 1, "scaled logits"},
     {"residual_scale", 1, "scaled residuals"},
-    {"attn_logit_softcapping", 0, "capped attention scores"},
-    {"final_logit_softcapping", 0, "capped logits"},
     {"pooling_type", 0, "an embedding model's pooling"},
     {"attention.causal", 1, "attention to later positions"},
-    {"attention.sliding_window", 0, "a sliding attention window"},
     {"attention.clamp_kqv", 0, "clamped queries, keys and values"},
     {"attention.max_alibi_bias", 0, "ALiBi biases"},
     {"rope.scaling.yarn_log_multiplier", 0, "YaRN's logarithmic multiplier"},
@@ -66,12 +68,17 @@ class HParamsReader {
     const auto none = std::optional<int64_t>(0);
     hp_.layers = keys_.integer("block_count", kLayers, true).value.value_or(0);
     hp_.dim = keys_.integer("embedding_length", kDim, true).value.value_or(0);
-    hp_.ffn_dim = keys_.integer("feed_forward_length", kFfnDim, true, hp_.layers).value.value_or(0);
+    read_experts();
     hp_.context = keys_.integer("context_length", kContext, true).value.value_or(0);
     hp_.norm_eps =
         static_cast<float>(keys_.real("attention.layer_norm_rms_epsilon", kEps, true).value.value_or(0.0));
-    hp_.embedding_scale = keys_.real("embedding_scale", kScale, false).or_else(1.0).value_or(0.0);
+    const double own_scale =
+        out_.architecture->scaled_embedding ? std::sqrt(static_cast<double>(hp_.dim)) : 1.0;
+    hp_.embedding_scale = keys_.real("embedding_scale", kScale, false).or_else(own_scale).value_or(0.0);
+    hp_.attention_softcap = keys_.real("attn_logit_softcapping", kSoftcap, false).value.value_or(0.0);
+    hp_.logits_softcap = keys_.real("final_logit_softcapping", kSoftcap, false).value.value_or(0.0);
     read_heads();
+    read_window();
     read_vocab(keys_.integer("vocab_size", kVocab, false).or_else(none).value_or(0));
     read_rope();
     for (const auto& key : kNeutral) keys_.neutral(key.name, key.neutral, key.meaning);
@@ -80,6 +87,39 @@ class HParamsReader {
   }
 
  private:
+  void read_experts() {
+    hp_.experts = keys_.integer("expert_count", kExperts, false).value.value_or(0);
+    hp_.experts_used = keys_.integer("expert_used_count", kExperts, hp_.experts > 0).value.value_or(0);
+    const auto own = keys_.integer("expert_feed_forward_length", kFfnDim, false);
+    hp_.ffn_dim = keys_.integer("feed_forward_length", kFfnDim, hp_.experts == 0 || own.absent, hp_.layers)
+                      .value.value_or(0);
+    if (hp_.experts == 0) {
+      if (hp_.experts_used > 0)
+        keys_.report("expert_used_count", "0, as there is no expert_count",
+                     fmt::format("{}", hp_.experts_used));
+      return;
+    }
+    if (!out_.architecture->mixture)
+      keys_.report("expert_count", fmt::format("no such key, or 0, in {}", hp_.architecture),
+                   fmt::format("{}", hp_.experts),
+                   "this engine knows no mixture of experts of that architecture");
+    hp_.expert_ffn_dim = own.or_else(hp_.ffn_dim).value_or(0);
+    hp_.normalise_experts = keys_.flag("expert_weights_norm").or_else(true).value_or(true);
+    hp_.expert_scale = keys_.real("expert_weights_scale", kScale, false).or_else(1.0).value_or(0.0);
+    if (hp_.experts_used < 1 || hp_.experts_used > hp_.experts)
+      keys_.report("expert_used_count", fmt::format("1 to expert_count ({})", hp_.experts),
+                   fmt::format("{}", hp_.experts_used));
+  }
+
+  /// Which layers are local: the key's pattern (a period, or one bool a layer), or the architecture's own.
+  void read_window() {
+    hp_.window = keys_.integer("attention.sliding_window", kWindow, false).value.value_or(0);
+    const auto stated = keys_.pattern("attention.sliding_window_pattern", hp_.layers);
+    if (hp_.window > 0)
+      hp_.local = stated.or_else(every_but_nth(hp_.layers, out_.architecture->window_period))
+                      .value_or(std::vector<bool>());
+  }
+
   void read_heads() {
     hp_.heads = keys_.integer("attention.head_count", kHeads, true, hp_.layers).value.value_or(0);
     const auto as_heads = std::optional<int64_t>(hp_.heads);
@@ -112,7 +152,10 @@ class HParamsReader {
       keys_.report("attention.value_length", fmt::format("{}, as the keys'", hp_.head_dim),
                    fmt::format("{}", *value.value), "keys and values of unlike lengths are not supported");
     }
-    const double own = hp_.head_dim > 0 ? 1.0 / std::sqrt(static_cast<double>(hp_.head_dim)) : 0.0;
+    const bool wide = hp_.layers > 0 && hp_.layers == out_.architecture->wide_scale_layers && hp_.heads > 0;
+    const double width = wide ? static_cast<double>(hp_.dim) / static_cast<double>(hp_.heads)
+                              : static_cast<double>(hp_.head_dim);
+    const double own = width > 0 ? 1.0 / std::sqrt(width) : 0.0;
     hp_.attention_scale = keys_.real("attention.scale", kScale, false).or_else(own).value_or(0.0);
   }
 
@@ -133,7 +176,8 @@ class HParamsReader {
   void read_rope();
   bool read_scaling(RopeSettings& settings);
   bool read_yarn(RopeSettings& settings);
-  bool read_factors(const RopeSettings& settings, std::vector<float>& factors);
+  bool read_factors(const RopeSettings& settings, std::string_view name, std::vector<float>& factors);
+  bool read_long_rope(RopeSettings settings);
   void read_rest();
 
   const gguf::File& file_;
@@ -164,13 +208,60 @@ void HParamsReader::read_rope() {
   hp_.rope_base = settings.base;
   good = read_scaling(settings) && good;
 
-  hp_.rope.style = out_.architecture->rope;
+  const RopeStyle style = out_.architecture->rope;
+  hp_.rope.style = style;
   hp_.rope.dims = settings.dims;
+  const double own_base = out_.architecture->local_rope_base;
+  const auto local_base =
+      keys_.real("rope.freq_base_swa", kRopeBase, false).or_else(own_base > 0 ? own_base : settings.base);
+  good = local_base.has_value() && good;
   std::vector<float> factors;
-  good = read_factors(settings, factors) && good;
+  good = read_factors(settings, "rope_freqs.weight", factors) && good;
   if (!good) return;
   settings.factors = factors;
+  if (file_.find_tensor("rope_factors_long.weight") != nullptr ||
+      file_.find_tensor("rope_factors_short.weight") != nullptr) {
+    if (!read_long_rope(settings)) return;
+  } else {
+    hp_.rope = make_rope(style, settings);
+  }
+  // Local layers with a base of their own see short stretches: nothing is scaled there.
+  RopeSettings local;
+  local.dims = settings.dims;
+  local.base = *local_base;
+  hp_.local_rope = *local_base == settings.base ? hp_.rope : make_rope(style, local);
+  hp_.local_rope_base = *local_base;
+}
+
+/// LongRoPE (arXiv 2402.13753), as transformers and ggml compute it: one set of divisors up to the original
+/// context, another beyond; cos and sin are multiplied by attn_factor in both. Which set a run takes is the
+/// plan's to say, by the context that it asks for.
+bool HParamsReader::read_long_rope(RopeSettings settings) {
+  const auto original = keys_.integer("rope.scaling.original_context_length", kContext, true);
+  const auto attn = keys_.real("rope.scaling.attn_factor", {0.0, 1000.0}, false).or_else(1.0);
+  std::vector<float> short_factors, long_factors;
+  bool good = original.value && attn && read_factors(settings, "rope_factors_short.weight", short_factors);
+  good = read_factors(settings, "rope_factors_long.weight", long_factors) && good;
+  for (const auto& [name, factors] : {std::pair{"rope_factors_short.weight", &short_factors},
+                                      std::pair{"rope_factors_long.weight", &long_factors}})
+    if (good && factors->empty()) {
+      out_.problems.push_back({name, "divisors of the rotary frequencies, as the other set is there",
+                               "no such tensor", "the file is incomplete"});
+      good = false;
+    }
+  if (!good) return false;
+  if (settings.scaling != RopeScaling::none) {
+    keys_.report("rope.scaling.type", "none beside rope_factors_long.weight", hp_.rope_scaling);
+    return false;
+  }
+  settings.factors = short_factors;
   hp_.rope = make_rope(out_.architecture->rope, settings);
+  settings.factors = long_factors;
+  hp_.long_rope = make_rope(out_.architecture->rope, settings);
+  hp_.rope.magnitude = hp_.long_rope.magnitude = *attn;
+  hp_.long_rope_from = *original.value;
+  hp_.rope_scaling = fmt::format("long factors past {} positions", hp_.long_rope_from);
+  return true;
 }
 
 /// No type and a factor mean linear scaling, as in ggml. Whether all was well.
@@ -246,12 +337,13 @@ bool HParamsReader::read_yarn(RopeSettings& settings) {
   return true;
 }
 
-/// rope_freqs.weight, where the file has one: F32 divisors. Its shape is the plan's to check.
-bool HParamsReader::read_factors(const RopeSettings& settings, std::vector<float>& factors) {
-  const auto* tensor = file_.find_tensor("rope_freqs.weight");
+/// A tensor of F32 divisors, where the file has it. Its shape is the plan's to check.
+bool HParamsReader::read_factors(const RopeSettings& settings, std::string_view name,
+                                 std::vector<float>& factors) {
+  const auto* tensor = file_.find_tensor(name);
   if (tensor == nullptr) return true;
   const auto complain = [&](std::string expected, std::string got) {
-    out_.problems.push_back({"rope_freqs.weight", std::move(expected), std::move(got), ""});
+    out_.problems.push_back({std::string(name), std::move(expected), std::move(got), ""});
     return false;
   };
   if (tensor->type != quant::Type::F32) {
@@ -267,7 +359,7 @@ bool HParamsReader::read_factors(const RopeSettings& settings, std::vector<float
   }
   if (!hp_.rope_scaling.empty()) {
     const bool plain = hp_.rope_scaling == "none";
-    hp_.rope_scaling = (plain ? "" : hp_.rope_scaling + ", ") + "factors in rope_freqs.weight";
+    hp_.rope_scaling = (plain ? "" : hp_.rope_scaling + ", ") + fmt::format("factors in {}", name);
   }
   return true;
 }

@@ -13,7 +13,7 @@ Model load_model(const gguf::File& file, const Plan& plan, Backend& backend,
   uint64_t all = 0;
   std::map<const gguf::Tensor*, int> uses;  // planned and not yet loaded, plus those that stay in place
   for (const auto& planned : plan.tensors) {
-    all += planned.tensor->bytes.size();
+    all += source_of(planned).bytes.size();
     ++uses[planned.tensor];
   }
 
@@ -24,13 +24,14 @@ Model load_model(const gguf::File& file, const Plan& plan, Backend& backend,
   uint64_t done = 0;
   for (const auto& planned : plan.tensors) {
     const auto& tensor = *planned.tensor;
-    model.owned.push_back(backend.load(source_of(planned), planned.use));
+    const WeightSource source = source_of(planned);
+    model.owned.push_back(backend.load(source, planned.use));
     const Weight* weight = model.owned.back().get();
     auto& slots = planned.layer < 0 ? model.global : model.layers[static_cast<size_t>(planned.layer)];
     slots[static_cast<size_t>(planned.role)] = weight;
     // A tensor with two roles (tied embedding) keeps its pages until no role needs them.
     if (!weight->file_in_use && --uses[planned.tensor] == 0) file.drop(tensor);
-    done += tensor.bytes.size();
+    done += source.bytes.size();
     if (progress) progress(done, all);
   }
   return model;

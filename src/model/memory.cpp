@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "decoder/forward.h"
+#include "decoder/kv_cache.h"
 #include "model/tensor_plan.h"
 
 namespace greta {
@@ -38,27 +39,31 @@ class Estimate {
         logits_a_sequence_(request.max_logits <= request.sequences) {
     std::set<const gguf::Tensor*> mapped;
     for (const auto& planned : plan.tensors) {
-      const auto [rows, cols] = matrix_shape(*planned.tensor, planned.use);
-      const uint64_t resident = backend.resident_bytes(planned.use, planned.tensor->type, rows, cols);
+      const WeightSource source = source_of(planned);
+      const uint64_t resident =
+          product(backend.resident_bytes(planned.use, source.type, source.rows / source.experts, source.cols),
+                  static_cast<uint64_t>(source.experts));
       weights_ = std::min(weights_ + std::min(resident, kTooMuch), kTooMuch);
       if (resident == 0 && mapped.insert(planned.tensor).second) mapped_ += planned.tensor->bytes.size();
-      file_ += planned.tensor->bytes.size();
+      file_ += source.bytes.size();
     }
-    page_ = product(
-        product(backend.kv_page_bytes(static_cast<int>(hp_.kv_heads), static_cast<int>(hp_.head_dim)), 2),
-        static_cast<uint64_t>(hp_.layers));
+    page_ = product(backend.kv_page_bytes(static_cast<int>(hp_.kv_heads), static_cast<int>(hp_.head_dim)), 2);
   }
 
   Memory at(const Run& run) const {
     Memory memory;
     memory.weights = weights_;
     memory.mapped = mapped_;
-    memory.kv_cache = product(product(page_, static_cast<uint64_t>(run.sequences)),
-                              static_cast<uint64_t>(ceil_div(run.context, kKvPage)));
+    for (int64_t layer = 0; layer < hp_.layers; ++layer) {
+      const int64_t pages = KvCache::pages_of(hp_.window_of(layer), run.context, run.chunk);
+      memory.kv_cache +=
+          product(product(page_, static_cast<uint64_t>(run.sequences)), static_cast<uint64_t>(pages));
+      memory.kv_cache = std::min(memory.kv_cache, kTooMuch);
+    }
     // Every sequence may have a row in a call, even where the chunk is smaller.
     const int64_t rows = std::max(run.chunk, run.sequences);
     const int64_t logits = logits_a_sequence_ ? run.sequences : std::min(max_logits_, rows);
-    const int64_t widest = std::max({hp_.dim, hp_.q_dim(), hp_.ffn_dim});
+    const int64_t widest = std::max({hp_.dim, hp_.q_dim(), hp_.mlp_width()});
     memory.activations =
         Workspace::bytes(hp_, rows, logits, backend_.element_bytes()) + backend_.scratch_bytes(rows, widest);
     memory.available = backend_.available_bytes();
@@ -68,8 +73,6 @@ class Estimate {
   uint64_t weights() const { return weights_ + mapped_; }
   uint64_t resident() const { return weights_; }
   uint64_t file() const { return file_; }
-  /// One page of every layer, keys and values.
-  uint64_t page() const { return page_; }
 
  private:
   const HParams& hp_;
@@ -79,16 +82,17 @@ class Estimate {
   uint64_t weights_ = 0;
   uint64_t mapped_ = 0;
   uint64_t file_ = 0;
-  uint64_t page_ = 0;
+  uint64_t page_ = 0;  ///< of one layer, keys and values
 };
 
 /// The longest context that fits with the run's other values; 0 if not one page does.
 int64_t longest_context(const Estimate& estimate, Run run, uint64_t available) {
-  run.context = 0;
-  const uint64_t rest = estimate.at(run).total();
-  const uint64_t page = product(estimate.page(), static_cast<uint64_t>(run.sequences));
-  if (rest >= available || page == 0) return 0;
-  return static_cast<int64_t>(std::min<uint64_t>((available - rest) / page, 1u << 24)) * kKvPage;
+  int64_t pages = 0;
+  for (int64_t step = 1 << 24; step > 0; step /= 2) {
+    run.context = (pages + step) * kKvPage;
+    if (estimate.at(run).total() <= available) pages += step;
+  }
+  return pages * kKvPage;
 }
 
 /// The largest power of two below `from` for which `fits` holds; 0 if none.

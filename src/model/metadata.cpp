@@ -68,6 +68,12 @@ std::string show(const gguf::Value& value) {
   return fmt::format("array of {} {}", array.count, gguf::name_of(array.element));
 }
 
+std::vector<bool> every_but_nth(int64_t layers, int64_t period) {
+  std::vector<bool> set;
+  for (int64_t layer = 0; layer < layers; ++layer) set.push_back(period == 0 || (layer + 1) % period != 0);
+  return set;
+}
+
 MetadataReader::MetadataReader(const gguf::File& file, std::string prefix, std::vector<Problem>& problems)
     : file_(file), prefix_(std::move(prefix)), problems_(problems) {}
 
@@ -165,6 +171,30 @@ Field<std::string> MetadataReader::string(std::string_view name, bool required) 
     return {};
   }
   return {std::string(*text), false};
+}
+
+Field<bool> MetadataReader::flag(std::string_view name) {
+  const auto* value = take(name);
+  if (value == nullptr) return {std::nullopt, true};
+  if (const auto* set = std::get_if<bool>(&value->data)) return {*set, false};
+  report(name, "a bool", show(*value));
+  return {};
+}
+
+Field<std::vector<bool>> MetadataReader::pattern(std::string_view name, int64_t layers) {
+  const auto* value = take(name);
+  if (value == nullptr) return {std::nullopt, true};
+  if (const auto period = as_integer(*value); period && *period >= 0)
+    return {every_but_nth(layers, *period), false};
+  const auto* array = std::get_if<gguf::Array>(&value->data);
+  if (array == nullptr || array->element != ValueType::Bool ||
+      array->count != static_cast<uint64_t>(layers)) {
+    report(name, fmt::format("a number of layers, or an array of {} bools", layers), show(*value));
+    return {};
+  }
+  std::vector<bool> set;
+  for (const std::byte b : array->raw) set.push_back(b != std::byte{0});
+  return {set, false};
 }
 
 void MetadataReader::neutral(std::string_view name, double neutral, std::string_view meaning) {

@@ -46,6 +46,9 @@ class MetadataReader {
   /// F32, as the format's specification has every real hyperparameter.
   Field<double> real(std::string_view name, RealRange range, bool required);
   Field<std::string> string(std::string_view name, bool required);
+  Field<bool> flag(std::string_view name);
+  /// One bool a layer: an array of them, or a period as in every_but_nth().
+  Field<std::vector<bool>> pattern(std::string_view name, int64_t layers);
 
   /// A key that this engine does not compute with: absent, or a number or bool equal to `neutral`.
   void neutral(std::string_view name, double neutral, std::string_view meaning);
@@ -70,6 +73,8 @@ class MetadataReader {
   std::set<std::string, std::less<>> read_;
 };
 
+/// True but for each layer l with (l + 1) % period == 0; all true where period is 0.
+std::vector<bool> every_but_nth(int64_t layers, int64_t period);
 /// A value with its type, short and printable: `u32 7`, `string "abc"`, `array of 3 i32`.
 std::string show(const gguf::Value& value);
 /// Text from a file in quotes, fit for a terminal (base/text.h), cut after 60 bytes.

@@ -48,7 +48,7 @@ void check_request(const PlanRequest& request, Plan& plan) {
 
 bool dimensions_known(const HParams& hp) {
   return hp.layers > 0 && hp.dim > 0 && hp.heads > 0 && hp.kv_heads > 0 && hp.head_dim > 0 &&
-         hp.ffn_dim > 0 && hp.vocab > 0;
+         hp.mlp_width() > 0 && hp.vocab > 0;
 }
 
 }  // namespace
@@ -67,6 +67,7 @@ Plan make_plan(const gguf::File& file, const Backend& backend, const PlanRequest
   plan.problems = std::move(read.problems);
   plan.warnings = std::move(read.warnings);
   check_request(request, plan);
+  if (plan.hp.long_rope.dims > 0 && plan.context > plan.hp.long_rope_from) plan.hp.rope = plan.hp.long_rope;
   if (read.architecture != nullptr) {
     check_vocab(file, request, plan);
     plan_tensors(file, *read.architecture, backend, plan);

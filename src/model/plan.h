@@ -25,6 +25,8 @@ struct PlannedTensor {
   int64_t layer = -1;  ///< -1: once a model
   WeightUse use = WeightUse::matmul;
   const gguf::Tensor* tensor = nullptr;
+  int64_t first_row = 0;  ///< of the tensor's rows: several roles may lie in one tensor
+  int64_t rows = 0;       ///< of all experts together; 1 for a vector
 };
 
 /// What the run will need.

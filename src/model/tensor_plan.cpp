@@ -95,12 +95,12 @@ class TensorPlanner {
     }
     // A file's layers one after the other: loading walks the file from front to back.
     for (const auto& rule : architecture_.tensors) {
-      if (!rule.per_layer()) place(rule, -1);
+      if (rule.in(plan_.hp) && !rule.per_layer()) place(rule, -1);
     }
     find_absent_layers();
     for (int64_t layer = 0; layer < plan_.hp.layers; ++layer) {
       for (const auto& rule : architecture_.tensors) {
-        if (rule.per_layer()) place(rule, layer);
+        if (rule.in(plan_.hp) && rule.per_layer()) place(rule, layer);
       }
     }
     findings_.report(plan_.problems);
@@ -122,9 +122,9 @@ class TensorPlanner {
     }
     if (absent.empty()) return;
     absent_.insert(absent.begin(), absent.end());
-    const auto required =
-        std::count_if(architecture_.tensors.begin(), architecture_.tensors.end(),
-                      [](const auto& r) { return r.per_layer() && r.need == Need::required; });
+    const auto required = std::count_if(
+        architecture_.tensors.begin(), architecture_.tensors.end(),
+        [&](const auto& r) { return r.in(plan_.hp) && r.per_layer() && r.need == Need::required; });
     plan_.problems.push_back(
         {fmt::format("blk.{}.*", ranges(absent)),
          fmt::format("{} tensors ({} in each layer), as {}.block_count says {}",
@@ -190,13 +190,31 @@ class TensorPlanner {
     if (rule.rows == Dim::one) {
       return Shape{{static_cast<uint64_t>(*cols)}, fmt::format("[{}] ({})", *cols, name_of(rule.cols))};
     }
-    return Shape{{static_cast<uint64_t>(*cols), static_cast<uint64_t>(*rows)},
-                 fmt::format("[{}, {}] ({}, {})", *cols, *rows, name_of(rule.cols), name_of(rule.rows))};
+    int64_t all = *rows;
+    std::string names(name_of(rule.rows));
+    for (const FusedRows& more : rule.fused) {
+      const auto count = value_of(more.rows, plan_.hp);
+      if (!count) return std::nullopt;
+      all += *count;
+      names += fmt::format(" + {}", name_of(more.rows));
+    }
+    const auto c = static_cast<uint64_t>(*cols);
+    const auto r = static_cast<uint64_t>(all);
+    if (rule.use == WeightUse::experts)
+      return Shape{
+          {c, r, static_cast<uint64_t>(plan_.hp.experts)},
+          fmt::format("[{}, {}, {}] ({}, {}, experts)", c, r, plan_.hp.experts, name_of(rule.cols), names)};
+    return Shape{{c, r}, fmt::format("[{}, {}] ({}, {})", c, r, name_of(rule.cols), names)};
+  }
+
+  static size_t rank_of(const TensorRule& rule) {
+    if (rule.rows == Dim::one) return 1;
+    return rule.use == WeightUse::experts ? 3 : 2;
   }
 
   void take(const TensorRule& rule, int64_t layer, const std::string& name, const gguf::Tensor& tensor) {
     auto dims = tensor.shape;
-    const size_t rank = rule.rows == Dim::one ? 1 : 2;
+    const size_t rank = rank_of(rule);
     while (dims.size() > rank && dims.back() == 1) dims.pop_back();
     const auto shape = expected_shape(rule);
     if (dims.size() != rank || (shape && dims != shape->dims)) {
@@ -206,19 +224,32 @@ class TensorPlanner {
       return;
     }
     if (!rule.role) return;
-    const auto [rows, cols] = matrix_shape(tensor, rule.use);
-    if (const auto reason = backend_.refuses(rule.use, tensor.type, rows, cols)) {
+    const auto [rows, cols, experts] = matrix_shape(tensor, rule.use);
+    if (const auto reason = backend_.refuses(rule.use, tensor.type, rows / experts, cols)) {
       findings_.add(layer, rule.suffix(),
                     {name, fmt::format("a type that {} can use here", backend_.name()),
                      fmt::format("{} {}", quant::traits(tensor.type).name, tensor.shape_text()), *reason});
       return;
     }
-    plan_.tensors.push_back({*rule.role, layer, rule.use, &tensor});
+    if (rule.fused.empty()) {
+      plan_.tensors.push_back({*rule.role, layer, rule.use, &tensor, 0, rows});
+      return;
+    }
+    if (!shape) return;  // without its dimensions nobody knows where the parts begin
+    int64_t first = 0;
+    const auto part = [&](Role role, Dim dim) {
+      const int64_t count = value_of(dim, plan_.hp).value_or(0);
+      plan_.tensors.push_back({role, layer, rule.use, &tensor, first, count});
+      first += count;
+    };
+    part(*rule.role, rule.rows);
+    for (const FusedRows& more : rule.fused) part(more.role, more.rows);
   }
 
   bool has_rule(std::string_view suffix) const {
-    return std::any_of(architecture_.tensors.begin(), architecture_.tensors.end(),
-                       [&](const auto& r) { return r.per_layer() && r.suffix() == suffix; });
+    return std::any_of(architecture_.tensors.begin(), architecture_.tensors.end(), [&](const auto& r) {
+      return r.in(plan_.hp) && r.per_layer() && r.suffix() == suffix;
+    });
   }
 
   void report_unused() {
@@ -274,14 +305,23 @@ const PlannedTensor* planned_tensor(const Plan& plan, int64_t layer, Role role) 
 }
 
 WeightSource source_of(const PlannedTensor& planned) {
-  const auto [rows, cols] = matrix_shape(*planned.tensor, planned.use);
-  return {planned.tensor->name, planned.tensor->type, rows, cols, planned.tensor->bytes};
+  const gguf::Tensor& tensor = *planned.tensor;
+  const auto [rows, cols, experts] = matrix_shape(tensor, planned.use);
+  const size_t row_bytes = rows == 0 ? 0 : tensor.bytes.size() / static_cast<size_t>(rows);
+  return {tensor.name,
+          tensor.type,
+          planned.rows,
+          cols,
+          tensor.bytes.subspan(static_cast<size_t>(planned.first_row) * row_bytes,
+                               static_cast<size_t>(planned.rows) * row_bytes),
+          experts};
 }
 
 MatrixShape matrix_shape(const gguf::Tensor& tensor, WeightUse use) {
-  if (use == WeightUse::vector) return {1, static_cast<int64_t>(tensor.elements())};
+  if (use == WeightUse::vector) return {1, static_cast<int64_t>(tensor.elements()), 1};
   const auto cols = static_cast<int64_t>(tensor.shape.at(0));
-  return {cols == 0 ? 0 : static_cast<int64_t>(tensor.elements()) / cols, cols};
+  const int64_t rows = cols == 0 ? 0 : static_cast<int64_t>(tensor.elements()) / cols;
+  return {rows, cols, use == WeightUse::experts ? static_cast<int64_t>(tensor.shape.at(2)) : 1};
 }
 
 void plan_tensors(const gguf::File& file, const Architecture& architecture, const Backend& backend,

@@ -75,17 +75,16 @@ class LostPages : public Interposer {
   using Interposer::Interposer;
   void attention(const AttentionArgs& args) override {
     const BatchView& batch = *args.batch;
-    std::vector<int32_t> pages(batch.pages, batch.pages + batch.sequence_count * batch.page_stride);
+    const KvLayer& kv = args.cache;
+    std::vector<int32_t> pages(kv.pages, kv.pages + batch.sequence_count * kv.page_stride);
     for (int64_t r = 0; r < batch.rows && batch.rows > 1; ++r) {
       if (r > 0 && batch.sequences[r] == batch.sequences[r - 1]) continue;
-      int32_t* own = pages.data() + batch.sequences[r] * batch.page_stride;
+      int32_t* own = pages.data() + batch.sequences[r] * kv.page_stride;
       const int first = batch.positions[r] / kKvPage;
       std::fill_n(own, first, own[first]);
     }
-    BatchView other = batch;
-    other.pages = pages.data();
     AttentionArgs with = args;
-    with.batch = &other;
+    with.cache.pages = pages.data();
     below().attention(with);
   }
 };

@@ -34,7 +34,7 @@ class Setting {
       *pool = device_->allocate(pages_.size() * page);
       std::memset((*pool)->data(), 0xff, (*pool)->bytes());
     }
-    cache_ = {k_pool_->data(), v_pool_->data(), shape.kv_heads, shape.head_dim};
+    cache_ = {k_pool_->data(), v_pool_->data(), shape.kv_heads, shape.head_dim, pages_.data(), stride_};
     for (int s = 0; s < static_cast<int>(lengths.size()); ++s) {
       for (int p = 0; p < lengths[static_cast<size_t>(s)]; ++p) {
         sequences_.push_back(s);
@@ -52,8 +52,6 @@ class Setting {
     b.rows = count;
     b.positions = positions_.data() + first;
     b.sequences = sequences_.data() + first;
-    b.pages = pages_.data();
-    b.page_stride = stride_;
     b.sequence_count = static_cast<int64_t>(pages_.size()) / stride_;
     return b;
   }

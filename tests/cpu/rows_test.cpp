@@ -123,15 +123,13 @@ TEST_P(CpuRope, PairsTurnByTheirAngleAndTheRestStays) {
     batch.rows = rows;
     batch.positions = positions.data();
     batch.sequences = sequences.data();
-    batch.pages = pages.data();
-    batch.page_stride = 64;
     std::vector<float> q = random_rows(rows * heads * head_dim, 1), k = random_rows(rows * head_dim, 2);
     std::vector<float> v = random_rows(rows * head_dim, 3), first;
     for (const Isa isa : isas()) {
       const auto device = backend(isa, 2, Activations::bits16, KvType::f32);
       const uint64_t page = device->kv_page_bytes(kv_heads, head_dim);
       const auto k_pool = device->allocate(64 * page), v_pool = device->allocate(64 * page);
-      const KvLayer cache{k_pool->data(), v_pool->data(), kv_heads, head_dim};
+      const KvLayer cache{k_pool->data(), v_pool->data(), kv_heads, head_dim, pages.data(), 64};
       std::vector<float> out(q.size());
       device->rope({&batch,
                     &spec,

@@ -76,6 +76,10 @@ class FakeBackend : public Backend {
   void attention(const AttentionArgs&) override { unused(); }
   void add(const AddArgs&) override { unused(); }
   void glu(const GluArgs&) override { unused(); }
+  void choose_experts(const ChooseExpertsArgs&) override { unused(); }
+  void expert_matmul(const ExpertMatmulArgs&) override { unused(); }
+  void combine(const CombineArgs&) override { unused(); }
+  void softcap(const SoftcapArgs&) override { unused(); }
   void gather(const GatherArgs&) override { unused(); }
 
  private:

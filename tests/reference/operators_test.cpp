@@ -163,6 +163,8 @@ struct Attention {
         k_cache(backend->allocate(k.size() * sizeof(double))),
         v_cache(backend->allocate(k.size() * sizeof(double))),
         cache{k_cache->data(), v_cache->data(), kv_heads, head_dim} {
+    cache.pages = pages.data();
+    cache.page_stride = kPagesOfSequence;
     for (int sequence = 0; sequence < 2; ++sequence)
       for (int position = 0; position < kPagesOfSequence * kKvPage; ++position) store(sequence, position);
   }
@@ -175,11 +177,7 @@ struct Attention {
   BatchView batch(const std::vector<int>& sequences, const std::vector<int>& positions) const {
     return {static_cast<int64_t>(positions.size()),
             positions.data(),  // tokens: not read
-            positions.data(),
-            sequences.data(),
-            pages.data(),
-            kPagesOfSequence,
-            2};
+            positions.data(), sequences.data(), 2};
   }
 
   /// Writes a position's key and value into the cache, by a rope that turns nothing.

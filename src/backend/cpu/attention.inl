@@ -1,9 +1,9 @@
 // Attention over a paged cache. Splits are the pages: 64 keys, aligned to absolute position, in ascending
-// order. For one query:  s_j = scale * (fma chain over ascending d of q_d k_jd);  M = max(m, max_j s_j);  p_j
-// = exp(s_j - M); c = exp(m - M);  l = fma(l, c, tree sum of p_j);  o_d = o_d c, then fma(p_j, v_jd, o_d)
-// over ascending visible j; at the end out = o / l. Keys past the query's position enter nowhere (their bytes
-// may be anything). A NaN score makes its p NaN, so it reaches l and every output whatever the maximum made
-// of it.
+// order. For one query:  s_j = scale * (fma chain over ascending d of q_d k_jd), capped where there is a cap;
+// M = max(m, max_j s_j);  p_j = exp(s_j - M); c = exp(m - M);  l = fma(l, c, tree sum of p_j);  o_d = o_d c,
+// then fma(p_j, v_jd, o_d) over ascending visible j; at the end out = o / l. Keys past the query's position
+// or before its window enter nowhere (their bytes may be anything), and a page without a visible key is not
+// touched. A NaN score makes its p NaN, so it reaches l and every output whatever the maximum made of it.
 
 inline constexpr int kPage = 64;
 inline constexpr int kPageVectors = kPage / 16;
@@ -12,6 +12,15 @@ inline constexpr int kPageVectors = kPage / 16;
 struct QueryTile {
   int first = 0;
   int count = 0;
+};
+
+// The keys of a page that each query of a tile sees: begin .. end - 1, none where begin == end.
+template <int R>
+struct Visible {
+  int begin[R];
+  int end[R];
+  bool none(int r) const { return begin[r] == end[r]; }
+  bool whole(int r) const { return begin[r] == 0 && end[r] == kPage; }
 };
 
 struct AttentionState {
@@ -44,38 +53,45 @@ inline void page_scores(const AttentionJob& job, const AttentionState& s, QueryT
       keys += kPage * kElement<C>;
     }
     unroll<R>([&](auto r) {
-      unroll<kKeyVectors>([&](auto i) { store(s.p + r * kPage + (first + i) * 16, mul(factor, acc[r][i])); });
+      unroll<kKeyVectors>([&](auto i) {
+        VF score = mul(factor, acc[r][i]);
+        if (job.softcap > 0.0f) score = softcap16(score, set1(job.softcap));
+        store(s.p + r * kPage + (first + i) * 16, score);
+      });
     });
   }
 }
 
+// v where the query sees the key, else `otherwise`.
+template <int R>
+inline VF masked_keys(const Visible<R>& visible, int r, int vector, VF v, VF otherwise) {
+  const auto within = [&](int key) {
+    const int left = key - vector * 16;
+    return left < 0 ? 0 : left > 16 ? 16 : left;
+  };
+  v = select_first(within(visible.end[r]), v, otherwise);
+  return select_first(within(visible.begin[r]), otherwise, v);
+}
+
 // Scores in s.p become probabilities against the new maximum; c: the factor of what came before.
 template <int R>
-inline void page_softmax(const AttentionState& s, QueryTile tile, const int (&visible)[R], float (&c)[R]) {
+inline void page_softmax(const AttentionState& s, QueryTile tile, const Visible<R>& visible, float (&c)[R]) {
   float change[16] = {};
   for (int r = 0; r < R; ++r) {
-    if (visible[r] == 0) continue;
+    if (visible.none(r)) continue;
     float* p = s.p + r * kPage;
     VF v[kPageVectors];
     unroll<kPageVectors>([&](auto i) { v[i] = load(p + i * 16); });
     const VF masked = set1(-__builtin_inff());
-    if (visible[r] < kPage) {
-      unroll<kPageVectors>([&](auto i) {
-        const int left = visible[r] - i * 16;
-        v[i] = select_first(left < 0 ? 0 : left > 16 ? 16 : left, v[i], masked);
-      });
-    }
+    if (!visible.whole(r))
+      unroll<kPageVectors>([&](auto i) { v[i] = masked_keys<R>(visible, r, i, v[i], masked); });
     const float most = reduce_max(vmax(vmax(v[0], v[1]), vmax(v[2], v[3])));
     const float before = s.m[tile.first + r];
     const float now = before > most ? before : most;
     const VF top = set1(now);
     unroll<kPageVectors>([&](auto i) { v[i] = exp16(sub(v[i], top)); });
-    if (visible[r] < kPage) {
-      unroll<kPageVectors>([&](auto i) {
-        const int left = visible[r] - i * 16;
-        v[i] = select_first(left < 0 ? 0 : left > 16 ? 16 : left, v[i], zero());
-      });
-    }
+    if (!visible.whole(r))
+      unroll<kPageVectors>([&](auto i) { v[i] = masked_keys<R>(visible, r, i, v[i], zero()); });
     unroll<kPageVectors>([&](auto i) { store(p + i * 16, v[i]); });
     s.m[tile.first + r] = now;
     change[r] = before - now;
@@ -84,7 +100,7 @@ inline void page_softmax(const AttentionState& s, QueryTile tile, const int (&vi
   float factor[16];
   store(factor, exp16(load(change)));
   for (int r = 0; r < R; ++r) {
-    if (visible[r] == 0) {
+    if (visible.none(r)) {
       c[r] = 1.0f;  // nothing of this page: o keeps its bits
       continue;
     }
@@ -97,7 +113,7 @@ inline void page_softmax(const AttentionState& s, QueryTile tile, const int (&vi
 // Dimensions d .. d + 16 D (the last vector holds `last` of them) of every query in the tile.
 template <FloatType C, int R, int D>
 inline void page_values(const AttentionJob& job, const AttentionState& s, QueryTile tile, const std::byte* v,
-                        int d, int last, const int (&visible)[R], const float (&c)[R]) {
+                        int d, int last, const Visible<R>& visible, const float (&c)[R]) {
   const int64_t row_bytes = static_cast<int64_t>(job.head_dim) * kElement<C>;
   const std::byte* values = v + d * kElement<C>;
   const auto value = [&](int j, int i) {
@@ -105,14 +121,30 @@ inline void page_values(const AttentionJob& job, const AttentionState& s, QueryT
     if (D == 1 && last < 16) return load_weights_n<C>(p, last);
     return load_weights<C>(p);
   };
-  int common = visible[0];
-  for (int r = 1; r < R; ++r) common = visible[r] < common ? visible[r] : common;
+  int begin = visible.begin[0], end = visible.end[0];  // the keys that all of them see
+  for (int r = 1; r < R; ++r) {
+    begin = visible.begin[r] > begin ? visible.begin[r] : begin;
+    end = visible.end[r] < end ? visible.end[r] : end;
+  }
+  if (end < begin) end = begin;
   float* out = s.o + tile.first * s.padded + d;
   VF acc[R][D];
   unroll<R>([&](auto r) {
     unroll<D>([&](auto i) { acc[r][i] = mul(load(out + r * s.padded + i * 16), set1(c[r])); });
   });
-  for (int j = 0; j < common; ++j) {
+  // On the pages that hold their own positions or their windows' ends, queries see unlike keys.
+  const auto alone = [&](int from, int to) {
+    unroll<R>([&](auto r) {
+      const int first = visible.begin[r] > from ? visible.begin[r] : from;
+      const int stop = visible.end[r] < to ? visible.end[r] : to;
+      for (int j = first; j < stop; ++j) {
+        const VF weight = set1(s.p[r * kPage + j]);
+        unroll<D>([&](auto i) { acc[r][i] = fma(weight, value(j, i), acc[r][i]); });
+      }
+    });
+  };
+  alone(0, begin);
+  for (int j = begin; j < end; ++j) {
     VF element[D];
     unroll<D>([&](auto i) { element[i] = value(j, i); });
     unroll<R>([&](auto r) {
@@ -120,25 +152,22 @@ inline void page_values(const AttentionJob& job, const AttentionState& s, QueryT
       unroll<D>([&](auto i) { acc[r][i] = fma(weight, element[i], acc[r][i]); });
     });
   }
-  unroll<R>([&](auto r) {  // on the page that holds their own positions, queries see unlike numbers of keys
-    for (int j = common; j < visible[r]; ++j) {
-      const VF weight = set1(s.p[r * kPage + j]);
-      unroll<D>([&](auto i) { acc[r][i] = fma(weight, value(j, i), acc[r][i]); });
-    }
-    unroll<D>([&](auto i) { store(out + r * s.padded + i * 16, acc[r][i]); });
-  });
+  alone(end, kPage);
+  unroll<R>([&](auto r) { unroll<D>([&](auto i) { store(out + r * s.padded + i * 16, acc[r][i]); }); });
 }
 
 template <FloatType C, int R>
 void page_tile(const AttentionJob& job, const AttentionState& s, QueryTile tile, int64_t page) {
-  int visible[R];
-  int any = 0;
+  Visible<R> visible;
+  bool any = false;
+  const auto within = [](int64_t n) { return n <= 0 ? 0 : n > kPage ? kPage : static_cast<int>(n); };
   for (int r = 0; r < R; ++r) {
-    const int64_t n = job.positions[tile.first + r] - page * kPage + 1;
-    visible[r] = n <= 0 ? 0 : n > kPage ? kPage : static_cast<int>(n);
-    any |= visible[r];
+    const int64_t end = job.positions[tile.first + r] - page * kPage + 1;
+    visible.end[r] = within(end);
+    visible.begin[r] = job.window == 0 ? 0 : within(end - job.window);
+    any = any || !visible.none(r);
   }
-  if (any == 0) return;
+  if (!any) return;
   const int64_t at = job.pages[page] * job.page_bytes;
   page_scores<C, R>(job, s, tile, job.k + at);
   float c[R];
@@ -162,17 +191,20 @@ void attention(const AttentionJob& job, std::byte* scratch) {
   s.q = s.p + kQueries * kPage;
   s.m = s.q + job.queries * s.padded;
   s.l = s.m + job.queries;
-  int last = 0;
+  int64_t first = 0, last = 0;  // keys: the first that some query sees, the last
   for (int i = 0; i < job.queries; ++i) {
-    last = job.positions[i] > last ? job.positions[i] : last;
+    const int64_t position = job.positions[i];
+    const int64_t begin = job.window == 0 || position < job.window ? 0 : position - job.window + 1;
+    first = i == 0 || begin < first ? begin : first;
+    last = position > last ? position : last;
     s.m[i] = -__builtin_inff();
     s.l[i] = 0.0f;
   }
   __builtin_memset(s.o, 0, static_cast<size_t>(job.queries * s.padded) * sizeof(float));
-  const auto tile_at = [&](int first) {
+  const auto tile_at = [&](int query) {
     int count = kQueries;
-    while (first + count > job.queries) count /= 2;
-    return QueryTile{first, count};
+    while (query + count > job.queries) count /= 2;
+    return QueryTile{query, count};
   };
   for (QueryTile tile = tile_at(0); tile.first < job.queries; tile = tile_at(tile.first + tile.count)) {
     float* q = s.q + static_cast<int64_t>(tile.first) * job.head_dim;
@@ -180,7 +212,7 @@ void attention(const AttentionJob& job, std::byte* scratch) {
       for (int r = 0; r < tile.count; ++r) q[d * tile.count + r] = job.q[tile.first + r][d];
     }
   }
-  for (int64_t page = 0; page <= last / kPage; ++page) {
+  for (int64_t page = first / kPage; page <= last / kPage; ++page) {
     for (QueryTile tile = tile_at(0); tile.first < job.queries; tile = tile_at(tile.first + tile.count)) {
       if (tile.count == 4) {
         if constexpr (kQueries >= 4) page_tile<C, 4>(job, s, tile, page);

@@ -59,12 +59,14 @@ void Attention::run_item(const AttentionArgs& args, const Item& item, int worker
   job.q = w.q.data();
   job.out = w.out.data();
   job.positions = w.positions.data();
-  job.pages = batch.pages + batch.sequences[item.row] * batch.page_stride;
+  job.pages = args.cache.pages + batch.sequences[item.row] * args.cache.page_stride;
   job.k = static_cast<const std::byte*>(args.cache.k) + kv_head * head_bytes;
   job.v = static_cast<const std::byte*>(args.cache.v) + kv_head * head_bytes;
   job.page_bytes = args.cache.kv_heads * head_bytes;
   job.head_dim = head_dim;
-  job.scale = args.scale;
+  job.scale = static_cast<float>(args.scale);
+  job.softcap = static_cast<float>(args.softcap);
+  job.window = args.window;
   w.scratch.reserve(static_cast<size_t>(attention_scratch(job.queries, head_dim)));
   kernels_.attention[element_](job, w.scratch.data());
 }

@@ -1,7 +1,9 @@
 #include "backend/cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -30,6 +32,19 @@ struct OwnedBuffer : Buffer {
   size_t bytes() const override { return memory.bytes(); }
   Memory memory;
 };
+
+/// The `used` largest, the largest first; ties: the lower index; a NaN is larger than any number.
+void choose_largest(const float* x, int64_t n, int64_t used, std::vector<int32_t>& chosen) {
+  const auto before = [x](int32_t a, int32_t b) {
+    const bool nan_a = std::isnan(x[a]), nan_b = std::isnan(x[b]);
+    if (nan_a || nan_b) return nan_a != nan_b ? nan_a : a < b;
+    return x[a] > x[b] || (x[a] == x[b] && a < b);
+  };
+  chosen.resize(static_cast<size_t>(n));
+  std::iota(chosen.begin(), chosen.end(), 0);
+  std::partial_sort(chosen.begin(), chosen.begin() + used, chosen.end(), before);
+  chosen.resize(static_cast<size_t>(used));
+}
 
 std::string lower(std::string_view text) {
   std::string out(text);
@@ -103,7 +118,7 @@ class CpuBackend : public Backend {
   }
   uint64_t scratch_bytes(int64_t rows, int64_t widest) const override {
     return matmul_.scratch_bytes(rows, widest) + attention_.scratch_bytes(widest) +
-           static_cast<uint64_t>(rows + pool_.size() * 8) * static_cast<uint64_t>(widest) * sizeof(float);
+           static_cast<uint64_t>(3 * rows + pool_.size() * 8) * static_cast<uint64_t>(widest) * sizeof(float);
   }
   uint64_t available_bytes() const override { return available_memory(); }
 
@@ -136,6 +151,10 @@ class CpuBackend : public Backend {
   void attention(const AttentionArgs& args) override;
   void add(const AddArgs& args) override;
   void glu(const GluArgs& args) override;
+  void choose_experts(const ChooseExpertsArgs& args) override;
+  void expert_matmul(const ExpertMatmulArgs& args) override;
+  void combine(const CombineArgs& args) override;
+  void softcap(const SoftcapArgs& args) override;
   void gather(const GatherArgs& args) override;
 
  private:
@@ -165,6 +184,8 @@ class CpuBackend : public Backend {
   Matmul matmul_;
   Attention attention_;
   CpuArithmetic arithmetic_;
+  std::vector<float> expert_x_;  ///< rows of one expert
+  std::array<std::vector<float>, 2> expert_out_;
   std::vector<float> rope_table_;  ///< [rows][2][dims / 2] cos, sin
   std::map<std::string, std::string, std::less<>> routes_;
   std::array<std::array<std::string, 2>, 64> matmul_routes_;  ///< [type number][one token, tile]
@@ -177,7 +198,8 @@ void CpuBackend::name_routes() {
     routes[0] = fmt::format("matmul.{}.{}.t1", lower(t.name), isa);
     routes[1] = fmt::format("matmul.{}.{}.tile", lower(t.name), isa);
   }
-  for (const char* op : {"embed", "rmsnorm", "rope", "attention", "add", "glu", "gather"})
+  for (const char* op : {"embed", "rmsnorm", "rope", "attention", "add", "glu", "choose_experts", "combine",
+                         "softcap", "gather"})
     routes_[op] = fmt::format("{}.{}", op, isa);
 }
 
@@ -186,7 +208,7 @@ void CpuBackend::name_routes() {
 std::byte* CpuBackend::element_at(const KvLayer& cache, KvPart part, const BatchView& batch,
                                   int64_t row) const {
   const int32_t position = batch.positions[row];
-  const int64_t page = batch.pages[batch.sequences[row] * batch.page_stride + position / kKvPage];
+  const int64_t page = cache.page_of(batch.sequences[row], position);
   const int64_t slot = position % kKvPage;
   auto* base = static_cast<std::byte*>(part == KvPart::k ? cache.k : cache.v);
   base += page * static_cast<int64_t>(kv_page_bytes(cache.kv_heads, cache.head_dim));
@@ -337,6 +359,97 @@ void CpuBackend::glu(const GluArgs& args) {
   const auto kernel = args.activation == greta::Activation::silu ? kernels_.silu_mul : kernels_.gelu_mul;
   each_row(args.rows, n * 4, [&](int64_t row) {
     kernel(floats(args.gate) + row * n, floats(args.up) + row * n, n, floats_out(args.out) + row * n);
+  });
+}
+
+/// The choice is scalar code for every instruction set; e^x is the table's.
+void CpuBackend::choose_experts(const ChooseExpertsArgs& args) {
+  ran(routes_.at("choose_experts"));
+  const int64_t experts = args.logits.width;
+  const int64_t used = args.experts.width;
+  each_row(args.rows, experts * 8, [&](int64_t row) {
+    const float* logits = floats(args.logits) + row * experts;
+    thread_local std::vector<int32_t> chosen;
+    thread_local std::vector<float> powers;
+    choose_largest(logits, experts, used, chosen);
+    const float largest = logits[chosen.front()];
+    std::sort(chosen.begin(), chosen.end());
+    powers.resize(static_cast<size_t>(experts));
+    for (int64_t e = 0; e < experts; ++e) powers[static_cast<size_t>(e)] = logits[e] - largest;
+    kernels_.exp(powers.data(), experts, powers.data());
+    float sum = 0.0f;
+    if (args.normalised) {
+      for (const int32_t e : chosen) sum += powers[static_cast<size_t>(e)];
+    } else {
+      for (const float p : powers) sum += p;
+    }
+    for (int64_t s = 0; s < used; ++s) {
+      const int32_t e = chosen[static_cast<size_t>(s)];
+      floats_out(args.experts)[row * used + s] = static_cast<float>(e);
+      floats_out(args.weights)[row * used + s] =
+          powers[static_cast<size_t>(e)] / sum * static_cast<float>(args.scale);
+    }
+  });
+}
+
+/// Expert by expert in ascending order, the rows that chose it as one product. One row needs no gathering:
+/// its slots lie where a product writes them.
+void CpuBackend::expert_matmul(const ExpertMatmulArgs& args) {
+  const int64_t used = args.experts.width;
+  const auto stack = [&](int output) -> const CpuWeight& {
+    return own(args.outputs[static_cast<size_t>(output)].weight);
+  };
+  const int64_t in = stack(0).cols;
+  const int64_t experts = stack(0).experts;
+  const bool shared = args.x.width == in;
+  const float* ids = floats(args.experts);
+  std::vector<std::vector<int64_t>> slots(static_cast<size_t>(experts));  // row * used + slot
+  for (int64_t i = 0; i < args.rows * used; ++i) slots.at(static_cast<size_t>(ids[i])).push_back(i);
+  for (int64_t e = 0; e < experts; ++e) {
+    const auto& of = slots[static_cast<size_t>(e)];
+    if (of.empty()) continue;
+    const auto count = static_cast<int64_t>(of.size());
+    const auto source = [&](int64_t slot) { return floats(args.x) + (shared ? slot / used : slot) * in; };
+    expert_x_.resize(static_cast<size_t>(count * in));
+    for (int64_t i = 0; i < count; ++i)
+      std::copy_n(source(of[static_cast<size_t>(i)]), in, expert_x_.data() + i * in);
+    MatmulArgs product{count, {expert_x_.data(), in}, {}, args.count, args.site};
+    for (int o = 0; o < args.count; ++o) {
+      auto& y = expert_out_[static_cast<size_t>(o)];
+      const int64_t width = stack(o).rows_each();
+      y.resize(static_cast<size_t>(count * width));
+      product.outputs[static_cast<size_t>(o)] = {stack(o).each[static_cast<size_t>(e)].get(),
+                                                 nullptr,
+                                                 {y.data(), width},
+                                                 args.outputs[static_cast<size_t>(o)].stage};
+    }
+    matmul(product);
+    for (int o = 0; o < args.count; ++o) {
+      const int64_t width = stack(o).rows_each();
+      float* out = floats_out(args.outputs[static_cast<size_t>(o)].out);
+      for (int64_t i = 0; i < count; ++i)
+        std::copy_n(expert_out_[static_cast<size_t>(o)].data() + i * width, width,
+                    out + of[static_cast<size_t>(i)] * width);
+    }
+  }
+}
+
+void CpuBackend::combine(const CombineArgs& args) {
+  ran(routes_.at("combine"));
+  const int64_t used = args.weights.width;
+  const int64_t n = args.out.width;
+  each_row(args.rows, n * used, [&](int64_t row) {
+    kernels_.combine(floats(args.x) + row * used * n, floats(args.weights) + row * used, used, n,
+                     floats_out(args.out) + row * n);
+  });
+}
+
+void CpuBackend::softcap(const SoftcapArgs& args) {
+  ran(routes_.at("softcap"));
+  const int64_t n = args.x.width;
+  each_row(args.rows, n * 4, [&](int64_t row) {
+    kernels_.softcap(floats(args.x) + row * n, static_cast<float>(args.cap), n,
+                     floats_out(args.out) + row * n);
   });
 }
 

@@ -88,15 +88,18 @@ struct FloatJob {
 /// [kv_head][64][head_dim].
 struct AttentionJob {
   int queries = 0;
-  const float* const* q = nullptr;     ///< each [head_dim]
-  float* const* out = nullptr;         ///< each [head_dim]
-  const int32_t* positions = nullptr;  ///< each sees the keys 0 .. position
-  const int32_t* pages = nullptr;      ///< of the sequence
-  const std::byte* k = nullptr;        ///< page 0, this kv head
+  const float* const* q = nullptr;  ///< each [head_dim]
+  float* const* out = nullptr;      ///< each [head_dim]
+  const int32_t* positions =
+      nullptr;                     ///< each sees the keys up to its position, with a window the last of them
+  const int32_t* pages = nullptr;  ///< of the sequence
+  const std::byte* k = nullptr;    ///< page 0, this kv head
   const std::byte* v = nullptr;
   int64_t page_bytes = 0;
   int head_dim = 0;
   float scale = 0.0f;
+  float softcap = 0.0f;  ///< 0: none
+  int64_t window = 0;    ///< 0: none
 };
 
 struct KernelTable {
@@ -113,6 +116,9 @@ struct KernelTable {
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
   void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);
   void (*exp)(const float* x, int64_t n, float* out);
+  void (*softcap)(const float* x, float cap, int64_t n, float* out);
+  /// x: [used, n]
+  void (*combine)(const float* x, const float* weights, int64_t used, int64_t n, float* out);
 
   // rope
   void (*sincos)(const double* x, int64_t n, double* sin, double* cos);

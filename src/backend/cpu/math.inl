@@ -56,6 +56,32 @@ inline VF gelu16(VF x) {
   return div(mul(x, by_sign(y, e, set1(1.0f))), add(set1(1.0f), e));
 }
 
+// e^x - 1 for 0 <= x <= 64, and NaN: exp16's reduction, the one left out of the last sum. With n > 0 the sum
+// cannot cancel: r + r^2 p(r) >= -0.3, 2^n - 1 >= 1.
+inline VF expm1_16(VF x) {
+  const VF shifted = fma(x, set1(0x1.715476p+0f), set1(12582912.0f));
+  const VF n = sub(shifted, set1(12582912.0f));
+  const VI exponent = subi(as_int(shifted), set1i(0x4b400000));
+  VF r = fma(n, set1(-0x1.62e43p-1f), x);
+  r = fma(n, set1(0x1.05c61p-29f), r);
+  VF p = fma(set1(0x1.6a23dp-10f), r, set1(0x1.123a2p-7f));
+  p = fma(p, r, set1(0x1.5558f2p-5f));
+  p = fma(p, r, set1(0x1.555492p-3f));
+  p = fma(p, r, set1(0x1.fffffcp-2f));
+  p = fma(p, mul(r, r), r);
+  const VF power = as_float(shl(addi(exponent, set1i(127)), 23));
+  return fma(p, power, sub(power, set1(1.0f)));
+}
+
+// cap tanh(x / cap), tanh y = (e^2|y| - 1) / (e^2|y| + 1) with y's sign; beyond |y| = 16 it is 1.
+inline VF softcap16(VF x, VF cap) {
+  const VF y = div(x, cap);
+  const VF twice = vmin(set1(32.0f), add(magnitude(y), magnitude(y)));  // this order lets a NaN through
+  const VF t = expm1_16(twice);
+  const VF tanh = div(t, add(t, set1(2.0f)));
+  return mul(cap, by_sign(x, neg(tanh), tanh));
+}
+
 // sin and cos of x radians, |x| up to 2^31, in double. x = n pi/2 + r: with pi/2 in two doubles and n below
 // 2^31 the first fma is exact, what the second constant leaves out is below 1e-23. Taylor on |r| <= pi/4:
 // 5e-17 absolute.

@@ -49,6 +49,22 @@ void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
 void gelu_mul(const float* gate, const float* up, int64_t n, float* out) {
   map2(gate, up, n, out, [](VF g, VF u) { return mul(gelu16(g), u); });
 }
+void softcap_row(const float* x, float cap, int64_t n, float* out) {
+  const VF c = set1(cap);
+  map1(x, n, out, [&](VF v) { return softcap16(v, c); });
+}
+// sum_s weights[s] x[s]: a product, then a chain of fma in ascending s.
+void combine_row(const float* x, const float* weights, int64_t used, int64_t n, float* out) {
+  const auto sum_at = [&](int64_t i, const auto& get) {
+    VF sum = mul(set1(weights[0]), get(x + i));
+    for (int64_t s = 1; s < used; ++s) sum = fma(set1(weights[s]), get(x + s * n + i), sum);
+    return sum;
+  };
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(out + i, sum_at(i, [](const float* p) { return load(p); }));
+  const int tail = static_cast<int>(n - i);
+  if (tail > 0) store_n(out + i, sum_at(i, [tail](const float* p) { return load_n(p, tail); }), tail);
+}
 void exp_row(const float* x, int64_t n, float* out) {
   map1(x, n, out, [](VF v) { return exp16(v); });
 }

@@ -111,8 +111,39 @@ uint64_t weight_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t col
   return owns_floats(use, type, mode) ? static_cast<uint64_t>(rows * cols) * sizeof(float) : 0;
 }
 
+namespace {
+
+/// One expert after the other.
+std::unique_ptr<CpuWeight> load_stack(const WeightSource& source, WeightMode mode, ThreadPool& pool,
+                                      Arena& arena) {
+  auto stack = std::make_unique<CpuWeight>();
+  const size_t bytes = source.bytes.size() / static_cast<size_t>(source.experts);
+  for (int64_t e = 0; e < source.experts; ++e) {
+    WeightSource one = source;
+    one.rows = source.rows / source.experts;
+    one.experts = 1;
+    one.bytes = source.bytes.subspan(static_cast<size_t>(e) * bytes, bytes);
+    stack->each.push_back(load_weight(one, WeightUse::matmul, mode, pool, arena));
+    stack->resident_bytes += stack->each.back()->resident_bytes;
+  }
+  const CpuWeight& first = *stack->each.front();
+  stack->name = source.name;
+  stack->use = WeightUse::experts;
+  stack->file_type = source.type;
+  stack->kernel_type = first.kernel_type;
+  stack->resident = first.resident;
+  stack->file_in_use = first.file_in_use;
+  stack->rows = source.rows;
+  stack->cols = source.cols;
+  stack->experts = source.experts;
+  return stack;
+}
+
+}  // namespace
+
 std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMode mode,
                                        ThreadPool& pool, Arena& arena) {
+  if (use == WeightUse::experts) return load_stack(source, mode, pool, arena);
   if (const auto why = weight_refusal(use, source.type, source.rows, source.cols))
     fail("{}: {}", source.name, *why);
   const auto expected =
@@ -154,6 +185,10 @@ std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use
 }
 
 void CpuWeight::read_back(int64_t row, float* out) const {
+  if (!each.empty()) {
+    each[static_cast<size_t>(row / rows_each())]->read_back(row % rows_each(), out);
+    return;
+  }
   if (layout == Layout::groups) {
     unpack_row(index, data + row / kLanes * group_size, static_cast<int>(row % kLanes), units, cols, out);
   } else {

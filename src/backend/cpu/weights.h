@@ -25,6 +25,7 @@ struct CpuWeight : Weight {
   int64_t units = 0;      ///< groups: ceil(cols / 32)
   int64_t group_size = 0;
   std::shared_ptr<std::byte> memory;
+  std::vector<std::unique_ptr<CpuWeight>> each;  ///< a stack's matrices; the members above are then unused
 
   void read_back(int64_t row, float* out) const override;
 };

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <numeric>
+#include <span>
 
 #include "backend/reference/products.h"
 #include "base/error.h"
@@ -42,6 +44,7 @@ class FileWeight : public Weight {
     resident = fmt::format("{} in place", quant::traits(source.type).name);
     rows = source.rows;
     cols = source.cols;
+    experts = source.experts;
   }
   void read_back(int64_t row, float* out) const override {
     const auto& t = quant::traits(file_type);
@@ -69,10 +72,9 @@ double activate(Activation activation, double x) {
 }
 
 /// Cache layout: a page is [kKvPage, kv_heads * head_dim] doubles, keys and values alike.
-double* cache_row(void* pool, const KvLayer& cache, const BatchView& batch, int64_t sequence,
-                  int64_t position) {
+double* cache_row(void* pool, const KvLayer& cache, int64_t sequence, int64_t position) {
   const int64_t width = int64_t{cache.kv_heads} * cache.head_dim;
-  const int64_t page = batch.pages[sequence * batch.page_stride + position / kKvPage];
+  const int64_t page = cache.page_of(sequence, position);
   return static_cast<double*>(pool) + (page * kKvPage + position % kKvPage) * width;
 }
 
@@ -124,16 +126,16 @@ class ReferenceBackend : public Backend {
   }
   void read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
                double* out) const override {
-    const double* from = cache_row(part == KvPart::k ? cache.k : cache.v, cache, batch, batch.sequences[row],
-                                   batch.positions[row]);
+    const double* from =
+        cache_row(part == KvPart::k ? cache.k : cache.v, cache, batch.sequences[row], batch.positions[row]);
     std::copy_n(from, int64_t{cache.kv_heads} * cache.head_dim, out);
   }
 
   void write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
                 const double* in) override {
-    std::copy_n(in, int64_t{cache.kv_heads} * cache.head_dim,
-                cache_row(part == KvPart::k ? cache.k : cache.v, cache, batch, batch.sequences[row],
-                          batch.positions[row]));
+    std::copy_n(
+        in, int64_t{cache.kv_heads} * cache.head_dim,
+        cache_row(part == KvPart::k ? cache.k : cache.v, cache, batch.sequences[row], batch.positions[row]));
   }
 
   void embed(const EmbedArgs& a) override {
@@ -164,19 +166,22 @@ class ReferenceBackend : public Backend {
 
   void matmul(const MatmulArgs& a) override {
     ran("reference.matmul");
-    for (int i = 0; i < a.count; ++i) product(a.x, a.rows, a.outputs[static_cast<size_t>(i)]);
+    for (int i = 0; i < a.count; ++i) {
+      const MatmulOutput& output = a.outputs[static_cast<size_t>(i)];
+      product(a.x, a.rows, output, 0, output.weight->rows);
+    }
   }
 
-  /// The lanes are kLanes outputs, the rows are tokens.
-  void product(const View& x, int64_t rows, const MatmulOutput& o) {
+  /// With the weight's rows first_row .. first_row + outputs. The lanes are kLanes outputs, the rows are
+  /// tokens.
+  void product(const View& x, int64_t rows, const MatmulOutput& o, int64_t first_row, int64_t outputs) {
     const auto bias = o.bias == nullptr ? std::vector<float>() : whole_vector(*o.bias);
     const int64_t width = o.weight->cols;
-    const int64_t outputs = o.weight->rows;
     pool_.parallel_for((outputs + kLanes - 1) / kLanes, 1, [&](int64_t tile, int64_t, int worker) {
       const int64_t first = tile * kLanes;
       const int64_t count = std::min<int64_t>(kLanes, outputs - first);
       WeightTile& weights = tiles_[static_cast<size_t>(worker)];
-      weights.read(*o.weight, first, count);
+      weights.read(*o.weight, first_row + first, count);
       std::array<double, kRowsTogether * kLanes> sums;  // [rows, kLanes]
       for (int64_t r = 0; r < rows; r += kRowsTogether) {
         const int64_t together = std::min(kRowsTogether, rows - r);
@@ -219,11 +224,11 @@ class ReferenceBackend : public Backend {
       const auto turns = turns_at(*a.rope, position);
       for (int h = 0; h < a.heads; ++h)
         rotate(*a.rope, turns, head_dim, row_of(a.q, r) + h * head_dim, row_of(a.q_out, r) + h * head_dim);
-      double* k_row = cache_row(a.cache.k, a.cache, *a.batch, sequence, position);
+      double* k_row = cache_row(a.cache.k, a.cache, sequence, position);
       for (int h = 0; h < a.cache.kv_heads; ++h)
         rotate(*a.rope, turns, head_dim, row_of(a.k, r) + h * head_dim, k_row + h * head_dim);
       std::copy_n(row_of(a.v, r), int64_t{a.cache.kv_heads} * head_dim,
-                  cache_row(a.cache.v, a.cache, *a.batch, sequence, position));
+                  cache_row(a.cache.v, a.cache, sequence, position));
     });
   }
 
@@ -260,17 +265,35 @@ class ReferenceBackend : public Backend {
                        [&](int64_t b, int64_t, int) { attend(a, blocks[static_cast<size_t>(b)]); });
   }
 
-  /// A query: one head of one row.
+  /// A query: one head of one row. It sees the keys begin .. end - 1.
   struct Query {
     int64_t row;
     int head;
-    int64_t keys;  ///< that it sees: positions 0 .. keys - 1
+    int64_t begin;
+    int64_t end;
+    bool sees(int64_t key) const { return begin <= key && key < end; }
   };
   /// Up to kLanes queries of one sequence that read one kv head.
   struct QueryBlock {
     int64_t sequence;
     int kv_head;
     std::vector<Query> queries;
+    // Keys that some query sees, and those that all see (none: common_begin = common_end).
+    int64_t begin, end, common_begin, common_end;
+
+    /// The page with `begin` is the first that is touched.
+    int64_t first_key() const { return begin / kKvPage * kKvPage; }
+    void count_keys() {
+      begin = common_end = std::numeric_limits<int64_t>::max();
+      end = common_begin = 0;
+      for (const Query& q : queries) {
+        begin = std::min(begin, q.begin);
+        end = std::max(end, q.end);
+        common_begin = std::max(common_begin, q.begin);
+        common_end = std::min(common_end, q.end);
+      }
+      common_end = std::max(common_begin, common_end);
+    }
   };
 
   static std::vector<QueryBlock> query_blocks(const AttentionArgs& a) {
@@ -280,14 +303,17 @@ class ReferenceBackend : public Backend {
       bool open = false;
       for (int64_t r = 0; r < a.batch->rows; ++r) {
         const int64_t sequence = a.batch->sequences[r];
+        const int64_t end = int64_t{a.batch->positions[r]} + 1;
+        const int64_t begin = a.window == 0 ? 0 : std::max<int64_t>(end - a.window, 0);
         for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
           open = open && blocks.back().sequence == sequence && blocks.back().queries.size() < kLanes;
-          if (!open) blocks.push_back({sequence, kv_head, {}});
+          if (!open) blocks.push_back({sequence, kv_head, {}, 0, 0, 0, 0});
           open = true;
-          blocks.back().queries.push_back({r, h, int64_t{a.batch->positions[r]} + 1});
+          blocks.back().queries.push_back({r, h, begin, end});
         }
       }
     }
+    for (QueryBlock& block : blocks) block.count_keys();
     return blocks;
   }
 
@@ -300,7 +326,11 @@ class ReferenceBackend : public Backend {
       for (size_t d = 0; d < head_dim; ++d) q[d * kLanes + l] = from[d];
     }
     auto p = scores(a, block, q);
-    for (size_t l = 0; l < block.queries.size(); ++l) softmax(p.data() + l, block.queries[l].keys, a.scale);
+    for (size_t l = 0; l < block.queries.size(); ++l) {
+      const Query& query = block.queries[l];
+      softmax(p.data() + (query.begin - block.first_key()) * kLanes + static_cast<int64_t>(l),
+              query.end - query.begin, a);
+    }
     const auto sums = weighted_values(a, block, p);
     for (size_t l = 0; l < block.queries.size(); ++l) {
       double* out = row_of(a.out, block.queries[l].row) + block.queries[l].head * a.cache.head_dim;
@@ -308,16 +338,16 @@ class ReferenceBackend : public Backend {
     }
   }
 
-  /// q . k for every key that a query of the block sees: [keys, kLanes].
+  /// q . k from the block's first page on: [keys, kLanes]. What a query does not see is computed and dropped.
   std::vector<double> scores(const AttentionArgs& a, const QueryBlock& block,
                              const std::vector<double>& q) const {
     const int64_t width = int64_t{a.cache.kv_heads} * a.cache.head_dim;
-    const int64_t most = most_keys(block);
-    std::vector<double> p(static_cast<size_t>(most * kLanes));
-    for (int64_t j = 0; j < most; j += kKvPage) {
-      const double* k = cache_row(a.cache.k, a.cache, *a.batch, block.sequence, j);
-      add_products_({std::min<int64_t>(kKvPage, most - j), k + block.kv_head * a.cache.head_dim, width, 1,
-                     a.cache.head_dim, q.data(), p.data() + j * kLanes});
+    const int64_t first = block.first_key();
+    std::vector<double> p(static_cast<size_t>((block.end - first) * kLanes));
+    for (int64_t j = first; j < block.end; j += kKvPage) {
+      const double* k = cache_row(a.cache.k, a.cache, block.sequence, j);
+      add_products_({std::min<int64_t>(kKvPage, block.end - j), k + block.kv_head * a.cache.head_dim, width,
+                     1, a.cache.head_dim, q.data(), p.data() + (j - first) * kLanes});
     }
     return p;
   }
@@ -327,43 +357,111 @@ class ReferenceBackend : public Backend {
   std::vector<double> weighted_values(const AttentionArgs& a, const QueryBlock& block,
                                       const std::vector<double>& p) const {
     const int64_t width = int64_t{a.cache.kv_heads} * a.cache.head_dim;
-    const int64_t most = most_keys(block);
-    const int64_t fewest = fewest_keys(block);
     std::vector<double> sums(static_cast<size_t>(a.cache.head_dim) * kLanes);
-    for (int64_t j = 0; j < fewest; j += kKvPage) {
-      const double* v = cache_row(a.cache.v, a.cache, *a.batch, block.sequence, j);
-      add_products_({a.cache.head_dim, v + block.kv_head * a.cache.head_dim, 1, width,
-                     std::min<int64_t>(kKvPage, fewest - j), p.data() + j * kLanes, sums.data()});
+    const auto weights = [&](int64_t j) { return p.data() + (j - block.first_key()) * kLanes; };
+    const auto values = [&](int64_t j) {
+      return cache_row(a.cache.v, a.cache, block.sequence, j) + block.kv_head * a.cache.head_dim;
+    };
+    const auto one_by_one = [&](int64_t from, int64_t to) {
+      for (int64_t j = from; j < to; ++j)
+        for (size_t l = 0; l < block.queries.size(); ++l)
+          for (int d = 0; block.queries[l].sees(j) && d < a.cache.head_dim; ++d)
+            sums[static_cast<size_t>(d) * kLanes + l] += weights(j)[l] * values(j)[d];
+    };
+    one_by_one(block.begin, block.common_begin);
+    for (int64_t j = block.common_begin; j < block.common_end;) {
+      const int64_t stop = std::min(block.common_end, (j / kKvPage + 1) * kKvPage);
+      add_products_({a.cache.head_dim, values(j), 1, width, stop - j, weights(j), sums.data()});
+      j = stop;
     }
-    for (int64_t j = fewest; j < most; ++j) {
-      const double* v =
-          cache_row(a.cache.v, a.cache, *a.batch, block.sequence, j) + block.kv_head * a.cache.head_dim;
-      for (size_t l = 0; l < block.queries.size(); ++l)
-        for (int d = 0; j < block.queries[l].keys && d < a.cache.head_dim; ++d)
-          sums[static_cast<size_t>(d) * kLanes + l] += p[static_cast<size_t>(j) * kLanes + l] * v[d];
-    }
+    one_by_one(block.common_end, block.end);
     return sums;
   }
 
-  static bool sees_fewer(const Query& a, const Query& b) { return a.keys < b.keys; }
-  static int64_t most_keys(const QueryBlock& b) {
-    return std::max_element(b.queries.begin(), b.queries.end(), sees_fewer)->keys;
-  }
-  static int64_t fewest_keys(const QueryBlock& b) {
-    return std::min_element(b.queries.begin(), b.queries.end(), sees_fewer)->keys;
-  }
+  static double capped(double x, double cap) { return cap * std::tanh(x / cap); }
 
   /// One lane of [keys, kLanes], in place.
-  static void softmax(double* lane, int64_t keys, double scale) {
+  static void softmax(double* lane, int64_t keys, const AttentionArgs& a) {
     double largest = -std::numeric_limits<double>::infinity();
     for (int64_t j = 0; j < keys; ++j) {
       double& s = lane[j * kLanes];
-      s *= scale;
+      s *= a.scale;
+      if (a.softcap > 0) s = capped(s, a.softcap);
       largest = s > largest ? s : largest;  // a NaN shows in the exponentials below
     }
     double sum = 0.0;
     for (int64_t j = 0; j < keys; ++j) sum += lane[j * kLanes] = std::exp(lane[j * kLanes] - largest);
     for (int64_t j = 0; j < keys; ++j) lane[j * kLanes] /= sum;
+  }
+
+  void choose_experts(const ChooseExpertsArgs& a) override {
+    ran("reference.choose_experts");
+    for (int64_t r = 0; r < a.rows; ++r) {
+      const std::span<const double> logits(row_of(a.logits, r), static_cast<size_t>(a.logits.width));
+      std::vector<int64_t> order(logits.size());
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) {
+        const double lx = logits[static_cast<size_t>(x)];
+        const double ly = logits[static_cast<size_t>(y)];
+        return std::isnan(ly) ? false : std::isnan(lx) || lx > ly;
+      });
+      const double largest = logits[static_cast<size_t>(order.front())];
+      const auto chosen = std::span(order).first(static_cast<size_t>(a.experts.width));
+      double sum = 0.0;
+      for (const int64_t e : a.normalised ? chosen : std::span(order))
+        sum += std::exp(logits[static_cast<size_t>(e)] - largest);
+      std::sort(chosen.begin(), chosen.end());
+      for (size_t s = 0; s < chosen.size(); ++s) {
+        row_of(a.experts, r)[s] = static_cast<double>(chosen[s]);
+        row_of(a.weights, r)[s] = std::exp(logits[static_cast<size_t>(chosen[s])] - largest) / sum * a.scale;
+      }
+    }
+  }
+
+  /// Expert by expert, the rows that chose it together. A row without its own part reads the token's.
+  void expert_matmul(const ExpertMatmulArgs& a) override {
+    ran("reference.expert_matmul");
+    const int64_t used = a.experts.width;
+    const int64_t in = a.outputs[0].weight->cols;
+    const bool shared = a.x.width == in;
+    for (int64_t e = 0; e < a.outputs[0].weight->experts; ++e) {
+      std::vector<int64_t> slots;  // row * used + slot
+      for (int64_t i = 0; i < a.rows * used; ++i)
+        if (static_cast<int64_t>(row_of(a.experts, 0)[i]) == e) slots.push_back(i);
+      if (slots.empty()) continue;
+      const auto count = static_cast<int64_t>(slots.size());
+      std::vector<double> x(static_cast<size_t>(count * in));
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t slot = slots[static_cast<size_t>(i)];
+        std::copy_n(row_of(a.x, 0) + (shared ? slot / used : slot) * in, in, x.data() + i * in);
+      }
+      for (int o = 0; o < a.count; ++o) {
+        const MatmulOutput& output = a.outputs[static_cast<size_t>(o)];
+        const int64_t width = output.weight->rows_each();
+        std::vector<double> y(static_cast<size_t>(count * width));
+        product({x.data(), in}, count, {output.weight, nullptr, {y.data(), width}, output.stage}, e * width,
+                width);
+        for (int64_t i = 0; i < count; ++i)
+          std::copy_n(y.data() + i * width, width,
+                      row_of(output.out, 0) + slots[static_cast<size_t>(i)] * width);
+      }
+    }
+  }
+
+  void combine(const CombineArgs& a) override {
+    ran("reference.combine");
+    for (int64_t r = 0; r < a.rows; ++r)
+      for (int64_t i = 0; i < a.out.width; ++i) {
+        double sum = 0.0;
+        for (int64_t s = 0; s < a.weights.width; ++s)
+          sum += row_of(a.weights, r)[s] * row_of(a.x, r)[s * a.out.width + i];
+        row_of(a.out, r)[i] = sum;
+      }
+  }
+
+  void softcap(const SoftcapArgs& a) override {
+    ran("reference.softcap");
+    for (int64_t i = 0; i < a.rows * a.x.width; ++i) row_of(a.out, 0)[i] = capped(row_of(a.x, 0)[i], a.cap);
   }
 
   void add(const AddArgs& a) override {
