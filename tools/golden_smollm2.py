@@ -16,7 +16,9 @@ import time
 
 import numpy as np
 
+import golden_hf
 import golden_lib as lib
+from golden_numpy import GgufModel, numpy_forward
 
 TOKENS = 768
 TOP = 64
@@ -83,8 +85,8 @@ def load(torch, transformers, path, ours):
     state, seen = model.state_dict(), set()
     for name, array in ours.tensors.items():
         if ".attn_q." in name or ".attn_k." in name:
-            array = lib.to_half_split(array, ours.heads if ".attn_q." in name else ours.kv_heads)
-        theirs = lib.hf_name(name)
+            array = golden_hf.to_half_split(array, ours.heads if ".attn_q." in name else ours.kv_heads)
+        theirs = golden_hf.hf_name(name)
         if not np.array_equal(state[theirs].numpy(), array.astype(np.float64)):
             raise AssertionError(f"{name}: transformers' weights are not the file's")
         seen.add(theirs)
@@ -102,7 +104,7 @@ def metadata_for(torch, transformers, path, what):
     return {
         "schema_version": "1", "model": os.path.basename(path), "model_sha256": lib.sha256_of(path),
         "device": "transformers, true float64", "oracle": "LlamaForCausalLM", "script": "tools/golden_smollm2.py",
-        "content": what, "text": "prose.txt", "stage_sources": json.dumps(lib.STAGE_SOURCES),
+        "content": what, "text": "prose.txt", "stage_sources": json.dumps(golden_hf.STAGE_SOURCES),
         **{"version_" + k: v for k, v in lib.versions(torch, transformers).items()},
     }
 
@@ -125,8 +127,8 @@ def prose(torch, model, ours, tokenizer, out, metadata):
         raise AssertionError(f"prose.txt: expected {TOKENS} tokens at least, got {len(ids)}")
     ids = ids[:TOKENS]
     rows = list(STAGE_ROWS)
-    stages = lib.record(torch, model, ids, ours.heads, ours.kv_heads, half_split=True, chosen=rows)
-    error, where = lib.cross_check(stages, lib.numpy_forward(ours, ids, rows=rows))
+    stages = golden_hf.record(torch, model, ours, ids, chosen=rows)
+    error, where = lib.cross_check(stages, numpy_forward(ours, ids, rows=rows))
     print(f"prose: transformers and numpy differ by {error:.3g} at most ({where})")
     metadata["cross_check_worst_row_error"] = f"{error:.3g}"
     logits = stages["logits"]
@@ -146,8 +148,8 @@ def prose(torch, model, ours, tokenizer, out, metadata):
     names = ["embed_out", *(f"layers.{n}.residual_post_mlp" for n in range(ours.layers)), "final_norm"]
     write("prose_residuals", rows, {name: stages[name] for name in names}, "the residual stream after every layer")
     for n in STAGE_LAYERS:
-        write(f"prose_layer_{n:02d}", rows, {f"layers.{n}.{s}": stages[f"layers.{n}.{s}"] for s in lib.STAGES},
-              f"every stage of layer {n}")
+        names = [name for name in lib.stage_order([n], stages) if name.startswith("layers.")]
+        write(f"prose_layer_{n:02d}", rows, {name: stages[name] for name in names}, f"every stage of layer {n}")
 
 
 def generate(torch, transformers, model, prompts, pad):
@@ -206,7 +208,7 @@ def main():
     args = parser.parse_args()
     started = time.monotonic()
     torch, transformers = lib.import_in_float64()
-    ours = lib.GgufModel(args.model)
+    ours = GgufModel(args.model)
     model = load(torch, transformers, args.model, ours)
     tokenizer = tokenizer_of(ours.meta)
     metadata = metadata_for(torch, transformers, args.model, "")

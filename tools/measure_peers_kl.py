@@ -12,7 +12,7 @@ import os
 
 import numpy as np
 
-import golden_lib as lib
+from golden_numpy import GgufModel, numpy_forward
 from golden_smollm2 import TOKENS, tokenizer_of
 
 
@@ -41,11 +41,11 @@ def main():
     parser.add_argument("model")
     parser.add_argument("peer", choices=["llama.cpp", "transformers-float32", "transformers-bfloat16"])
     args = parser.parse_args()
-    ours = lib.GgufModel(args.model)
+    ours = GgufModel(args.model)
     prose = os.path.join(os.path.dirname(__file__), "..", "tests", "golden", "smollm2", "prose.txt")
     with open(prose, encoding="utf-8", newline="") as f:
         ids = tokenizer_of(ours.meta).encode(f.read(), add_special_tokens=False).ids[:TOKENS]
-    want = lib.numpy_forward(ours, ids, rows=[0])["logits"]
+    want = numpy_forward(ours, ids, rows=[0])["logits"]
     if args.peer == "llama.cpp":
         got, name = llama_cpp_logits(args.model, ids)
     else:
