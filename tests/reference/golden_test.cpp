@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
 
 #include "support.h"
 #include "trace/safetensors.h"
@@ -10,17 +13,23 @@
 namespace greta {
 namespace {
 
-std::vector<std::string> golden_models() {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(test::golden("models")))
-    if (entry.path().extension() == ".gguf") names.push_back(entry.path().stem().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
+/// An entry of tests/golden/models/manifest.json.
+struct Golden {
+  std::string name, gguf, stages, logits;
+  std::optional<int64_t> context;  ///< that the run must ask for
+};
 
-/// rope_llama3_none has the rope_freqs tensor without the scaling keys: the same numbers.
-std::string golden_of(const std::string& model) {
-  return model == "rope_llama3_none" ? "rope_llama3" : model;
+std::vector<Golden> goldens() {
+  std::vector<Golden> all;
+  std::ifstream in(test::golden("models/manifest.json"));
+  for (const auto& entry : nlohmann::json::parse(in)) {
+    const auto path = [&](const char* key) {
+      return test::golden("models/" + entry.at(key).get<std::string>());
+    };
+    all.push_back({entry.at("name"), path("gguf"), path("golden"), path("golden_logits"), std::nullopt});
+    if (entry.contains("context")) all.back().context = entry["context"].get<int64_t>();
+  }
+  return all;
 }
 
 std::vector<TokenId> tokens_of(const SafeTensorsFile& file) {
@@ -35,9 +44,10 @@ TraceRecorder record(Engine& engine, const std::vector<TokenId>& ids) {
   return recorder;
 }
 
-EngineOptions options_for(const std::string& device) {
+EngineOptions options_for(const Golden& golden, const std::string& device) {
   EngineOptions options;
   options.device = device;
+  options.context = golden.context;
   options.chunk = 64;
   options.all_logits = true;
   options.backend.threads = 2;
@@ -98,37 +108,50 @@ Worst worst_row(const TraceRecorder& trace, const SafeTensorsFile& expected, Dis
   return worst;
 }
 
-class GoldenModel : public testing::TestWithParam<std::string> {};
+/// Tensors of a golden that are stages.
+std::set<std::string> stages_in(const SafeTensorsFile& file) {
+  std::set<std::string> names;
+  for (const auto& [name, tensor] : file.tensors())
+    if (stage_from_name(name.substr(name.rfind('.') + 1))) names.insert(name);
+  return names;
+}
+
+class GoldenModel : public testing::TestWithParam<Golden> {};
 
 TEST_P(GoldenModel, ReferenceWithinOneBillionthOfTransformers) {
-  const auto model = ModelFile::open(test::golden("models/" + GetParam() + ".gguf"));
-  const std::string base = test::golden("models/" + golden_of(GetParam()));
-  const SafeTensorsFile logits(base + ".logits.safetensors");
-  const SafeTensorsFile stages(base + ".safetensors");
-  Engine engine(model, options_for("reference"));
+  const auto model = ModelFile::open(GetParam().gguf);
+  const SafeTensorsFile logits(GetParam().logits);
+  const SafeTensorsFile stages(GetParam().stages);
+  Engine engine(model, options_for(GetParam(), "reference"));
   const auto trace = record(engine, tokens_of(logits));
 
   const Worst of_logits = worst_row(trace, logits, distance);
   const Worst of_stages = worst_row(trace, stages, distance);
-  EXPECT_EQ(of_logits.rows, tokens_of(logits).size());
-  EXPECT_GE(of_stages.rows, 4u * 16u * static_cast<size_t>(engine.hparams().layers));
+  EXPECT_EQ(of_logits.rows, logits.numbers("positions").size());
+  EXPECT_EQ(of_stages.rows, stages.numbers("positions").size() * stages_in(stages).size());
   EXPECT_TRUE(of_logits.value <= 1e-9) << of_logits.value << " in " << of_logits.where;
   EXPECT_TRUE(of_stages.value <= 1e-9) << of_stages.value << " in " << of_stages.where;
   RecordProperty("worst", fmt::format("{:.2e}", std::max(of_logits.value, of_stages.value)));
+
+  std::set<std::string> traced;  // and there is no stage that the oracle does not have
+  for (const auto& [key, rows] : trace.rows()) traced.insert(trace_name(key.first, key.second));
+  std::set<std::string> expected = stages_in(stages);
+  expected.insert("logits");
+  EXPECT_EQ(traced, expected);
 }
 
 TEST_P(GoldenModel, CpuLogitsWithinOneTenThousandth) {
-  const auto model = ModelFile::open(test::golden("models/" + GetParam() + ".gguf"));
-  const SafeTensorsFile logits(test::golden("models/" + golden_of(GetParam())) + ".logits.safetensors");
-  Engine engine(model, options_for("cpu"));
+  const auto model = ModelFile::open(GetParam().gguf);
+  const SafeTensorsFile logits(GetParam().logits);
+  Engine engine(model, options_for(GetParam(), "cpu"));
   const auto trace = record(engine, tokens_of(logits));
   const Worst worst = worst_row(trace, logits, norm_distance);
-  EXPECT_EQ(worst.rows, tokens_of(logits).size());
+  EXPECT_EQ(worst.rows, logits.numbers("positions").size());
   EXPECT_TRUE(worst.value <= 1e-4) << worst.value << " in " << worst.where;
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, GoldenModel, testing::ValuesIn(golden_models()),
-                         [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Shapes, GoldenModel, testing::ValuesIn(goldens()),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(GoldenComparison, SeesOneChangedValueAndANaN) {
   std::vector<double> row = {1.0, -2.0, 3.0};
