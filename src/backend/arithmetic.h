@@ -27,6 +27,7 @@ class Arithmetic {
   double angle_unit = 0x1p-53;  ///< relative error of a rotary angle, in which cos and sin are then taken
   double exp_ulps = 2.0;
   double activation_ulps = 3.0;  ///< of silu and gelu
+  double tanh_ulps = 3.0;        ///< of a soft cap's tanh
   WeightMode weights = WeightMode::stored;
   KvType kv_type = KvType::f16;
 
@@ -45,7 +46,7 @@ class PlainArithmetic : public Arithmetic {
     unit = u;
     angle_unit = u;
     kv_type = u < 0x1p-30 ? KvType::f64 : KvType::f32;
-    exp_ulps = activation_ulps = 8.0;
+    exp_ulps = activation_ulps = tanh_ulps = 8.0;
   }
   MatmulArithmetic matmul(quant::Type, int64_t k) const override {
     return {OperandRounding::none, static_cast<int>(k) + 1};

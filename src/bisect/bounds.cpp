@@ -240,8 +240,8 @@ double attention_relative(double delta, int value_roundings, double exp_ulps, do
 }
 
 Judged judge_attention(std::span<const double> q, std::span<const double> keys,
-                       std::span<const double> values, double scale, int score_roundings, int value_roundings,
-                       double exp_ulps, double u) {
+                       std::span<const double> values, double scale, double softcap, int score_roundings,
+                       int value_roundings, double exp_ulps, double tanh_ulps, double u) {
   const size_t width = q.size();
   const size_t count = keys.size() / width;
   std::vector<double> score(count);
@@ -253,10 +253,15 @@ Judged judge_attention(std::span<const double> q, std::span<const double> keys,
       score[j] += q[d] * keys[j * width + d] * scale;
       magnitude += std::abs(q[d] * keys[j * width + d]) * scale;
     }
+    double own = gamma(score_roundings, u) * magnitude;
+    if (softcap > 0) {
+      score[j] = softcap * std::tanh(score[j] / softcap);
+      own += softcap_error(score[j], tanh_ulps, u);
+    }
     largest = std::max(largest, score[j]);
     // The argument of exp: the score's own error, and the subtraction's rounding of s - m (|s - m| <= 2 max
     // |s|).
-    delta = std::max(delta, gamma(score_roundings, u) * magnitude + 2 * u * std::abs(score[j]));
+    delta = std::max(delta, own + 2 * u * std::abs(score[j]));
   }
   double sum = 0.0;
   for (double& s : score) sum += s = std::exp(s - largest);
@@ -303,6 +308,71 @@ Judged judge_glu(Activation activation, std::span<const double> gate, std::span<
     judged.value.push_back(y * up[i]);
     judged.certain.push_back(relative * std::abs(judged.value.back()) + kSubnormal * (1.0 + std::abs(up[i])));
   }
+  return judged;
+}
+
+double softcap_error(double value, double tanh_ulps, double u) {
+  return (2 * tanh_ulps + 3) * u * std::abs(value) + kSubnormal;
+}
+
+Judged judge_softcap(std::span<const double> x, double cap, double tanh_ulps, double u) {
+  Judged judged;
+  for (const double value : x) {
+    judged.value.push_back(cap * std::tanh(value / cap));
+    judged.certain.push_back(softcap_error(judged.value.back(), tanh_ulps, u));
+  }
+  return judged;
+}
+
+JudgedChoice judge_choice(std::span<const double> logits, int64_t used, bool normalised, double scale,
+                          double exp_ulps, double u) {
+  std::vector<size_t>
+      order;  // chosen one by one: the largest left, the first of equal ones, a NaN before all
+  std::vector<bool> taken(logits.size(), false);
+  for (int64_t s = 0; s < used; ++s) {
+    size_t best = logits.size();
+    for (size_t e = 0; e < logits.size(); ++e) {
+      if (taken[e]) continue;
+      if (best == logits.size() || logits[e] > logits[best] ||
+          (std::isnan(logits[e]) && !std::isnan(logits[best])))
+        best = e;
+    }
+    taken[best] = true;
+    order.push_back(best);
+  }
+  const double largest = logits[order.front()];
+  double sum = 0.0, farthest = 0.0;
+  double addends = 0.0;
+  for (size_t e = 0; e < logits.size(); ++e) {
+    if (normalised && !taken[e]) continue;
+    sum += std::exp(logits[e] - largest);
+    farthest = std::max(farthest, largest - logits[e]);
+    ++addends;
+  }
+  JudgedChoice judged;
+  const double relative = 2 * (2 * exp_ulps * u + u * farthest) + gamma(addends + 4, u);
+  for (size_t e = 0; e < logits.size(); ++e) {
+    if (!taken[e]) continue;
+    judged.experts.value.push_back(static_cast<double>(e));
+    judged.experts.certain.push_back(0.0);
+    judged.weights.value.push_back(std::exp(logits[e] - largest) / sum * scale);
+    judged.weights.certain.push_back(relative * std::abs(judged.weights.value.back()) + 0x1p-125);
+  }
+  return judged;
+}
+
+Judged judge_combine(std::span<const double> x, std::span<const double> weights, double u) {
+  const size_t width = x.size() / weights.size();
+  Judged judged{std::vector<double>(width, 0.0), std::vector<double>(width, 0.0)};
+  for (size_t s = 0; s < weights.size(); ++s)
+    for (size_t i = 0; i < width; ++i) {
+      const double term = weights[s] * x[s * width + i];
+      judged.value[i] += term;
+      judged.certain[i] += std::abs(term);
+    }
+  for (double& bound : judged.certain)
+    bound = gamma(static_cast<double>(weights.size()), u) * bound +
+            kSubnormal * static_cast<double>(weights.size());
   return judged;
 }
 

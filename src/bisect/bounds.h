@@ -65,11 +65,11 @@ Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double
 
 /// One head's attention on q, K and V as stored ([keys, head_dim] each). score_roundings: of one score;
 /// value_roundings: that one p_j v_j passes through (the chain over keys and every rescaling).
-/// delta_j = gamma * scale * sum |q||k| + u |s|; bound_i = sum_j p_j |v_ji| (e^(2 delta) - 1 + exp's ulps +
-/// gamma').
+/// delta_j = gamma * scale * sum |q||k| + u |s|, and with a cap its own error (softcap_error); bound_i =
+/// sum_j p_j |v_ji| (e^(2 delta) - 1 + exp's ulps + gamma'). Keys and values: those that the row sees.
 Judged judge_attention(std::span<const double> q, std::span<const double> keys,
-                       std::span<const double> values, double scale, int score_roundings, int value_roundings,
-                       double exp_ulps, double u = 0x1p-24);
+                       std::span<const double> values, double scale, double softcap, int score_roundings,
+                       int value_roundings, double exp_ulps, double tanh_ulps, double u = 0x1p-24);
 /// The relative part of that bound: e^(2 delta) - 1 + exp's ulps + gamma'.
 double attention_relative(double delta, int value_roundings, double exp_ulps, double u);
 
@@ -80,6 +80,23 @@ Judged judge_add(std::span<const double> a, std::span<const double> b, double u 
 /// rounding inside the exponential; its bound carries the argument's error.
 Judged judge_glu(Activation activation, std::span<const double> gate, std::span<const double> up,
                  double activation_ulps, double u = 0x1p-24);
+
+/// cap * tanh(x / cap): tanh's ulps, the quotient's rounding (tanh never magnifies a relative error) and the
+/// product's.
+Judged judge_softcap(std::span<const double> x, double cap, double tanh_ulps, double u = 0x1p-24);
+double softcap_error(double value, double tanh_ulps, double u);
+
+/// The experts that a row's logits choose, exactly (bound 0), and their weights: exp's ulps and its
+/// argument's rounding in numerator and sum, a rounding for each addend, the quotient and the scale.
+struct JudgedChoice {
+  Judged experts;
+  Judged weights;
+};
+JudgedChoice judge_choice(std::span<const double> logits, int64_t used, bool normalised, double scale,
+                          double exp_ulps, double u = 0x1p-24);
+
+/// sum_s weights[s] x[s]: a chain of `used` roundings.
+Judged judge_combine(std::span<const double> x, std::span<const double> weights, double u = 0x1p-24);
 
 /// A bound with the rounding of a value stored in the cache: half an ulp of the type, and half its smallest
 /// subnormal.

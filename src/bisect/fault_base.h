@@ -17,7 +17,8 @@ struct Scratch {
   View view;
 };
 
-/// One layer's keys and values in pages of our own, with room for positions 0 .. the last of every sequence in `like`.
+/// One layer's keys and values in pages of our own, with room for positions 0 .. the last of every sequence
+/// in `like`.
 class ScratchCache {
  public:
   ScratchCache(Backend& backend, const KvLayer& shape, const BatchView& like);  ///< zeros

@@ -1,5 +1,6 @@
 #include "bisect/replay.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -8,6 +9,9 @@
 
 namespace greta {
 namespace {
+
+/// Slots of buffers: inputs from 0 on, outputs from here. v_ stays in its own until rope has read it.
+constexpr size_t kOutputs = 4;
 
 HParams one_layer(HParams hp) {
   hp.layers = 1;
@@ -37,6 +41,7 @@ struct Replayer::Call {
 Replayer::Replayer(Backend& backend, const Model& model, int64_t sequences, int64_t context)
     : backend_(backend),
       model_(model),
+      wiring_(model.hp),
       cache_(backend, all_keys(model.hp), sequences, context, context),
       rope_cache_(backend, all_keys(one_layer(model.hp)), sequences, context, context) {}
 
@@ -120,37 +125,8 @@ void Replayer::replay(const UnitRows& data, std::span<const CallShape> calls, co
                      cache_.sequences()}};
     first += rows;
     if (rows == 0) continue;
-    const HParams& hp = model_.hp;
-    if (data.unit == 0) {
-      const View out = output(0, call, hp.dim);
-      backend_.embed({&call.batch, model_.at(Role::embedding), hp.embedding_scale, out,
-                      site(call, kNoLayer, Stage::embed_out)});
-      ++counts_.calls;
-      compare(call, Stage::embed_out, out, mismatch);
-    } else if (head) {
-      replay_head(call, mismatch);
-    } else {
-      replay_layer(call, layer_of_unit(data.unit, hp.layers), mismatch);
-    }
+    for (const StageRule& rule : wiring_.rules_of_unit(data.unit)) replay_call(call, rule, mismatch);
   }
-}
-
-void Replayer::replay_head(const Call& call, const Sink& mismatch) {
-  const HParams& hp = model_.hp;
-  const View x = input(0, call, Stage::residual_post_mlp);
-  const View norm = output(1, call, hp.dim);
-  backend_.rmsnorm({call.rows, x, model_.at(Role::final_norm), hp.norm_eps, norm,
-                    site(call, kNoLayer, Stage::final_norm)});
-  compare(call, Stage::final_norm, norm, mismatch);
-  const View in = input(0, call, Stage::final_norm);
-  const View logits = output(2, call, hp.vocab);
-  backend_.matmul({call.rows,
-                   in,
-                   {{{model_.at(Role::head), nullptr, logits, Stage::logits}}},
-                   1,
-                   site(call, kNoLayer, Stage::logits)});
-  compare(call, Stage::logits, logits, mismatch);
-  counts_.calls += 2;
 }
 
 /// Puts what the producers of this call left into the cache that attention will read.
@@ -165,83 +141,132 @@ void Replayer::remember(const Call& call, int layer) {
   }
 }
 
-void Replayer::replay_layer(const Call& call, int layer, const Sink& mismatch) {
+/// The call that leaves the rule's stage; nothing where an earlier stage of the same call has it.
+void Replayer::replay_call(const Call& call, const StageRule& rule, const Sink& mismatch) {
   const HParams& hp = model_.hp;
+  const int layer = layer_of_unit(call.data.unit, hp.layers);
+  const Weight* weight = weight_of(layer, rule.weight);
   const int64_t rows = call.rows;
-  const int heads = static_cast<int>(hp.heads);
-  const auto w = [&](Role role) { return model_.at(static_cast<size_t>(layer), role); };
-  const auto norm = [&](Stage from, Stage to, Role weight) {
-    const View x = input(0, call, from);
-    const View out = output(1, call, hp.dim);
-    backend_.rmsnorm({rows, x, w(weight), hp.norm_eps, out, site(call, layer, to)});
-    compare(call, to, out, mismatch);
-  };
-  const auto product = [&](Stage from, Stage to, Role weight, Role bias) {
-    const View x = input(0, call, from);
-    const View out = output(1, call, w(weight)->rows);
-    backend_.matmul({rows, x, {{{w(weight), w(bias), out, to}}}, 1, site(call, layer, to)});
-    compare(call, to, out, mismatch);
-  };
-  const auto sum = [&](Stage a, Stage b, Stage to) {
-    const View x = input(0, call, a);
-    const View y = input(1, call, b);
-    const View out = output(2, call, hp.dim);
-    backend_.add({rows, x, y, out, site(call, layer, to)});
-    compare(call, to, out, mismatch);
-  };
+  const auto read = [&](size_t i) { return input(i, call, rule.reads[i]); };
+  const Site at = site(call, layer, rule.stage);
+  switch (rule.op) {
+    case Op::wire:
+      return;
+    case Op::matmul:
+    case Op::expert_matmul:
+      return replay_products(call, rule, mismatch);
+    case Op::rope:
+      if (rule.stage == Stage::q_post_rope) replay_rope(call, mismatch);
+      return;
+    case Op::choose_experts:
+      if (rule.stage == Stage::experts) replay_choice(call, rule, mismatch);
+      return;
+    default:
+      break;
+  }
+  const View out = output(kOutputs, call, call.data.stages.at(rule.stage).width());
+  switch (rule.op) {
+    case Op::embed:
+      backend_.embed({&call.batch, weight, hp.embedding_scale, out, at});
+      break;
+    case Op::rmsnorm: {
+      const View x = read(0);
+      Site parts = at;
+      parts.parts = x.width / weight->cols;
+      backend_.rmsnorm(
+          {rows * parts.parts, {x.data, weight->cols}, weight, hp.norm_eps, {out.data, weight->cols}, parts});
+      break;
+    }
+    case Op::attention:
+      remember(call, layer);
+      backend_.attention({&call.batch, static_cast<int>(hp.heads), hp.attention_scale, read(0),
+                          cache_.layer(static_cast<size_t>(layer)), out, hp.attention_softcap,
+                          hp.window_of(layer), at});
+      break;
+    case Op::add:
+      backend_.add({rows, read(0), read(1), out, at});
+      break;
+    case Op::glu:
+      backend_.glu({rows, hp.activation, read(0), read(1), out, at});
+      break;
+    case Op::combine:
+      backend_.combine({rows, read(0), read(1), out, at});
+      break;
+    case Op::softcap:
+      backend_.softcap({rows, read(0), hp.logits_softcap, out, at});
+      break;
+    default:
+      fail("{} is not repeated", name_of(rule.op));
+  }
+  ++counts_.calls;
+  compare(call, rule.stage, out, mismatch);
+}
 
-  norm(Stage::residual_pre_attn, Stage::attn_norm, Role::attn_norm);
-  const View x = input(0, call, Stage::attn_norm);
-  const View q = output(1, call, hp.q_dim());
-  const View k = output(2, call, hp.kv_dim());
-  const View v = output(3, call, hp.kv_dim());
-  backend_.matmul({rows,
-                   x,
-                   {{{w(Role::wq), w(Role::bq), q, Stage::q_pre_rope},
-                     {w(Role::wk), w(Role::bk), k, Stage::k_pre_rope},
-                     {w(Role::wv), w(Role::bv), v, Stage::v}}},
-                   3,
-                   site(call, layer, Stage::q_pre_rope)});
-  compare(call, Stage::q_pre_rope, q, mismatch);
-  compare(call, Stage::k_pre_rope, k, mismatch);
-  // v is what the cache holds: the repeated product goes through the repeated rope call.
-  const KvLayer rope_kv = rope_cache_.layer(0);
-  const View q_rot = output(4, call, hp.q_dim());
-  backend_.rope({&call.batch, &hp.rope_of(layer), heads, input(5, call, Stage::q_pre_rope),
-                 input(6, call, Stage::k_pre_rope), v, q_rot, rope_kv,
+const Weight* Replayer::weight_of(int layer, Role role) const {
+  if (role == Role::count) return nullptr;
+  return layer == kNoLayer ? model_.at(role) : model_.at(static_cast<size_t>(layer), role);
+}
+
+/// Products of the same rows are one call, made at the first of them.
+void Replayer::replay_products(const Call& call, const StageRule& rule, const Sink& mismatch) {
+  const int layer = layer_of_unit(call.data.unit, model_.hp.layers);
+  std::vector<MatmulOutput> outputs;
+  for (const StageRule& other : wiring_.rules_of_unit(call.data.unit)) {
+    if (other.op != rule.op || other.reads != rule.reads) continue;
+    if (outputs.empty() && other.stage != rule.stage) return;
+    outputs.push_back({weight_of(layer, other.weight), weight_of(layer, other.bias),
+                       output(kOutputs + outputs.size(), call, call.data.stages.at(other.stage).width()),
+                       other.stage});
+  }
+  const View x = input(0, call, rule.reads[0]);
+  if (rule.op == Op::matmul) {
+    MatmulArgs args{call.rows, x, {}, static_cast<int>(outputs.size()), site(call, layer, rule.stage)};
+    std::copy(outputs.begin(), outputs.end(), args.outputs.begin());
+    backend_.matmul(args);
+  } else {
+    ExpertMatmulArgs args{call.rows,
+                          x,
+                          input(1, call, rule.reads[1]),
+                          {},
+                          static_cast<int>(outputs.size()),
+                          site(call, layer, rule.stage)};
+    std::copy(outputs.begin(), outputs.end(), args.outputs.begin());
+    backend_.expert_matmul(args);
+  }
+  ++counts_.calls;
+  for (const MatmulOutput& o : outputs) {
+    if (o.stage == Stage::v) {
+      v_ = o.out;  // what the cache holds of it goes through the repeated rope call
+    } else {
+      compare(call, o.stage, o.out, mismatch);
+    }
+  }
+}
+
+void Replayer::replay_rope(const Call& call, const Sink& mismatch) {
+  const HParams& hp = model_.hp;
+  const int layer = layer_of_unit(call.data.unit, hp.layers);
+  const KvLayer kv = rope_cache_.layer(0);
+  const View q = output(kOutputs, call, hp.q_dim());
+  backend_.rope({&call.batch, &hp.rope_of(layer), static_cast<int>(hp.heads),
+                 input(0, call, Stage::q_pre_rope), input(1, call, Stage::k_pre_rope), v_, q, kv,
                  site(call, layer, Stage::q_post_rope)});
-  compare_cached(call, Stage::v, rope_kv, KvPart::v, mismatch);
-  compare(call, Stage::q_post_rope, q_rot, mismatch);
-  compare_cached(call, Stage::k_post_rope, rope_kv, KvPart::k, mismatch);
+  ++counts_.calls;
+  compare_cached(call, Stage::v, kv, KvPart::v, mismatch);
+  compare(call, Stage::q_post_rope, q, mismatch);
+  compare_cached(call, Stage::k_post_rope, kv, KvPart::k, mismatch);
+}
 
-  remember(call, layer);
-  const View attn = output(1, call, hp.q_dim());
-  backend_.attention({&call.batch, heads, hp.attention_scale, input(0, call, Stage::q_post_rope),
-                      cache_.layer(static_cast<size_t>(layer)), attn, hp.attention_softcap,
-                      hp.window_of(layer), site(call, layer, Stage::attn_out)});
-  compare(call, Stage::attn_out, attn, mismatch);
-  product(Stage::attn_out, Stage::attn_proj, Role::wo, Role::bo);
-  sum(Stage::residual_pre_attn, Stage::attn_proj, Stage::residual_post_attn);
-
-  norm(Stage::residual_post_attn, Stage::ffn_norm, Role::ffn_norm);
-  const View y = input(0, call, Stage::ffn_norm);
-  const View gate = output(1, call, hp.ffn_dim);
-  const View up = output(2, call, hp.ffn_dim);
-  backend_.matmul({rows,
-                   y,
-                   {{{w(Role::w_gate), w(Role::b_gate), gate, Stage::ffn_gate},
-                     {w(Role::w_up), w(Role::b_up), up, Stage::ffn_up}}},
-                   2,
-                   site(call, layer, Stage::ffn_gate)});
-  compare(call, Stage::ffn_gate, gate, mismatch);
-  compare(call, Stage::ffn_up, up, mismatch);
-  const View act = output(3, call, hp.ffn_dim);
-  backend_.glu({rows, hp.activation, input(1, call, Stage::ffn_gate), input(2, call, Stage::ffn_up), act,
-                site(call, layer, Stage::ffn_act)});
-  compare(call, Stage::ffn_act, act, mismatch);
-  product(Stage::ffn_act, Stage::mlp_out, Role::w_down, Role::b_down);
-  sum(Stage::residual_post_attn, Stage::mlp_out, Stage::residual_post_mlp);
-  counts_.calls += 11;
+void Replayer::replay_choice(const Call& call, const StageRule& rule, const Sink& mismatch) {
+  const HParams& hp = model_.hp;
+  const View experts = output(kOutputs, call, hp.experts_used);
+  const View weights = output(kOutputs + 1, call, hp.experts_used);
+  backend_.choose_experts({call.rows, input(0, call, rule.reads[0]), hp.normalise_experts, hp.expert_scale,
+                           experts, weights,
+                           site(call, layer_of_unit(call.data.unit, hp.layers), rule.stage)});
+  ++counts_.calls;
+  compare(call, Stage::experts, experts, mismatch);
+  compare(call, Stage::expert_weights, weights, mismatch);
 }
 
 }  // namespace greta

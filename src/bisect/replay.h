@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bisect/rows.h"
+#include "bisect/wiring.h"
 #include "decoder/kv_cache.h"
 #include "model/model.h"
 
@@ -46,13 +47,18 @@ class Replayer {
   void compare_cached(const Call& call, Stage stage, const KvLayer& cache, KvPart part, const Sink& mismatch);
   void compare_row(const Call& call, Stage stage, int64_t row, const std::vector<double>& again,
                    const Sink& mismatch);
-  void replay_layer(const Call& call, int layer, const Sink& mismatch);
-  void replay_head(const Call& call, const Sink& mismatch);
+  void replay_call(const Call& call, const StageRule& rule, const Sink& mismatch);
+  void replay_products(const Call& call, const StageRule& rule, const Sink& mismatch);
+  void replay_rope(const Call& call, const Sink& mismatch);
+  void replay_choice(const Call& call, const StageRule& rule, const Sink& mismatch);
+  const Weight* weight_of(int layer, Role role) const;
   void remember(const Call& call, int layer);
   Site site(const Call& call, int layer, Stage stage) const;
 
   Backend& backend_;
   const Model& model_;
+  const Wiring wiring_;
+  View v_;              ///< of the call in hand: the repeated product, before the cache rounds it
   KvCache cache_;       ///< what the producers left, in pages of our own
   KvCache rope_cache_;  ///< one layer: where repeated rope calls write
   std::vector<std::unique_ptr<Buffer>> buffers_;

@@ -20,9 +20,7 @@ struct Place {
   Stage stage = Stage::embed_out;
 
   /// kNoLayer, with the last two stages behind every layer.
-  int layer_order() const {
-    return is_picked(stage) ? std::numeric_limits<int>::max() : layer;
-  }
+  int layer_order() const { return is_picked(stage) ? std::numeric_limits<int>::max() : layer; }
   auto key() const { return std::tuple(sequence, token, layer_order(), stage); }
   bool operator==(const Place& other) const { return key() == other.key(); }
   bool operator<(const Place& other) const { return key() < other.key(); }

@@ -8,74 +8,110 @@
 namespace greta {
 namespace {
 
-const std::vector<StageRule>& table() {
-  using S = Stage;
-  static const std::vector<StageRule> rules = {
-      {S::embed_out, Op::embed, {}, Role::embedding},
-      {S::residual_pre_attn, Op::wire, {S::residual_post_mlp}},
-      {S::attn_norm, Op::rmsnorm, {S::residual_pre_attn}, Role::attn_norm},
-      {S::q_pre_rope, Op::matmul, {S::attn_norm}, Role::wq, Role::bq},
-      {S::k_pre_rope, Op::matmul, {S::attn_norm}, Role::wk, Role::bk},
-      {S::v, Op::matmul, {S::attn_norm}, Role::wv, Role::bv},
-      {S::q_post_rope, Op::rope, {S::q_pre_rope}},
-      {S::k_post_rope, Op::rope, {S::k_pre_rope}},
-      {S::attn_out, Op::attention, {S::q_post_rope, S::k_post_rope, S::v}},
-      {S::attn_proj, Op::matmul, {S::attn_out}, Role::wo, Role::bo},
-      {S::residual_post_attn, Op::add, {S::residual_pre_attn, S::attn_proj}},
-      {S::ffn_norm, Op::rmsnorm, {S::residual_post_attn}, Role::ffn_norm},
-      {S::ffn_gate, Op::matmul, {S::ffn_norm}, Role::w_gate, Role::b_gate},
-      {S::ffn_up, Op::matmul, {S::ffn_norm}, Role::w_up, Role::b_up},
-      {S::ffn_act, Op::glu, {S::ffn_gate, S::ffn_up}},
-      {S::mlp_out, Op::matmul, {S::ffn_act}, Role::w_down, Role::b_down},
-      {S::residual_post_mlp, Op::add, {S::residual_post_attn, S::mlp_out}},
-      {S::final_norm, Op::rmsnorm, {S::residual_post_mlp}, Role::final_norm},
-      {S::logits, Op::matmul, {S::final_norm}, Role::head},
-  };
-  return rules;
+using S = Stage;
+
+/// A norm that a model may have: what is read after it.
+class Chain {
+ public:
+  Chain(std::vector<StageRule>& rules, const HParams& hp) : rules_(rules), hp_(hp) {}
+
+  S norm(S from, S to, Role weight) {
+    if (!hp_.has(weight)) return from;
+    rules_.push_back({to, Op::rmsnorm, {from}, weight});
+    return to;
+  }
+
+ private:
+  std::vector<StageRule>& rules_;
+  const HParams& hp_;
+};
+
+void attention_rules(const HParams& hp, std::vector<StageRule>& rules) {
+  Chain chain(rules, hp);
+  rules.push_back({S::residual_pre_attn, Op::wire, {S::residual_post_mlp}});
+  const S x = chain.norm(S::residual_pre_attn, S::attn_norm, Role::attn_norm);
+  const bool q_norm = hp.has(Role::q_norm);
+  const bool k_norm = hp.has(Role::k_norm);
+  const StageRule q{q_norm ? S::q_proj : S::q_pre_rope, Op::matmul, {x}, Role::wq, Role::bq};
+  const StageRule k{k_norm ? S::k_proj : S::k_pre_rope, Op::matmul, {x}, Role::wk, Role::bk};
+  if (q_norm) rules.push_back(q);
+  if (k_norm) rules.push_back(k);
+  rules.push_back(q_norm ? StageRule{S::q_pre_rope, Op::rmsnorm, {S::q_proj}, Role::q_norm} : q);
+  rules.push_back(k_norm ? StageRule{S::k_pre_rope, Op::rmsnorm, {S::k_proj}, Role::k_norm} : k);
+  rules.push_back({S::v, Op::matmul, {x}, Role::wv, Role::bv});
+  rules.push_back({S::q_post_rope, Op::rope, {S::q_pre_rope}});
+  rules.push_back({S::k_post_rope, Op::rope, {S::k_pre_rope}});
+  rules.push_back({S::attn_out, Op::attention, {S::q_post_rope, S::k_post_rope, S::v}});
+  rules.push_back({S::attn_proj, Op::matmul, {S::attn_out}, Role::wo, Role::bo});
+  const S branch = chain.norm(S::attn_proj, S::attn_post_norm, Role::attn_post_norm);
+  rules.push_back({S::residual_post_attn, Op::add, {S::residual_pre_attn, branch}});
 }
 
-constexpr std::array kEmbed = {Stage::embed_out};
-constexpr std::array kLayer = {Stage::residual_pre_attn,
-                               Stage::attn_norm,
-                               Stage::q_pre_rope,
-                               Stage::k_pre_rope,
-                               Stage::v,
-                               Stage::q_post_rope,
-                               Stage::k_post_rope,
-                               Stage::attn_out,
-                               Stage::attn_proj,
-                               Stage::residual_post_attn,
-                               Stage::ffn_norm,
-                               Stage::ffn_gate,
-                               Stage::ffn_up,
-                               Stage::ffn_act,
-                               Stage::mlp_out,
-                               Stage::residual_post_mlp};
-constexpr std::array kHead = {Stage::final_norm, Stage::logits};
+void mlp_rules(const HParams& hp, std::vector<StageRule>& rules) {
+  Chain chain(rules, hp);
+  const S x = chain.norm(S::residual_post_attn, S::ffn_norm, Role::ffn_norm);
+  if (hp.experts == 0) {
+    rules.push_back({S::ffn_gate, Op::matmul, {x}, Role::w_gate, Role::b_gate});
+    rules.push_back({S::ffn_up, Op::matmul, {x}, Role::w_up, Role::b_up});
+    rules.push_back({S::ffn_act, Op::glu, {S::ffn_gate, S::ffn_up}});
+    rules.push_back({S::mlp_out, Op::matmul, {S::ffn_act}, Role::w_down, Role::b_down});
+  } else {
+    rules.push_back({S::router_logits, Op::matmul, {x}, Role::router});
+    rules.push_back({S::experts, Op::choose_experts, {S::router_logits}});
+    rules.push_back({S::expert_weights, Op::choose_experts, {S::router_logits}});
+    rules.push_back({S::expert_gate, Op::expert_matmul, {x, S::experts}, Role::expert_gate});
+    rules.push_back({S::expert_up, Op::expert_matmul, {x, S::experts}, Role::expert_up});
+    rules.push_back({S::expert_act, Op::glu, {S::expert_gate, S::expert_up}});
+    rules.push_back({S::expert_out, Op::expert_matmul, {S::expert_act, S::experts}, Role::expert_down});
+    rules.push_back({S::mlp_out, Op::combine, {S::expert_out, S::expert_weights}});
+  }
+  const S branch = chain.norm(S::mlp_out, S::mlp_post_norm, Role::mlp_post_norm);
+  rules.push_back({S::residual_post_mlp, Op::add, {S::residual_post_attn, branch}});
+}
 
 }  // namespace
 
-std::span<const StageRule> wiring() { return table(); }
+Wiring::Wiring(const HParams& hp) : layers_(hp.layers) {
+  rules_.push_back({S::embed_out, Op::embed, {}, Role::embedding});
+  attention_rules(hp, rules_);
+  mlp_rules(hp, rules_);
+  head_ = rules_.size();
+  rules_.push_back({S::final_norm, Op::rmsnorm, {S::residual_post_mlp}, Role::final_norm});
+  const bool capped = hp.logits_softcap > 0;
+  rules_.push_back({capped ? S::logits_pre_cap : S::logits, Op::matmul, {S::final_norm}, Role::head});
+  if (capped) rules_.push_back({S::logits, Op::softcap, {S::logits_pre_cap}});
+}
 
-const StageRule& rule_of(Stage stage) {
+std::span<const StageRule> Wiring::rules_of_unit(int unit) const {
+  const std::span<const StageRule> all = rules_;
+  if (unit == 0) return all.first(1);
+  return unit > layers_ ? all.subspan(head_) : all.subspan(1, head_ - 1);
+}
+
+bool Wiring::has(Stage stage) const {
+  return std::any_of(rules_.begin(), rules_.end(), [&](const auto& r) { return r.stage == stage; });
+}
+
+const StageRule& Wiring::rule(Stage stage) const {
   const auto found =
-      std::find_if(table().begin(), table().end(), [&](const auto& r) { return r.stage == stage; });
-  if (found == table().end()) fail("no operator leaves the stage {}", name_of(stage));
+      std::find_if(rules_.begin(), rules_.end(), [&](const auto& r) { return r.stage == stage; });
+  if (found == rules_.end()) fail("no operator of this model leaves the stage {}", name_of(stage));
   return *found;
 }
 
 std::string_view name_of(Op op) {
-  constexpr std::array<std::string_view, 8> names = {"wire", "embed",     "rmsnorm", "matmul",
-                                                     "rope", "attention", "add",     "glu"};
+  constexpr std::array<std::string_view, 12> names = {
+      "wire", "embed", "rmsnorm",        "matmul",        "rope",    "attention",
+      "add",  "glu",   "choose_experts", "expert_matmul", "combine", "softcap"};
   return names[static_cast<size_t>(op)];
 }
 
-std::string_view operator_of(Stage stage) { return name_of(rule_of(stage).op); }
+Stage first_stage_of_unit(int unit, int64_t layers) {
+  return unit == 0 ? S::embed_out : unit > layers ? S::final_norm : S::residual_pre_attn;
+}
 
-std::span<const Stage> stages_of_unit(int unit, int64_t layers) {
-  if (unit == 0) return kEmbed;
-  if (unit > layers) return kHead;
-  return kLayer;
+Stage last_stage_of_unit(int unit, int64_t layers) {
+  return unit == 0 ? S::embed_out : unit > layers ? S::logits : S::residual_post_mlp;
 }
 
 }  // namespace greta

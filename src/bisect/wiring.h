@@ -12,7 +12,21 @@
 
 namespace greta {
 
-enum class Op { wire, embed, rmsnorm, matmul, rope, attention, add, glu };
+enum class Op {
+  wire,
+  embed,
+  rmsnorm,
+  matmul,
+  rope,
+  attention,
+  add,
+  glu,
+  choose_experts,
+  expert_matmul,
+  combine,
+  softcap
+};
+std::string_view name_of(Op op);
 
 struct StageRule {
   Stage stage;
@@ -22,11 +36,6 @@ struct StageRule {
   Role bias = Role::count;
 };
 
-/// In the order of the pass.
-std::span<const StageRule> wiring();
-const StageRule& rule_of(Stage stage);
-std::string_view name_of(Op op);
-
 /// A run's work is cut into units: 0 the embedding, 1 .. layers a layer each, layers + 1 the head.
 inline int unit_of(const Place& place, int64_t layers) {
   if (place.stage == Stage::embed_out) return 0;
@@ -35,7 +44,28 @@ inline int unit_of(const Place& place, int64_t layers) {
 inline int layer_of_unit(int unit, int64_t layers) {
   return unit == 0 || unit > layers ? kNoLayer : unit - 1;
 }
-/// The stages of a unit in the order of the pass.
-std::span<const Stage> stages_of_unit(int unit, int64_t layers);
+
+/// The wiring of one model: its optional norms, its experts, its caps.
+class Wiring {
+ public:
+  explicit Wiring(const HParams& hp);
+
+  /// In the order of the pass, which is that of the stages.
+  std::span<const StageRule> rules() const { return rules_; }
+  /// Of a unit.
+  std::span<const StageRule> rules_of_unit(int unit) const;
+  bool has(Stage stage) const;
+  /// Errors: this model has no such stage.
+  const StageRule& rule(Stage stage) const;
+
+ private:
+  int64_t layers_;
+  std::vector<StageRule> rules_;
+  size_t head_;  ///< where the head's rules begin; the layer's begin at 1
+};
+
+/// The stages with which a unit begins and ends, in every model.
+Stage first_stage_of_unit(int unit, int64_t layers);
+Stage last_stage_of_unit(int unit, int64_t layers);
 
 }  // namespace greta

@@ -1,6 +1,7 @@
 #pragma once
 // A model's hyperparameters, the list of tensors that it needs, and those tensors resident on a device.
 #include <array>
+#include <bitset>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -12,6 +13,39 @@
 #include "gguf/gguf.h"
 
 namespace greta {
+
+/// What a tensor is to the forward pass. One slot a role in each layer (or once, for the first three).
+enum class Role {
+  embedding,
+  final_norm,
+  head,
+  attn_norm,
+  wq,
+  wk,
+  wv,
+  wo,
+  bq,
+  bk,
+  bv,
+  bo,
+  q_norm,  ///< [head_dim], each head apart, or the whole row's width
+  k_norm,
+  attn_post_norm,
+  ffn_norm,
+  w_gate,
+  w_up,
+  w_down,
+  b_gate,
+  b_up,
+  b_down,
+  router,
+  expert_gate,  ///< stacks, one matrix an expert
+  expert_up,
+  expert_down,
+  mlp_post_norm,
+  count
+};
+inline constexpr size_t kRoles = static_cast<size_t>(Role::count);
 
 /// Everything the forward pass needs to know of a model, read from the file's metadata.
 struct HParams {
@@ -48,6 +82,9 @@ struct HParams {
   std::string
       rope_scaling;  ///< "none", "linear 2", "yarn 4 of 4096", "factors in rope_freqs.weight": for people
 
+  std::bitset<kRoles> roles;  ///< that the file's tensors fill (the plan finds them)
+
+  bool has(Role role) const { return roles[static_cast<size_t>(role)]; }
   int64_t q_dim() const { return heads * head_dim; }
   int64_t kv_dim() const { return kv_heads * head_dim; }
   bool is_local(int64_t layer) const { return !local.empty() && local[static_cast<size_t>(layer)]; }
@@ -57,39 +94,6 @@ struct HParams {
   /// Width of ffn_gate, or of expert_gate: every chosen expert's.
   int64_t mlp_width() const { return experts > 0 ? experts_used * expert_ffn_dim : ffn_dim; }
 };
-
-/// What a tensor is to the forward pass. One slot a role in each layer (or once, for the first three).
-enum class Role {
-  embedding,
-  final_norm,
-  head,
-  attn_norm,
-  wq,
-  wk,
-  wv,
-  wo,
-  bq,
-  bk,
-  bv,
-  bo,
-  q_norm,  ///< [head_dim], each head apart, or the whole row's width
-  k_norm,
-  attn_post_norm,
-  ffn_norm,
-  w_gate,
-  w_up,
-  w_down,
-  b_gate,
-  b_up,
-  b_down,
-  router,
-  expert_gate,  ///< stacks, one matrix an expert
-  expert_up,
-  expert_down,
-  mlp_post_norm,
-  count
-};
-inline constexpr size_t kRoles = static_cast<size_t>(Role::count);
 
 using WeightSlots = std::array<const Weight*, kRoles>;
 

@@ -103,6 +103,7 @@ class TensorPlanner {
         if (rule.in(plan_.hp) && rule.per_layer()) place(rule, layer);
       }
     }
+    for (const PlannedTensor& planned : plan_.tensors) plan_.hp.roles.set(static_cast<size_t>(planned.role));
     findings_.report(plan_.problems);
     report_unused();
   }
