@@ -185,6 +185,13 @@ bool judge_inputs(PromptVerdict& v, const Examined& run, char side,
   return true;
 }
 
+/// A verdict's claim about operators, as far as it goes.
+std::string inside_bounds(const PromptVerdict& v) {
+  if (!v.a.sampling.sampled && !v.b.sampling.sampled)
+    return "every operator of every layer and token is inside its bound";
+  return "outputs outside their bound: " + coverage_of(v);
+}
+
 void judge_tokens(PromptVerdict& v, const Side& a, const Side& b, const ModelFile& truth, int threads) {
   const size_t steps = std::min(v.a.generated.size(), v.b.generated.size());
   size_t step = 0;
@@ -197,8 +204,8 @@ void judge_tokens(PromptVerdict& v, const Side& a, const Side& b, const ModelFil
   v.kind = FaultKind::rounding;
   SubjectRun* run = b.live ? b.live.get() : a.live.get();
   if (run == nullptr) {
-    v.cause = fmt::format("the tokens part at step {} ({} and {}), every judged operator is inside its bound",
-                          step, v.a.generated[step], v.b.generated[step]);
+    v.cause = fmt::format("the tokens part at step {} ({} and {}), {}", step, v.a.generated[step],
+                          v.b.generated[step], inside_bounds(v));
     return;
   }
   v.side = run == a.live.get() ? 'a' : 'b';
@@ -213,12 +220,26 @@ void judge_tokens(PromptVerdict& v, const Side& a, const Side& b, const ModelFil
   v.cause = fmt::format(
       "rounding: at step {} side a takes token {} and side b token {}; FP64 has them {} apart, side {}'s "
       "rounding moved that by "
-      "{}, most of it by {}; every operator of every layer and token is inside its bound",
+      "{}, most of it by {}; {}",
       step, v.rounding->a, v.rounding->b, number(v.rounding->true_gap), v.side,
-      number(v.rounding->difference), v.rounding->contributors.front().what);
+      number(v.rounding->difference), v.rounding->contributors.front().what, inside_bounds(v));
 }
 
 }  // namespace
+
+std::string coverage_of(const PromptVerdict& v) {
+  const uint64_t outputs = v.a.outputs + v.b.outputs;
+  const uint64_t values = v.a.values + v.b.values;
+  if (outputs == 0) return "";
+  if (!v.a.sampling.sampled && !v.b.sampling.sampled) return fmt::format("all {} outputs judged", outputs);
+  const bool sound = v.kind == FaultKind::none || v.kind == FaultKind::rounding;
+  const uint64_t failed = v.a.checksums_failed + v.b.checksums_failed;
+  return fmt::format("{} in {} of {} outputs; the other {} were seen by {} checksums{}",
+                     sound ? "none" : "some", values, outputs, outputs - values,
+                     v.a.checksums + v.b.checksums,
+                     failed == 0 ? std::string(", which all hold")
+                                 : fmt::format(", {} of which failed: their rows are judged whole", failed));
+}
 
 PromptVerdict verdict_alone(SubjectRun& run, const Prompt& prompt,
                             const std::vector<InputDifference>& resident) {
@@ -376,6 +397,11 @@ BisectResult bisect(const BisectOptions& options) {
     result.prompts.push_back(std::move(v));
   }
   if (context == 0) fail("{}", result.prompts.front().error);
+  examine_options.rows = 0;
+  for (const PromptVerdict& v : result.prompts)
+    if (v.error.empty())
+      examine_options.rows +=
+          static_cast<int64_t>(v.prompt.ids.size()) + std::max<int64_t>(examine_options.max_tokens - 1, 0);
   examine_options.context = context;
 
   // 2. One side after the other, so that one model at a time is resident; the last one stays for what

@@ -62,6 +62,10 @@ struct BisectResult {
 /// model or other tokens, a model that does not fit, layers past the end.
 BisectResult bisect(const BisectOptions& options);
 
+/// How much was judged: "none in 5 of 80 outputs; ..." where outputs were sampled; empty where nothing was
+/// judged.
+std::string coverage_of(const PromptVerdict& verdict);
+
 /// The verdict of one side alone, as bisect reaches it: what the self-test scores.
 PromptVerdict verdict_alone(SubjectRun& run, const Prompt& prompt,
                             const std::vector<InputDifference>& resident);

@@ -30,6 +30,9 @@ bool same_special(double expected, double got);
 double worst_ratio(const Judged& judged, std::span<const double> got);
 
 double gamma(double roundings, double u = 0x1p-24);
+/// Higham and Mary: a sum of bounded independent roundings passes lambda times the root of their squares with
+/// probability at most 2 exp(-lambda^2 / 2), 5e-11.
+inline constexpr double kLambda = 7.0;
 
 /// The row as the matmul sees it, exactly: the judge's own statement of numerics.md section 3.
 std::vector<double> rounded_operand(std::span<const double> x, OperandRounding rounding);

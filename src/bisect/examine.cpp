@@ -84,10 +84,18 @@ void Examined::add(const Finding& finding) {
 void Examined::add(const Place& place, const Judgement& j) {
   ++rows_judged;
   values += static_cast<uint64_t>(j.values);
+  outputs += static_cast<uint64_t>(j.outputs);
+  checksums += static_cast<uint64_t>(j.checksums);
+  checksums_failed += static_cast<uint64_t>(j.checksums_failed);
   suspect += j.suspect() ? 1 : 0;
   judged.set(place, {static_cast<float>(std::abs(j.got - j.expected)), static_cast<float>(j.certain),
                      static_cast<float>(j.likely), static_cast<float>(j.ratio), j.suspect()});
   if (j.failed()) add({place, Finding::Check::bound, j.index, j.got, j.expected, j.certain, j.ratio});
+}
+
+Sampling sampling_of(const ExamineOptions& options, const Plan& truth, int64_t rows) {
+  const int64_t all = options.rows > 0 ? options.rows : rows;
+  return {multiply_adds(truth, all) > options.whole_multiply_adds, options.seed};
 }
 
 Plan truth_plan(const ModelFile& file, std::optional<int64_t> context) {
@@ -112,6 +120,9 @@ SubjectRun::SubjectRun(const Subject& subject, const ModelFile& model, const Mod
                        const ExamineOptions& options, const Prompt& sample)
     : subject_(subject), model_(model), options_(options) {
   truth_ = truth_plan(truth, options.context);
+  sampling_ =
+      sampling_of(options, truth_,
+                  static_cast<int64_t>(sample.ids.size()) + std::max<int64_t>(options.max_tokens - 1, 0));
 
   EngineOptions engine;
   engine.device = subject.device;
@@ -190,7 +201,9 @@ Examined SubjectRun::examine(const Prompt& prompt) {
   Examined result;
   result.description = backend.description();
   result.judged = Grid<Cell>(hp.layers);
-  if (judged && !judge_) judge_ = std::make_unique<Judge>(truth_, backend.arithmetic(), options_.threads);
+  result.sampling = sampling_;
+  if (judged && !judge_)
+    judge_ = std::make_unique<Judge>(truth_, backend.arithmetic(), sampling_, options_.threads);
   std::unique_ptr<Replayer> replayer;
   if (judged)
     replayer =

@@ -65,7 +65,11 @@ struct Examined {
   std::map<Place, Finding> findings;  ///< the first ones, at most kMostFindings
   uint64_t failed = 0;
   uint64_t suspect = 0;
-  uint64_t values = 0;
+  Sampling sampling;              ///< of the matmuls' outputs
+  uint64_t values = 0;            ///< compared with FP64
+  uint64_t outputs = 0;           ///< of the judged rows: values, and what checksums alone have seen
+  uint64_t checksums = 0;         ///< compared with FP64
+  uint64_t checksums_failed = 0;  ///< their rows were judged whole
   uint64_t rows_judged = 0;
   uint64_t calls_replayed = 0;
   uint64_t rows_replayed = 0;
@@ -90,8 +94,11 @@ struct ExamineOptions {
   std::set<int> layers;
   size_t trace_budget = size_t{512} << 20;
   int threads = 0;
-  bool untraced = true;                   ///< run again without a tap and compare the logits hash
-  std::function<void()> after_call = {};  ///< may throw to stop
+  int64_t rows = 0;  ///< that will be judged in all; 0: what one prompt comes to
+  double whole_multiply_adds = kWholeMultiplyAdds;  ///< judged whole up to here, else sampled
+  uint64_t seed = 1;                                ///< of a sample's places
+  bool untraced = true;                             ///< run again without a tap and compare the logits hash
+  std::function<void()> after_call = {};            ///< may throw to stop
 };
 
 /// What differs before a token is fed.
@@ -132,10 +139,14 @@ class SubjectRun {
   ExamineOptions options_;
   std::optional<Plant> plant_;
   Plan truth_;
+  Sampling sampling_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Judge> judge_;
   int64_t neighbour_rows_ = 0;
 };
+
+/// Whether `rows` rows of a model are judged whole or sampled.
+Sampling sampling_of(const ExamineOptions& options, const Plan& truth, int64_t rows);
 
 /// What a file says, planned for the reference: the weights and hyperparameters that a judge goes by.
 Plan truth_plan(const ModelFile& file, std::optional<int64_t> context = std::nullopt);

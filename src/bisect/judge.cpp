@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -14,11 +15,8 @@
 namespace greta {
 namespace {
 
-constexpr int64_t kBlock = 32;
 constexpr double kNearMatmul = 0.25;  ///< loose bounds from which exact ones are computed
 constexpr double kNearAttention = 1.0 / 32.0;
-/// Higham and Mary: past lambda sqrt(d) u T with probability at most 2 exp(-lambda^2 / 2), 5e-11 each.
-constexpr double kLambda = 7.0;
 constexpr int64_t kMostRows = 512;
 constexpr int64_t kDoubles = 4 << 20;  ///< of one matrix of a block of rows
 
@@ -32,44 +30,42 @@ double ratio_of(double got, double expected, double certain) {
   return std::isnan(ratio) ? std::numeric_limits<double>::infinity() : ratio;
 }
 
+/// Of the file, as the judged arithmetic has it: all outputs, or those at `places`.
 class JudgedTensor : public Weight {
  public:
-  JudgedTensor(WeightSource from, WeightMode how) : source(std::move(from)), mode(how) {
+  JudgedTensor(WeightSource from, WeightMode how, std::vector<int64_t> places)
+      : source(std::move(from)), mode(how), places_(std::move(places)) {
     name = source.name;
-    rows = source.rows;
+    rows = places_.empty() ? source.rows : static_cast<int64_t>(places_.size());
     cols = source.cols;
     file_type = source.type;
   }
-  void read_back(int64_t row, float* out) const override { judged_row(source, row, mode, out); }
+  int64_t output(int64_t row) const { return places_.empty() ? row : places_[static_cast<size_t>(row)]; }
+  void read_back(int64_t row, float* out) const override { judged_row(source, output(row), mode, out); }
   WeightSource source;
   WeightMode mode;
+
+ private:
+  std::vector<int64_t> places_;
 };
 
 /// |w_b| of every block of 32: [rows, blocks], rounded up.
-class BlockNorms : public Weight {
- public:
-  explicit BlockNorms(const JudgedTensor& tensor) {
-    rows = tensor.rows;
-    cols = ceil_div(tensor.cols, kBlock);
-    norms_.resize(static_cast<size_t>(rows * cols));
+OwnMatrix block_norms(const JudgedTensor& tensor, ThreadPool& pool) {
+  OwnMatrix norms(tensor.rows, ceil_div(tensor.cols, kNormBlock));
+  pool.parallel_for(norms.rows, 16, [&](int64_t begin, int64_t end, int) {
     std::vector<float> magnitudes(static_cast<size_t>(tensor.cols));
-    for (int64_t row = 0; row < rows; ++row) {
-      judged_magnitudes(tensor.source, row, tensor.mode, magnitudes.data());
-      for (int64_t b = 0; b < cols; ++b) {
+    for (int64_t row = begin; row < end; ++row) {
+      judged_magnitudes(tensor.source, tensor.output(row), tensor.mode, magnitudes.data());
+      for (int64_t b = 0; b < norms.cols; ++b) {
         double squares = 0.0;
-        for (int64_t k = b * kBlock; k < std::min(tensor.cols, (b + 1) * kBlock); ++k)
+        for (int64_t k = b * kNormBlock; k < std::min(tensor.cols, (b + 1) * kNormBlock); ++k)
           squares += double{magnitudes[static_cast<size_t>(k)]} * double{magnitudes[static_cast<size_t>(k)]};
-        norms_[static_cast<size_t>(row * cols + b)] = static_cast<float>(std::sqrt(squares) * (1 + 0x1p-20));
+        norms.row(row)[b] = rounded_up(std::sqrt(squares) * (1 + 0x1p-40));
       }
     }
-  }
-  void read_back(int64_t row, float* out) const override {
-    std::copy_n(norms_.data() + row * cols, cols, out);
-  }
-
- private:
-  std::vector<float> norms_;
-};
+  });
+  return norms;
+}
 
 }  // namespace
 
@@ -87,25 +83,32 @@ struct Judge::Worst {
     at.likely = likely;
     at.ratio = ratio;
   }
+  /// The row judged again, whole.
+  void take(const Worst& whole) {
+    const auto [checksums, failed] = std::pair(at.checksums, at.checksums_failed);
+    at = whole.at;
+    at.checksums = checksums;
+    at.checksums_failed = failed;
+  }
 };
 
 bool Judgement::suspect() const { return !failed() && std::abs(got - expected) > likely; }
 
-void Judge::report(Worst& worst, Stage stage, int64_t row, int64_t values, const Sink& sink) {
+void Judge::report(Worst& worst, Stage stage, int64_t row, int64_t outputs, const Sink& sink) {
   worst.at.stage = stage;
   worst.at.row = row;
-  worst.at.values = values;
+  worst.at.outputs = outputs;
   sink(worst.at);
 }
 
 struct Judge::Tensor {
-  explicit Tensor(const WeightSource& source, WeightMode mode) : weight(source, mode), norms(weight) {}
-  JudgedTensor weight;
-  BlockNorms norms;
+  JudgedTensor weight;  ///< the judged outputs
+  OwnMatrix norms;
+  std::unique_ptr<Checksums> checksums;  ///< of all outputs, where some are judged
 };
 
-Judge::Judge(const Plan& plan, const Arithmetic& arithmetic, int threads)
-    : plan_(plan), hp_(plan.hp), arithmetic_(arithmetic) {
+Judge::Judge(const Plan& plan, const Arithmetic& arithmetic, const Sampling& sampling, int threads)
+    : plan_(plan), hp_(plan.hp), arithmetic_(arithmetic), sampling_(sampling) {
   BackendOptions options;
   options.threads = threads;
   options.kv_type = KvType::f64;
@@ -114,13 +117,19 @@ Judge::Judge(const Plan& plan, const Arithmetic& arithmetic, int threads)
 }
 Judge::~Judge() = default;
 
-const Judge::Tensor& Judge::tensor(int unit, Role role) {
-  auto& slot = tensors_[{unit, role}];
-  if (!slot) {
-    const auto* t = planned_tensor(plan_, layer_of_unit(unit, hp_.layers), role);
-    if (t == nullptr) fail("the judge's plan has no tensor for this operator");
-    slot = std::make_unique<Tensor>(source_of(*t), arithmetic_.weights);
-  }
+const Judge::Tensor& Judge::tensor(int unit, Role role, Extent extent) {
+  auto& slot = tensors_[{unit, role, extent}];
+  if (slot) return *slot;
+  const auto* t = planned_tensor(plan_, layer_of_unit(unit, hp_.layers), role);
+  if (t == nullptr) fail("the judge's plan has no tensor for this operator");
+  const WeightSource source = source_of(*t);
+  const uint64_t seed = weight_seed(sampling_.seed, unit, role);
+  const bool some = extent == Extent::sampled;
+  JudgedTensor weight(source, arithmetic_.weights,
+                      some ? sampled_outputs(source.rows, seed) : std::vector<int64_t>());
+  OwnMatrix norms = block_norms(weight, *pool_);
+  slot = std::make_unique<Tensor>(Tensor{std::move(weight), std::move(norms), nullptr});
+  if (some) slot->checksums = std::make_unique<Checksums>(source, arithmetic_.weights, seed, *pool_);
   return *slot;
 }
 
@@ -144,91 +153,168 @@ void Judge::judge(const UnitRows& data, std::span<const RowName> rows, const Lay
   }
 }
 
-/// A block of rows of a product: operands [rows, k] as the kernel rounds them, FP64 values and T' [rows, n].
+/// Some rows of a product: operands [rows, k] as the kernel rounds them, FP64 values and T' [rows, n] of the
+/// judged outputs, and the checksums' own [rows, groups].
 struct Judge::Product {
   const Tensor& tensor;
   MatmulArithmetic how;
   bool cached;  ///< the stage v: its bound is the cache's rounding, beside which T' is small
   std::vector<float> bias;
-  std::vector<double> x, norms, value, magnitude;
+  std::vector<double> x, norms, value, magnitude, sum, sum_magnitude;
   int64_t k() const { return tensor.weight.cols; }
-  int64_t n() const { return tensor.weight.rows; }
+  int64_t n() const { return tensor.weight.rows; }  ///< judged
+  int64_t groups() const { return tensor.checksums ? tensor.checksums->groups() : 0; }
+  double bias_of(int64_t output) const {
+    return bias.empty() ? 0.0 : double{bias[static_cast<size_t>(output)]};
+  }
 };
 
-void Judge::judge_matmul(const UnitRows& data, Stage stage, const Sink& sink) {
+Judge::Product Judge::product(int unit, Stage stage, Extent extent) {
   const StageRule& rule = rule_of(stage);
-  const StoredRows& in = data.stages.at(rule.reads[0]);
+  const Tensor& t = tensor(unit, rule.weight, extent);
+  return {t,
+          arithmetic_.matmul(t.weight.file_type, t.weight.cols),
+          stage == Stage::v,
+          planned_vector(plan_, layer_of_unit(unit, hp_.layers), rule.bias),
+          {},
+          {},
+          {},
+          {},
+          {},
+          {}};
+}
+
+void Judge::judge_matmul(const UnitRows& data, Stage stage, const Sink& sink) {
+  const StoredRows& in = data.stages.at(rule_of(stage).reads[0]);
   const StoredRows& got = data.stages.at(stage);
-  const Tensor& t = tensor(data.unit, rule.weight);
-  Product p{t,
-            arithmetic_.matmul(t.weight.file_type, t.weight.cols),
-            stage == Stage::v,
-            planned_vector(plan_, layer_of_unit(data.unit, hp_.layers), rule.bias),
-            {},
-            {},
-            {},
-            {}};
-  const int64_t k = p.k();
-  const int64_t n = p.n();
-  const int64_t blocks = t.norms.cols;
-  const int64_t most = std::clamp<int64_t>(kDoubles / std::max(n, k), 1, kMostRows);
-  for (int64_t first = 0; first < got.rows(); first += most) {
-    const int64_t count = std::min(most, got.rows() - first);
-    p.x.resize(static_cast<size_t>(count * k));
-    p.norms.assign(static_cast<size_t>(count * blocks), 0.0);
-    p.value.resize(static_cast<size_t>(count * n));
-    p.magnitude.resize(static_cast<size_t>(count * n));
-    pool_->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
+  Product some = product(data.unit, stage, sampling_.sampled ? Extent::sampled : Extent::whole);
+  std::vector<int64_t> rows(static_cast<size_t>(got.rows()));
+  std::iota(rows.begin(), rows.end(), 0);
+  std::vector<Worst> worst(rows.size());
+  judge_rows(some, in, got, rows, worst);
+
+  std::vector<int64_t> failed;
+  for (const int64_t r : rows)
+    if (worst[static_cast<size_t>(r)].at.checksums_failed > 0) failed.push_back(r);
+  if (!failed.empty()) {
+    Product all = product(data.unit, stage, Extent::whole);
+    std::vector<Worst> whole(failed.size());
+    judge_rows(all, in, got, failed, whole);
+    for (size_t i = 0; i < failed.size(); ++i) worst[static_cast<size_t>(failed[i])].take(whole[i]);
+  }
+  for (const int64_t r : rows) report(worst[static_cast<size_t>(r)], stage, r, got.width(), sink);
+}
+
+/// So many rows together that a matrix of them stays within kDoubles.
+void Judge::judge_rows(Product& p, const StoredRows& in, const StoredRows& got, std::span<const int64_t> rows,
+                       std::span<Worst> worst) {
+  const auto most =
+      static_cast<size_t>(std::clamp<int64_t>(kDoubles / std::max({p.n(), p.k(), p.groups()}), 1, kMostRows));
+  for (size_t first = 0; first < rows.size(); first += most) {
+    const auto block = rows.subspan(first, std::min(most, rows.size() - first));
+    multiply(p, in, block);
+    pool_->parallel_for(static_cast<int64_t>(block.size()), 4, [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r) {
-        const auto operand = rounded_operand(values_of(in, first + r), p.how.operand);
-        std::copy(operand.begin(), operand.end(), p.x.begin() + r * k);
-        double* norm = p.norms.data() + r * blocks;
-        for (int64_t i = 0; i < k; ++i)
-          norm[i / kBlock] += operand[static_cast<size_t>(i)] * operand[static_cast<size_t>(i)];
-        for (int64_t b = 0; b < blocks; ++b) norm[b] = std::sqrt(norm[b]) * (1 + 0x1p-20);
+        Worst& mine = worst[first + static_cast<size_t>(r)];
+        judge_products(p, r, got, block[static_cast<size_t>(r)], mine);
+        if (p.tensor.checksums) check_sums(p, r, got, block[static_cast<size_t>(r)], mine);
       }
     });
-    reference_->matmul({count, view_of(p.x, k), {{{&t.weight, nullptr, view_of(p.value, n), stage}}}, 1, {}});
-    reference_->matmul(
-        {count, view_of(p.norms, blocks), {{{&t.norms, nullptr, view_of(p.magnitude, n), stage}}}, 1, {}});
-    std::vector<Worst> worst(static_cast<size_t>(count));
-    pool_->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r)
-        judge_products(p, r, got, first + r, worst[static_cast<size_t>(r)]);
-    });
-    for (int64_t r = 0; r < count; ++r) report(worst[static_cast<size_t>(r)], stage, first + r, n, sink);
   }
 }
 
-/// Row r of the block against the run's row.
+/// Operands and everything that is computed of them.
+void Judge::multiply(Product& p, const StoredRows& in, std::span<const int64_t> rows) {
+  const auto count = static_cast<int64_t>(rows.size());
+  const int64_t k = p.k();
+  const int64_t blocks = p.tensor.norms.cols;
+  p.x.resize(static_cast<size_t>(count * k));
+  p.norms.assign(static_cast<size_t>(count * blocks), 0.0);
+  pool_->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const auto operand = rounded_operand(values_of(in, rows[static_cast<size_t>(r)]), p.how.operand);
+      std::copy(operand.begin(), operand.end(), p.x.begin() + r * k);
+      double* norm = p.norms.data() + r * blocks;
+      for (int64_t i = 0; i < k; ++i)
+        norm[i / kNormBlock] += operand[static_cast<size_t>(i)] * operand[static_cast<size_t>(i)];
+      for (int64_t b = 0; b < blocks; ++b) norm[b] = std::sqrt(norm[b]) * (1 + 0x1p-20);
+    }
+  });
+  const auto product = [&](std::vector<double>& from, const Weight& weight, std::vector<double>& to) {
+    to.resize(static_cast<size_t>(count * weight.rows));
+    reference_->matmul({count,
+                        view_of(from, weight.cols),
+                        {{{&weight, nullptr, view_of(to, weight.rows), Stage::logits}}},
+                        1,
+                        {}});
+  };
+  product(p.x, p.tensor.weight, p.value);
+  product(p.norms, p.tensor.norms, p.magnitude);
+  if (!p.tensor.checksums) return;
+  product(p.x, p.tensor.checksums->sums(), p.sum);
+  product(p.norms, p.tensor.checksums->norms(), p.sum_magnitude);
+}
+
+/// Of an output with this T and this value.
+double Judge::bound(const Product& p, double T, double y) const {
+  const double certain = product_bound(T, y, p.how.roundings, arithmetic_.unit);
+  return p.cached ? with_cache_rounding(y, certain, arithmetic_.kv_type) : certain;
+}
+
+/// Row r of the block against the run's row, output by output.
 void Judge::judge_products(const Product& p, int64_t r, const StoredRows& got, int64_t row,
                            Worst& worst) const {
   const double likely_share = p.cached ? 1.0 : std::min(1.0, kLambda / std::sqrt(p.how.roundings));
-  const auto bound = [&](double T, double y) {
-    const double certain = product_bound(T, y, p.how.roundings, arithmetic_.unit);
-    return p.cached ? with_cache_rounding(y, certain, arithmetic_.kv_type) : certain;
-  };
-  const auto exact_bound = [&](int64_t i, double y, double loose) {
-    const JudgedWeight weight = judged_weight(p.tensor.weight.source, i, p.tensor.weight.mode);
+  const auto exact_bound = [&](int64_t output, double y, double loose) {
+    const JudgedWeight weight = judged_weight(p.tensor.weight.source, output, p.tensor.weight.mode);
     double T = 0.0;
     for (int64_t j = 0; j < p.k(); ++j)
       T += weight.magnitude[static_cast<size_t>(j)] * std::abs(p.x[static_cast<size_t>(r * p.k() + j)]);
-    return std::max(bound(T, y), kNearMatmul * loose);
+    return std::max(bound(p, T, y), kNearMatmul * loose);
   };
   for (int64_t i = 0; i < p.n(); ++i) {
     const auto at = static_cast<size_t>(r * p.n() + i);
-    const double y = p.value[at] + (p.bias.empty() ? 0.0 : double{p.bias[static_cast<size_t>(i)]});
-    const double g = got.at(row, i);
-    double certain = bound(p.magnitude[at], y);
+    const int64_t output = p.tensor.weight.output(i);
+    const double y = p.value[at] + p.bias_of(output);
+    const double g = got.at(row, output);
+    double certain = bound(p, p.magnitude[at], y);
     const double loose = ratio_of(g, y, certain);
     if (!p.cached && !worst.at.failed() && loose > kNearMatmul && loose <= 1.0)
-      certain = exact_bound(i, y, certain);
-    worst.see(i, g, y, certain, certain * likely_share);
+      certain = exact_bound(output, y, certain);
+    worst.see(output, g, y, certain, certain * likely_share);
   }
+  worst.at.values = p.n();
   Judgement& j = worst.at;
   if (!j.failed() || !std::isfinite(j.expected)) return;
   j.certain = exact_bound(j.index, j.expected, j.certain);
   j.ratio = ratio_of(j.got, j.expected, j.certain);
+}
+
+/// The checksums of row r. A NaN among the operands makes every output NaN: then they must all be.
+void Judge::check_sums(const Product& p, int64_t r, const StoredRows& got, int64_t row, Worst& worst) const {
+  const Checksums& sums = *p.tensor.checksums;
+  const double* x = p.x.data() + r * p.k();
+  const bool all_nan = std::any_of(x, x + p.k(), [](double value) { return std::isnan(value); });
+  const double constant = bound(p, 0.0, 0.0);
+  const double relative = bound(p, 0.0, 1.0) - constant;
+  for (int64_t group = 0; group < sums.groups(); ++group) {
+    double sum = 0.0, values = 0.0, coefficients = 0.0;
+    bool nan = true;
+    for (int64_t i = sums.first(group); i < sums.end(group); ++i) {
+      const double c = sums.coefficient(i);
+      const double g = got.at(row, i);
+      sum += c * (g - p.bias_of(i));
+      values += c * c * g * g;
+      coefficients += c * c;
+      nan = nan && std::isnan(g);
+    }
+    const auto at = static_cast<size_t>(r * sums.groups() + group);
+    const ChecksumSizes sizes{p.sum_magnitude[at], std::sqrt(values), std::sqrt(coefficients) * constant};
+    const double limit = checksum_limit(sizes, relative, p.how.roundings, arithmetic_.unit, p.k());
+    const bool holds = all_nan ? nan : std::isfinite(sum) && std::abs(sum - p.sum[at]) <= limit;
+    ++worst.at.checksums;
+    worst.at.checksums_failed += holds ? 0 : 1;
+  }
 }
 
 void Judge::judge_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, const Sink& sink) {
@@ -243,6 +329,7 @@ void Judge::judge_by_row(const UnitRows& data, std::span<const RowName> rows, St
         worst[static_cast<size_t>(r)].see(i, got.at(r, i), judged.value[at], judged.certain[at],
                                           judged.certain[at]);
       }
+      worst[static_cast<size_t>(r)].at.values = got.width();
     }
   });
   for (int64_t r = 0; r < got.rows(); ++r) report(worst[static_cast<size_t>(r)], stage, r, got.width(), sink);
@@ -334,6 +421,7 @@ void Judge::judge_attention_block(const UnitRows& data, std::span<const RowName>
         judge_head(data, rows, block[static_cast<size_t>(i)], h, history, cache, q.data() + i * q_dim,
                    out.data() + i * q_dim, worst[static_cast<size_t>(i)]);
   });
+  for (Worst& row : worst) row.at.values = q_dim;
   for (int64_t i = 0; i < count; ++i)
     report(worst[static_cast<size_t>(i)], Stage::attn_out, block[static_cast<size_t>(i)], q_dim, sink);
 }

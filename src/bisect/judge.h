@@ -7,14 +7,19 @@
 // blocks of 32: T <= T' = sum_b |w_b| |x_b|, and attention's sum_j p_j |v_ji| by the largest |v_ji|. Where an
 // error comes near a quarter of the bound made of those, the exact one is computed; so the bound in force is
 // max(exact, a quarter of the loose one), never less than derived and hardly ever more.
+//
+// Where that takes too long a sample of each matmul's outputs is judged so, and checksums see the others
+// (checksum.h): what fails one is judged whole.
 #include <functional>
 #include <memory>
 #include <span>
+#include <tuple>
 #include <vector>
 
 #include "backend/backend.h"
 #include "base/thread_pool.h"
 #include "bisect/bounds.h"
+#include "bisect/checksum.h"
 #include "bisect/rows.h"
 #include "model/plan.h"
 
@@ -29,8 +34,11 @@ struct Judgement {
   double expected = 0.0;
   double certain = 0.0;
   double likely = 0.0;
-  double ratio = 0.0;  ///< |got - expected| / certain; infinite for what cannot be
-  int64_t values = 0;  ///< compared
+  double ratio = 0.0;   ///< |got - expected| / certain; infinite for what cannot be
+  int64_t values = 0;   ///< compared
+  int64_t outputs = 0;  ///< of the row; those that were not compared are in checksums that hold
+  int64_t checksums = 0;
+  int64_t checksums_failed = 0;  ///< the row was judged whole then
   bool failed() const { return !(ratio <= 1.0); }
   bool suspect() const;  ///< past the likely bound, inside the certain one
 };
@@ -41,7 +49,7 @@ class Judge {
 
   /// The truth: a plan over the file whose weights count, and the hyperparameters. `arithmetic`: of the run
   /// to be judged. All must outlive the judge.
-  Judge(const Plan& plan, const Arithmetic& arithmetic, int threads);
+  Judge(const Plan& plan, const Arithmetic& arithmetic, const Sampling& sampling, int threads);
   ~Judge();
 
   /// Judges every stage of the unit whose inputs are there. `history`: keys and values of the unit's layer,
@@ -54,11 +62,18 @@ class Judge {
   struct Worst;
   struct Product;
   struct SequenceCache;
-  const Tensor& tensor(int unit, Role role);
+  enum class Extent { whole, sampled };
+  const Tensor& tensor(int unit, Role role, Extent extent);
 
   void judge_matmul(const UnitRows& data, Stage stage, const Sink& sink);
+  Product product(int unit, Stage stage, Extent extent);
+  void judge_rows(Product& product, const StoredRows& in, const StoredRows& got,
+                  std::span<const int64_t> rows, std::span<Worst> worst);
+  void multiply(Product& product, const StoredRows& in, std::span<const int64_t> rows);
+  double bound(const Product& product, double T, double y) const;
   void judge_products(const Product& product, int64_t r, const StoredRows& got, int64_t row,
                       Worst& worst) const;
+  void check_sums(const Product& product, int64_t r, const StoredRows& got, int64_t row, Worst& worst) const;
   void judge_attention_rows(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
                             const Sink& sink);
   void judge_attention_block(const UnitRows& data, std::span<const RowName> rows,
@@ -68,14 +83,15 @@ class Judge {
                   const LayerHistory& history, const SequenceCache& cache, const double* q,
                   const double* expected, Worst& worst) const;
   void judge_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, const Sink& sink);
-  static void report(Worst& worst, Stage stage, int64_t row, int64_t values, const Sink& sink);
+  static void report(Worst& worst, Stage stage, int64_t row, int64_t outputs, const Sink& sink);
 
   const Plan& plan_;
   const HParams& hp_;
   const Arithmetic& arithmetic_;
+  Sampling sampling_;
   std::unique_ptr<Backend> reference_;
   std::unique_ptr<ThreadPool> pool_;
-  std::map<std::pair<int, Role>, std::unique_ptr<Tensor>> tensors_;
+  std::map<std::tuple<int, Role, Extent>, std::unique_ptr<Tensor>> tensors_;
 };
 
 }  // namespace greta

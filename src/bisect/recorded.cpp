@@ -59,6 +59,7 @@ struct RecordedRun::Impl {
   ExamineOptions options;
   Plan truth;
   std::unique_ptr<Arithmetic> arithmetic;
+  Sampling sampling;
   std::unique_ptr<Judge> judge;
   std::vector<Prompt> prompts;
   std::vector<std::vector<TokenId>> tokens;  ///< of each sequence, generated ones too
@@ -128,8 +129,9 @@ RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const 
     log::warning("{} was recorded by another build: {} there, {} here", path, commit, build_info().commit);
   i.truth = truth_plan(truth);
   i.arithmetic = arithmetic_of(metadata, path);
-  i.judge = std::make_unique<Judge>(i.truth, *i.arithmetic, options.threads);
   i.read_tokens();
+  i.sampling = sampling_of(options, i.truth, static_cast<int64_t>(i.position.size()));
+  i.judge = std::make_unique<Judge>(i.truth, *i.arithmetic, i.sampling, options.threads);
   bool any = false;
   for (const auto& [name, tensor] : i.file.tensors()) any = any || tensor.shape.size() == 2;
   if (!any) fail("{}: the trace holds no stage", path);
@@ -168,6 +170,7 @@ Examined RecordedRun::examine(const Prompt& prompt) {
   }
   Examined result;
   result.description = description();
+  result.sampling = i.sampling;
   result.judged = Grid<Cell>(hp.layers);
   result.hashes = Grid<uint64_t>(hp.layers);
   result.fed = i.tokens[s];

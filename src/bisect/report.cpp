@@ -41,6 +41,8 @@ std::string terminal_table(const Json& summary) {
   for (const Json& prompt : summary.at("prompts")) {
     if (!entry(prompt, "error").is_null())
       text += value_text(entry(prompt, "name")) + ": " + value_text(entry(prompt, "error")) + "\n";
+    if (const Json& judging = entry(prompt, "judging"); entry(judging, "matmuls") == "sampled")
+      text += value_text(entry(prompt, "name")) + ": " + value_text(entry(judging, "coverage")) + "\n";
     for (const char* key : {"first_fail", "cause"})
       if (entry(prompt, "kind") != "NONE" && !entry(prompt, key).is_null())
         text += value_text(entry(prompt, key)) + "\n";

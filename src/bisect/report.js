@@ -337,6 +337,7 @@ function verdictSection(prompt) {
       el('div', {class: 'head'}, el('h2', {}, prompt.name), chip(kindOf(prompt)),
          prompt.class && el('code', {}, prompt.class), el('p', {class: 'note'}, MEANING[kindOf(prompt)])),
       prompt.error && el('p', {id: 'error', class: 'line'}, prompt.error),
+      line('coverage', prompt.judging && prompt.judging.matmuls === 'sampled' && prompt.judging.coverage),
       line('first-fail', prompt.first_fail), line('cause', prompt.cause),
       bad &&
           el('p', {id: 'nonfinite', class: 'line'},

@@ -126,6 +126,8 @@ std::string verdict(const Json& prompt) {
   text += fmt::format("Class {}, {} tokens.\n\n", value_text(entry(prompt, "class")),
                       value_text(entry(prompt, "tokens")));
   text += block(entry(prompt, "error")) + block(entry(prompt, "first_fail")) + block(entry(prompt, "cause"));
+  if (const Json& coverage = entry(entry(prompt, "judging"), "coverage"); !coverage.is_null())
+    text += fmt::format("Judged in FP64: {}.\n\n", value_text(coverage));
   if (const Json& bad = entry(prompt, "nonfinite"); !bad.is_null())
     text += fmt::format("First {} of side {}: {} [{}]\n\n", value_text(entry(bad, "value")),
                         value_text(entry(bad, "side")), place_text(bad), value_text(entry(bad, "index")));

@@ -293,6 +293,10 @@ Json counts_json(const PromptVerdict& v, int64_t layers) {
           {"layers", layers},
           {"stages", v.a.rows_judged + v.b.rows_judged > 0 ? stages : 0},
           {"values", v.a.values + v.b.values},
+          {"outputs", v.a.outputs + v.b.outputs},
+          {"checksum_only", v.a.outputs + v.b.outputs - v.a.values - v.b.values},
+          {"checksums", v.a.checksums + v.b.checksums},
+          {"checksums_failed", v.a.checksums_failed + v.b.checksums_failed},
           {"calls_replayed", v.a.calls_replayed + v.b.calls_replayed},
           {"rows_replayed", v.a.rows_replayed + v.b.rows_replayed},
           {"rows_judged", v.a.rows_judged + v.b.rows_judged},
@@ -300,6 +304,17 @@ Json counts_json(const PromptVerdict& v, int64_t layers) {
           {"suspect", v.a.suspect + v.b.suspect},
           {"failed", v.a.failed + v.b.failed},
           {"bytes_kept", std::max(v.a.most_bytes, v.b.most_bytes)}};
+}
+
+/// How matmuls were judged, and how far the verdict goes.
+Json judging_json(const PromptVerdict& v) {
+  const Examined& run = v.b.outputs > 0 ? v.b : v.a;
+  Json json = {{"matmuls", run.outputs == 0       ? Json(nullptr)
+                           : run.sampling.sampled ? Json("sampled")
+                                                  : Json("whole")},
+               {"seed", run.sampling.sampled ? Json(run.sampling.seed) : Json(nullptr)},
+               {"coverage", coverage_of(v)}};
+  return json;
 }
 
 std::string first_fail_line(const PromptVerdict& v) {
@@ -343,6 +358,7 @@ Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_
   json["first_fail"] = first_fail_line(v);
   json["cause"] = v.kind == FaultKind::none ? "" : "CAUSE " + v.cause;
   json["counts"] = counts_json(v, result.a.hp.layers);
+  json["judging"] = judging_json(v);
   json["nonfinite"] = nullptr;
   for (const char side : {'b', 'a'}) {
     const auto& n = side == 'a' ? v.a.nonfinite : v.b.nonfinite;

@@ -91,6 +91,7 @@ BisectOptions bisect_options(const Values& values) {
   o.examine.chunk = *values.number("chunk");
   o.examine.max_tokens = *values.number("max-tokens");
   o.examine.trace_budget = static_cast<size_t>(*values.number("trace-budget"));
+  o.examine.seed = static_cast<uint64_t>(*values.number("seed"));
   o.examine.threads = static_cast<int>(values.number("threads").value_or(0));
   if (values.has("layers"))
     for (const int64_t layer : parse_number_list(values.text("layers"), int64_t{1} << 31, "--layers"))

@@ -209,7 +209,9 @@ const std::vector<Option>& table() {
       {"plantings", 0, Kind::number, "N", "100", kBisect, "self-test", "faults to plant", 1, 100000},
       {"clean", 0, Kind::number, "N", "", kBisect, "self-test",
        "runs without a fault; default: a quarter of the plantings", 0, 100000},
-      {"seed", 0, Kind::number, "N", "1", kBisect, "self-test", "of the places"},
+      {"seed", 0, Kind::number, "N", "1", kBisect, "self-test",
+       "of the places where faults are planted, and of the outputs that are judged where a big model's are "
+       "sampled"},
       {"trace-budget", 0, Kind::number, "BYTES", "512MiB", kBisect, "what to compare",
        "most bytes of rows that are kept at a time", 1048576},
       // ---- verify
