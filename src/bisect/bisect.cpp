@@ -81,8 +81,8 @@ const Finding* first_finding(const Examined& run) {
   return run.findings.empty() ? nullptr : &run.findings.begin()->second;
 }
 
-std::string cause_of(FaultKind kind, const Finding& f, char side) {
-  const auto op = operator_of(f.place.stage);
+std::string cause_of(const Wiring& wiring, FaultKind kind, const Finding& f, char side) {
+  const auto op = name_of(wiring.rule(f.place.stage).op);
   switch (kind) {
     case FaultKind::operator_:
       return fmt::format(
@@ -245,12 +245,13 @@ PromptVerdict verdict_alone(SubjectRun& run, const Prompt& prompt,
                             const std::vector<InputDifference>& resident) {
   PromptVerdict v;
   v.prompt = prompt;
+  v.wiring = run.wiring();
   v.b = run.examine(prompt);
   if (v.b.rows_judged == 0 || v.b.rows_replayed == 0) fail("{}: nothing was judged or repeated", prompt.name);
   if (judge_inputs(v, v.b, 'b', resident)) return v;
   if (const Finding* finding = first_finding(v.b)) {
     const FaultKind kind = kind_of(*finding, v.b, &run, prompt);
-    set_first(v, kind, 'b', *finding, cause_of(kind, *finding, 'b'));
+    set_first(v, kind, 'b', *finding, cause_of(*v.wiring, kind, *finding, 'b'));
   }
   return v;
 }
@@ -296,19 +297,19 @@ void decide(PromptVerdict& v, Side& a, Side& b,
     for (Side* s : {&b, &a}) {
       const Examined& run = s->name == 'a' ? v.a : v.b;
       if (!s->live->varies(v.prompt, *other_bits, *run.hashes.find(*other_bits))) continue;
-      set_first(v, FaultKind::race, s->name, finding, cause_of(FaultKind::race, finding, s->name));
+      set_first(v, FaultKind::race, s->name, finding, cause_of(*v.wiring, FaultKind::race, finding, s->name));
       return;
     }
     set_first(v, FaultKind::operator_, 'b', finding,
               fmt::format("{}: the two sides have other bits although all before agrees and both are inside "
                           "the bound: the order "
                           "of addition depends on the schedule",
-                          operator_of(other_bits->stage)));
+                          name_of(v.wiring->rule(other_bits->stage).op)));
     return;
   }
   if (first != nullptr) {
     const FaultKind kind = kind_of(*first, side->name == 'a' ? v.a : v.b, side->live.get(), v.prompt);
-    set_first(v, kind, side->name, *first, cause_of(kind, *first, side->name));
+    set_first(v, kind, side->name, *first, cause_of(*v.wiring, kind, *first, side->name));
     return;
   }
   judge_tokens(v, a, b, truth, options.examine.threads);
@@ -380,10 +381,12 @@ BisectResult bisect(const BisectOptions& options) {
         for (const Prompt& p : prompts) steps = std::max(steps, side->recorded->generated_by(p));
     examine_options.max_tokens = static_cast<int64_t>(steps);
   }
+  const auto wiring = std::make_shared<const Wiring>(hparams_of(truth));
   int64_t context = 0;
   for (const Prompt& p : prompts) {
     PromptVerdict v;
     v.prompt = p;
+    v.wiring = wiring;
     const auto needed = static_cast<int64_t>(p.ids.size()) + examine_options.max_tokens;
     const int64_t limit = examine_options.context > 0 ? examine_options.context : result.a.hp.context;
     if (p.ids.empty()) {

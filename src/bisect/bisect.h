@@ -28,7 +28,8 @@ struct BisectOptions {
 /// What one prompt came to.
 struct PromptVerdict {
   Prompt prompt;
-  std::string error;  ///< why it could not be compared; nothing below then
+  std::shared_ptr<const Wiring> wiring;  ///< of the true model: which operator leaves a stage
+  std::string error;                     ///< why it could not be compared; nothing below then
   FaultKind kind = FaultKind::none;
   char side = 'b';  ///< where the fault is
   std::optional<Finding> first;

@@ -14,7 +14,13 @@ namespace greta {
 double multiply_adds(const Plan& plan, int64_t rows) {
   double weights = 0.0;
   for (const PlannedTensor& t : plan.tensors)
-    if (t.use == WeightUse::matmul) weights += static_cast<double>(t.tensor->elements());
+    if (t.use == WeightUse::matmul || t.use == WeightUse::experts) {
+      const WeightSource source = source_of(t);
+      const double met = source.experts > 1
+                             ? static_cast<double>(plan.hp.experts_used) / static_cast<double>(source.experts)
+                             : 1.0;
+      weights += met * static_cast<double>(source.rows) * static_cast<double>(source.cols);
+    }
   return weights * static_cast<double>(rows);
 }
 

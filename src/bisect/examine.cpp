@@ -120,6 +120,7 @@ SubjectRun::SubjectRun(const Subject& subject, const ModelFile& model, const Mod
                        const ExamineOptions& options, const Prompt& sample)
     : subject_(subject), model_(model), options_(options) {
   truth_ = truth_plan(truth, options.context);
+  wiring_ = std::make_shared<const Wiring>(truth_.hp);
   sampling_ =
       sampling_of(options, truth_,
                   static_cast<int64_t>(sample.ids.size()) + std::max<int64_t>(options.max_tokens - 1, 0));
@@ -294,7 +295,8 @@ std::vector<InputDifference> SubjectRun::check_resident(uint64_t& rows) {
     if (weight == nullptr) continue;  // told by the comparison of tensors
     const WeightSource source = source_of(planned);
     if (weight->rows != source.rows || weight->cols != source.cols) continue;
-    const WeightMode held = planned.use == WeightUse::matmul ? mode : WeightMode::stored;
+    const bool product = planned.use == WeightUse::matmul || planned.use == WeightUse::experts;
+    const WeightMode held = product ? mode : WeightMode::stored;
     std::atomic<int64_t> first{source.rows};
     pool.parallel_for(source.rows, 16, [&](int64_t begin, int64_t end, int) {
       std::vector<float> expected(static_cast<size_t>(source.cols)), got(expected.size());
@@ -313,7 +315,7 @@ std::vector<InputDifference> SubjectRun::check_resident(uint64_t& rows) {
     rows += static_cast<uint64_t>(source.rows);
     if (first.load() == source.rows) continue;
     std::optional<Place> place;
-    for (const StageRule& rule : wiring())
+    for (const StageRule& rule : wiring_->rules())
       if (rule.weight == planned.role || (rule.bias == planned.role && rule.bias != Role::count))
         place = Place{0, 0, planned.layer < 0 ? kNoLayer : static_cast<int>(planned.layer), rule.stage};
     differences.push_back({"resident weights", source.name,

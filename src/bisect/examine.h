@@ -13,6 +13,7 @@
 #include "bisect/judge.h"
 #include "bisect/recorder.h"
 #include "bisect/subject.h"
+#include "bisect/wiring.h"
 #include "engine/engine.h"
 
 namespace greta {
@@ -127,6 +128,8 @@ class SubjectRun {
   std::vector<InputDifference> check_resident(uint64_t& rows);
 
   Engine& engine() { return *engine_; }
+  /// Of the true model.
+  const std::shared_ptr<const Wiring>& wiring() const { return wiring_; }
   const Plant* plant() const { return plant_ ? &*plant_ : nullptr; }
 
  private:
@@ -139,6 +142,7 @@ class SubjectRun {
   ExamineOptions options_;
   std::optional<Plant> plant_;
   Plan truth_;
+  std::shared_ptr<const Wiring> wiring_;
   Sampling sampling_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Judge> judge_;

@@ -27,8 +27,6 @@ std::optional<T> number(std::string_view part) {
   return value;
 }
 
-/// Stages with a row only where logits are asked for: the prompt's last position and all after it.
-
 /// Why a model of this shape cannot have the fault, or nothing.
 std::optional<std::string> shape_problem(const FaultInfo& info, const HParams& hp) {
   const std::string_view id = info.id;

@@ -83,6 +83,17 @@ struct Judge::Worst {
     at.likely = likely;
     at.ratio = ratio;
   }
+  /// A part of the row that begins at element `first`, judged by itself.
+  void join(const Worst& part, int64_t first) {
+    const Judgement before = at;
+    if (before.values == 0 || !(part.at.ratio <= before.ratio)) {
+      at = part.at;
+      at.index += first;
+    }
+    at.values = before.values + part.at.values;
+    at.checksums = before.checksums + part.at.checksums;
+    at.checksums_failed = before.checksums_failed + part.at.checksums_failed;
+  }
   /// The row judged again, whole.
   void take(const Worst& whole) {
     const auto [checksums, failed] = std::pair(at.checksums, at.checksums_failed);
@@ -108,7 +119,7 @@ struct Judge::Tensor {
 };
 
 Judge::Judge(const Plan& plan, const Arithmetic& arithmetic, const Sampling& sampling, int threads)
-    : plan_(plan), hp_(plan.hp), arithmetic_(arithmetic), sampling_(sampling) {
+    : plan_(plan), hp_(plan.hp), wiring_(plan.hp), arithmetic_(arithmetic), sampling_(sampling) {
   BackendOptions options;
   options.threads = threads;
   options.kv_type = KvType::f64;
@@ -117,12 +128,14 @@ Judge::Judge(const Plan& plan, const Arithmetic& arithmetic, const Sampling& sam
 }
 Judge::~Judge() = default;
 
-const Judge::Tensor& Judge::tensor(int unit, Role role, Extent extent) {
-  auto& slot = tensors_[{unit, role, extent}];
+/// `expert`: of a stack.
+const Judge::Tensor& Judge::tensor(int unit, Role role, Extent extent, int64_t expert) {
+  auto& slot = tensors_[{unit, role, extent, expert}];
   if (slot) return *slot;
   const auto* t = planned_tensor(plan_, layer_of_unit(unit, hp_.layers), role);
   if (t == nullptr) fail("the judge's plan has no tensor for this operator");
-  const WeightSource source = source_of(*t);
+  const WeightSource all = source_of(*t);
+  const WeightSource source = all.experts > 1 ? expert_of(all, expert) : all;
   const uint64_t seed = weight_seed(sampling_.seed, unit, role);
   const bool some = extent == Extent::sampled;
   JudgedTensor weight(source, arithmetic_.weights,
@@ -135,9 +148,8 @@ const Judge::Tensor& Judge::tensor(int unit, Role role, Extent extent) {
 
 void Judge::judge(const UnitRows& data, std::span<const RowName> rows, const LayerHistory& history,
                   const Sink& sink) {
-  for (const Stage stage : stages_of_unit(data.unit, hp_.layers)) {
-    const StageRule& rule = rule_of(stage);
-    if (rule.op == Op::wire || !data.stages.contains(stage)) continue;
+  for (const StageRule& rule : wiring_.rules_of_unit(data.unit)) {
+    if (rule.op == Op::wire || !data.stages.contains(rule.stage)) continue;
     if (rule.op == Op::attention) {
       if (data.stages.contains(rule.reads[0]) && !history.empty())
         judge_attention_rows(data, rows, history, sink);
@@ -146,9 +158,11 @@ void Judge::judge(const UnitRows& data, std::span<const RowName> rows, const Lay
     if (!std::all_of(rule.reads.begin(), rule.reads.end(), [&](Stage s) { return data.stages.contains(s); }))
       continue;
     if (rule.op == Op::matmul) {
-      judge_matmul(data, stage, sink);
+      judge_matmul(data, rule, sink);
+    } else if (rule.op == Op::expert_matmul) {
+      judge_experts(data, rule, sink);
     } else {
-      judge_by_row(data, rows, stage, sink);
+      judge_by_row(data, rows, rule, sink);
     }
   }
 }
@@ -169,12 +183,11 @@ struct Judge::Product {
   }
 };
 
-Judge::Product Judge::product(int unit, Stage stage, Extent extent) {
-  const StageRule& rule = rule_of(stage);
-  const Tensor& t = tensor(unit, rule.weight, extent);
+Judge::Product Judge::product(int unit, const StageRule& rule, Extent extent, int64_t expert) {
+  const Tensor& t = tensor(unit, rule.weight, extent, expert);
   return {t,
           arithmetic_.matmul(t.weight.file_type, t.weight.cols),
-          stage == Stage::v,
+          rule.stage == Stage::v,
           planned_vector(plan_, layer_of_unit(unit, hp_.layers), rule.bias),
           {},
           {},
@@ -184,25 +197,68 @@ Judge::Product Judge::product(int unit, Stage stage, Extent extent) {
           {}};
 }
 
-void Judge::judge_matmul(const UnitRows& data, Stage stage, const Sink& sink) {
-  const StoredRows& in = data.stages.at(rule_of(stage).reads[0]);
-  const StoredRows& got = data.stages.at(stage);
-  Product some = product(data.unit, stage, sampling_.sampled ? Extent::sampled : Extent::whole);
+void Judge::judge_matmul(const UnitRows& data, const StageRule& rule, const Sink& sink) {
+  const StoredRows& got = data.stages.at(rule.stage);
+  std::vector<Worst> worst(static_cast<size_t>(got.rows()));
+  judge_all(data.unit, rule, 0, data.stages.at(rule.reads[0]), got, worst);
+  for (size_t r = 0; r < worst.size(); ++r)
+    report(worst[r], rule.stage, static_cast<int64_t>(r), got.width(), sink);
+}
+
+/// Expert by expert: the slots that chose it are the rows of one product. A slot without an expert (the
+/// choice has failed then) is as wrong as can be.
+void Judge::judge_experts(const UnitRows& data, const StageRule& rule, const Sink& sink) {
+  const StoredRows& in = data.stages.at(rule.reads[0]);
+  const StoredRows& experts = data.stages.at(rule.reads[1]);
+  const StoredRows& got = data.stages.at(rule.stage);
+  const int64_t used = experts.width();
+  const int64_t width = got.width() / used;
+  const int64_t cols =
+      source_of(*planned_tensor(plan_, layer_of_unit(data.unit, hp_.layers), rule.weight)).cols;
+  std::map<int64_t, std::vector<int64_t>> slots;  // by expert: row * used + slot
+  for (int64_t i = 0; i < got.rows() * used; ++i) {
+    const double id = experts.at(i / used, i % used);
+    slots[id >= 0 && id < static_cast<double>(hp_.experts) ? static_cast<int64_t>(id) : -1].push_back(i);
+  }
+  std::vector<Worst> rows(static_cast<size_t>(got.rows()));
+  for (const auto& [expert, mine] : slots) {
+    std::vector<Worst> worst(mine.size());
+    if (expert < 0) {
+      for (Worst& w : worst) w.see(0, std::numeric_limits<double>::quiet_NaN(), 0.0, 0.0, 0.0);
+    } else {
+      StoredRows x(cols, in.wide()), y(width, got.wide());
+      std::vector<double> values(static_cast<size_t>(std::max(in.width(), got.width())));
+      for (const int64_t i : mine) {
+        in.get(i / used, values.data());
+        x.append(values.data() + (in.width() == cols ? 0 : i % used * cols));
+        got.get(i / used, values.data());
+        y.append(values.data() + i % used * width);
+      }
+      judge_all(data.unit, rule, expert, x, y, worst);
+    }
+    for (size_t i = 0; i < mine.size(); ++i)
+      rows[static_cast<size_t>(mine[i] / used)].join(worst[i], mine[i] % used * width);
+  }
+  for (size_t r = 0; r < rows.size(); ++r)
+    report(rows[r], rule.stage, static_cast<int64_t>(r), got.width(), sink);
+}
+
+/// Every row of `got`, sampled where this judge samples; rows whose checksum fails are judged whole.
+void Judge::judge_all(int unit, const StageRule& rule, int64_t expert, const StoredRows& in,
+                      const StoredRows& got, std::span<Worst> worst) {
+  Product some = product(unit, rule, sampling_.sampled ? Extent::sampled : Extent::whole, expert);
   std::vector<int64_t> rows(static_cast<size_t>(got.rows()));
   std::iota(rows.begin(), rows.end(), 0);
-  std::vector<Worst> worst(rows.size());
   judge_rows(some, in, got, rows, worst);
 
   std::vector<int64_t> failed;
   for (const int64_t r : rows)
     if (worst[static_cast<size_t>(r)].at.checksums_failed > 0) failed.push_back(r);
-  if (!failed.empty()) {
-    Product all = product(data.unit, stage, Extent::whole);
-    std::vector<Worst> whole(failed.size());
-    judge_rows(all, in, got, failed, whole);
-    for (size_t i = 0; i < failed.size(); ++i) worst[static_cast<size_t>(failed[i])].take(whole[i]);
-  }
-  for (const int64_t r : rows) report(worst[static_cast<size_t>(r)], stage, r, got.width(), sink);
+  if (failed.empty()) return;
+  Product all = product(unit, rule, Extent::whole, expert);
+  std::vector<Worst> whole(failed.size());
+  judge_rows(all, in, got, failed, whole);
+  for (size_t i = 0; i < failed.size(); ++i) worst[static_cast<size_t>(failed[i])].take(whole[i]);
 }
 
 /// So many rows together that a matrix of them stays within kDoubles.
@@ -317,13 +373,13 @@ void Judge::check_sums(const Product& p, int64_t r, const StoredRows& got, int64
   }
 }
 
-void Judge::judge_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, const Sink& sink) {
-  const StoredRows& got = data.stages.at(stage);
+void Judge::judge_by_row(const UnitRows& data, std::span<const RowName> rows, const StageRule& rule,
+                         const Sink& sink) {
+  const StoredRows& got = data.stages.at(rule.stage);
   std::vector<Worst> worst(static_cast<size_t>(got.rows()));
   pool_->parallel_for(got.rows(), 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      const Judged judged =
-          judged_stage(plan_, arithmetic_, data, r, rows[static_cast<size_t>(r)], {}, stage);
+      const Judged judged = judged_stage(plan_, arithmetic_, data, r, rows[static_cast<size_t>(r)], {}, rule);
       for (int64_t i = 0; i < got.width(); ++i) {
         const auto at = static_cast<size_t>(i);
         worst[static_cast<size_t>(r)].see(i, got.at(r, i), judged.value[at], judged.certain[at],
@@ -332,7 +388,8 @@ void Judge::judge_by_row(const UnitRows& data, std::span<const RowName> rows, St
       worst[static_cast<size_t>(r)].at.values = got.width();
     }
   });
-  for (int64_t r = 0; r < got.rows(); ++r) report(worst[static_cast<size_t>(r)], stage, r, got.width(), sink);
+  for (int64_t r = 0; r < got.rows(); ++r)
+    report(worst[static_cast<size_t>(r)], rule.stage, r, got.width(), sink);
 }
 
 /// What one sequence's cache holds, in FP64, as the reference's cache lies: [position, kv_dim] in each page,
@@ -434,14 +491,18 @@ void Judge::judge_head(const UnitRows& data, std::span<const RowName> rows, int6
   const int64_t head_dim = hp_.head_dim;
   const int64_t kv_head = head / (hp_.heads / hp_.kv_heads);
   const int64_t last = name.position;
+  const int64_t window = hp_.window_of(layer_of_unit(data.unit, hp_.layers));
+  const int64_t begin = window == 0 ? 0 : std::max<int64_t>(last + 1 - window, 0);
   const double u = arithmetic_.unit;
   double squares = 0.0;
   for (int64_t d = 0; d < head_dim; ++d) squares += q[head * head_dim + d] * q[head * head_dim + d];
-  const double delta = (gamma(arithmetic_.score_roundings(head_dim), u) + 2 * u) * (1 + 0x1p-20) *
-                       std::abs(hp_.attention_scale) * std::sqrt(squares) *
+  const double score = (1 + 0x1p-20) * std::abs(hp_.attention_scale) * std::sqrt(squares) *
                        cache.largest_k[static_cast<size_t>(last * hp_.kv_heads + kv_head)];
-  const double relative = attention_relative(delta, arithmetic_.value_roundings(last + 1, last / kKvPage + 1),
-                                             arithmetic_.exp_ulps, u);
+  double delta = (gamma(arithmetic_.score_roundings(head_dim), u) + 2 * u) * score;
+  if (hp_.attention_softcap > 0) delta += softcap_error(score, arithmetic_.tanh_ulps, u);
+  const double relative = attention_relative(
+      delta, arithmetic_.value_roundings(last + 1 - begin, last / kKvPage - begin / kKvPage + 1),
+      arithmetic_.exp_ulps, u);
   std::vector<double> exact;
   for (int64_t d = 0; d < head_dim; ++d) {
     const int64_t at = head * head_dim + d;

@@ -21,6 +21,7 @@
 #include "bisect/bounds.h"
 #include "bisect/checksum.h"
 #include "bisect/rows.h"
+#include "bisect/wiring.h"
 #include "model/plan.h"
 
 namespace greta {
@@ -63,10 +64,13 @@ class Judge {
   struct Product;
   struct SequenceCache;
   enum class Extent { whole, sampled };
-  const Tensor& tensor(int unit, Role role, Extent extent);
+  const Tensor& tensor(int unit, Role role, Extent extent, int64_t expert);
 
-  void judge_matmul(const UnitRows& data, Stage stage, const Sink& sink);
-  Product product(int unit, Stage stage, Extent extent);
+  void judge_matmul(const UnitRows& data, const StageRule& rule, const Sink& sink);
+  void judge_experts(const UnitRows& data, const StageRule& rule, const Sink& sink);
+  Product product(int unit, const StageRule& rule, Extent extent, int64_t expert);
+  void judge_all(int unit, const StageRule& rule, int64_t expert, const StoredRows& in, const StoredRows& got,
+                 std::span<Worst> worst);
   void judge_rows(Product& product, const StoredRows& in, const StoredRows& got,
                   std::span<const int64_t> rows, std::span<Worst> worst);
   void multiply(Product& product, const StoredRows& in, std::span<const int64_t> rows);
@@ -82,16 +86,18 @@ class Judge {
   void judge_head(const UnitRows& data, std::span<const RowName> rows, int64_t row, int64_t head,
                   const LayerHistory& history, const SequenceCache& cache, const double* q,
                   const double* expected, Worst& worst) const;
-  void judge_by_row(const UnitRows& data, std::span<const RowName> rows, Stage stage, const Sink& sink);
+  void judge_by_row(const UnitRows& data, std::span<const RowName> rows, const StageRule& rule,
+                    const Sink& sink);
   static void report(Worst& worst, Stage stage, int64_t row, int64_t outputs, const Sink& sink);
 
   const Plan& plan_;
   const HParams& hp_;
+  const Wiring wiring_;
   const Arithmetic& arithmetic_;
   Sampling sampling_;
   std::unique_ptr<Backend> reference_;
   std::unique_ptr<ThreadPool> pool_;
-  std::map<std::tuple<int, Role, Extent>, std::unique_ptr<Tensor>> tensors_;
+  std::map<std::tuple<int, Role, Extent, int64_t>, std::unique_ptr<Tensor>> tensors_;
 };
 
 }  // namespace greta

@@ -208,12 +208,13 @@ Examined RecordedRun::examine(const Prompt& prompt) {
     return out;
   };
   std::optional<StoredRows> before = load(kNoLayer, Stage::embed_out);
+  const Wiring wiring(hp);
   for (int unit = 0; unit <= hp.layers + 1; ++unit) {
     const int layer = layer_of_unit(unit, hp.layers);
     UnitRows data;
     data.unit = unit;
-    for (const Stage stage : stages_of_unit(unit, hp.layers))
-      if (auto loaded = load(layer, stage)) data.stages.emplace(stage, std::move(*loaded));
+    for (const StageRule& rule : wiring.rules_of_unit(unit))
+      if (auto loaded = load(layer, rule.stage)) data.stages.emplace(rule.stage, std::move(*loaded));
     if (unit > hp.layers && before) data.stages.insert_or_assign(Stage::residual_post_mlp, *before);
     LayerHistory history;
     if (data.stages.contains(Stage::k_post_rope) && data.stages.contains(Stage::v) && whole)

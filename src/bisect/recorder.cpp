@@ -61,7 +61,7 @@ void RunRecorder::on_stage(int layer, Stage stage, const StageRows& rows) {
   CallShape& call = calls_.back();
   UnitRows& data = units_[static_cast<size_t>(unit)];
   const bool last_layer = layer == static_cast<int>(hp_.layers) - 1;
-  if (stage == stages_of_unit(unit, hp_.layers).front()) {
+  if (stage == first_stage_of_unit(unit, hp_.layers)) {
     if (options_.rows) data.calls.push_back(static_cast<int64_t>(calls_.size()) - 1);
     if (stage == Stage::final_norm) call.picked.assign(rows.batch_rows, rows.batch_rows + rows.rows);
   }
@@ -99,7 +99,7 @@ void RunRecorder::on_stage(int layer, Stage stage, const StageRows& rows) {
       from.append(row.data());
     }
   }
-  if (options_.rows && stage == stages_of_unit(unit, hp_.layers).back()) {
+  if (options_.rows && stage == last_stage_of_unit(unit, hp_.layers)) {
     complete_ = unit;
     hand_on(false);
   }

@@ -73,7 +73,7 @@ class Splice : public Interposer {
   }
   void rmsnorm(const RmsnormArgs& a) override {
     below().rmsnorm(a);
-    add_to(a.site.layer, a.site.stage, a.out, a.rows);
+    add_to(a.site.layer, a.site.stage, {a.out.data, a.out.width * a.site.parts}, a.rows / a.site.parts);
   }
   void matmul(const MatmulArgs& a) override {
     below().matmul(a);
@@ -102,6 +102,25 @@ class Splice : public Interposer {
   }
   void glu(const GluArgs& a) override {
     below().glu(a);
+    add_to(a.site.layer, a.site.stage, a.out, a.rows);
+  }
+  void choose_experts(const ChooseExpertsArgs& a) override {
+    below().choose_experts(a);
+    add_to(a.site.layer, Stage::expert_weights, a.weights, a.rows);  // the choice itself has no error
+  }
+  void expert_matmul(const ExpertMatmulArgs& a) override {
+    below().expert_matmul(a);
+    for (int i = 0; i < a.count; ++i) {
+      const MatmulOutput& o = a.outputs[static_cast<size_t>(i)];
+      add_to(a.site.layer, o.stage, o.out, a.rows);
+    }
+  }
+  void combine(const CombineArgs& a) override {
+    below().combine(a);
+    add_to(a.site.layer, a.site.stage, a.out, a.rows);
+  }
+  void softcap(const SoftcapArgs& a) override {
+    below().softcap(a);
     add_to(a.site.layer, a.site.stage, a.out, a.rows);
   }
 
@@ -183,24 +202,26 @@ Rounding explain_rounding(const ModelFile& truth, SubjectRun& run, const Prompt&
   RowKeeper kept(hp, run.engine().backend().element_bytes() == sizeof(double), token);
   run.feed_quietly(prompt, &kept);
   const auto head = static_cast<size_t>(hp.layers) + 1;
+  const Wiring wiring(hp);
   const StoredRows& run_logits = kept.units[head].stages.at(Stage::logits);
   result.difference = run_logits.at(0, a) - run_logits.at(0, b) - result.true_gap;
 
   const RowName name{0, static_cast<int32_t>(token), ids[static_cast<size_t>(token)]};
   static const LayerHistory none;
   for (const UnitRows& unit : kept.units)
-    for (const Stage stage : stages_of_unit(unit.unit, hp.layers)) {
-      if (rule_of(stage).op == Op::wire) continue;
+    for (const StageRule& rule : wiring.rules_of_unit(unit.unit)) {
+      if (rule.op == Op::wire) continue;
+      const Stage stage = rule.stage;
       const int layer = layer_of_unit(unit.unit, hp.layers);
       const auto& history = layer == kNoLayer ? none : kept.history[static_cast<size_t>(layer)];
       auto error =
-          judged_stage(reference.plan(), reference.backend().arithmetic(), unit, 0, name, history, stage)
+          judged_stage(reference.plan(), reference.backend().arithmetic(), unit, 0, name, history, rule)
               .value;
       const StoredRows& got = unit.stages.at(stage);
       for (size_t i = 0; i < error.size(); ++i) error[i] = got.at(0, static_cast<int64_t>(i)) - error[i];
       splice->errors[{layer, stage}] = std::move(error);
     }
-  for (const StageRule& rule : wiring()) {
+  for (const StageRule& rule : wiring.rules()) {
     if (rule.op == Op::wire) continue;
     splice->active = rule.stage;
     result.contributors.push_back({std::string(name_of(rule.stage)), gap() - result.true_gap});

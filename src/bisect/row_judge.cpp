@@ -1,5 +1,7 @@
 #include "bisect/row_judge.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "bisect/wiring.h"
 #include "model/tensor_plan.h"
@@ -25,10 +27,8 @@ Judged judged_embedding(const Plan& truth, double u, int32_t token) {
   return judged;
 }
 
-Judged judged_products(const Plan& truth, const Arithmetic& arithmetic, const StageRule& rule, int layer,
-                       const std::vector<double>& x) {
-  const WeightSource source = source_of(*planned_tensor(truth, layer, rule.weight));
-  const auto bias = planned_vector(truth, layer, rule.bias);
+Judged judged_products(const Arithmetic& arithmetic, const WeightSource& source,
+                       const std::vector<float>& bias, std::span<const double> x) {
   const MatmulArithmetic how = arithmetic.matmul(source.type, source.cols);
   const auto operand = rounded_operand(x, how.operand);
   Judged judged{std::vector<double>(static_cast<size_t>(source.rows)),
@@ -40,7 +40,40 @@ Judged judged_products(const Plan& truth, const Arithmetic& arithmetic, const St
   return judged;
 }
 
+/// Slot by slot, each with its expert's matrix.
+Judged judged_expert_products(const Arithmetic& arithmetic, const WeightSource& stack,
+                              std::span<const double> x, std::span<const double> experts) {
+  const auto cols = static_cast<size_t>(stack.cols);
+  Judged all;
+  for (size_t s = 0; s < experts.size(); ++s) {
+    const size_t first = x.size() == cols ? 0 : s * cols;
+    append(all, judged_products(arithmetic, expert_of(stack, static_cast<int64_t>(experts[s])), {},
+                                x.subspan(first, cols)));
+  }
+  return all;
+}
+
+/// Each part of the row that is as wide as the weight by itself.
+Judged judged_norms(std::span<const double> x, const std::vector<float>& weight, float eps,
+                    const Arithmetic& arithmetic) {
+  Judged all;
+  for (size_t first = 0; first < x.size(); first += weight.size())
+    append(all,
+           judge_rmsnorm(x.subspan(first, weight.size()), weight, eps,
+                         arithmetic.rmsnorm_roundings(static_cast<int64_t>(weight.size())), arithmetic.unit));
+  return all;
+}
+
 }  // namespace
+
+WeightSource expert_of(const WeightSource& stack, int64_t expert) {
+  WeightSource one = stack;
+  one.rows = stack.rows / stack.experts;
+  one.experts = 1;
+  const size_t bytes = stack.bytes.size() / static_cast<size_t>(stack.experts);
+  one.bytes = stack.bytes.subspan(static_cast<size_t>(expert) * bytes, bytes);
+  return one;
+}
 
 std::vector<double> values_of(const StoredRows& rows, int64_t row) {
   std::vector<double> out(static_cast<size_t>(rows.width()));
@@ -61,24 +94,28 @@ Judged judged_head(const HParams& hp, const Arithmetic& arithmetic, const UnitRo
   const KvHistory& kv = history.at(name.sequence);
   const auto width = static_cast<size_t>(hp.head_dim);
   const int64_t kv_head = head / (hp.heads / hp.kv_heads);
-  const int64_t count = int64_t{name.position} + 1;
+  const int64_t window = hp.window_of(layer_of_unit(data.unit, hp.layers));
+  const int64_t end = int64_t{name.position} + 1;
+  const int64_t begin = window == 0 ? 0 : std::max<int64_t>(end - window, 0);
+  const int64_t count = end - begin;
   std::vector<double> keys(static_cast<size_t>(count) * width), values(keys.size()), q(width);
   for (int64_t j = 0; j < count; ++j)
     for (size_t d = 0; d < width; ++d) {
       const int64_t at = kv_head * hp.head_dim + static_cast<int64_t>(d);
-      keys[static_cast<size_t>(j) * width + d] = kv.keys.at(j, at);
-      values[static_cast<size_t>(j) * width + d] = kv.values.at(j, at);
+      keys[static_cast<size_t>(j) * width + d] = kv.keys.at(begin + j, at);
+      values[static_cast<size_t>(j) * width + d] = kv.values.at(begin + j, at);
     }
   const StoredRows& queries = data.stages.at(Stage::q_post_rope);
   for (size_t d = 0; d < width; ++d) q[d] = queries.at(row, head * hp.head_dim + static_cast<int64_t>(d));
-  const int64_t splits = name.position / kKvPage + 1;
-  return judge_attention(q, keys, values, hp.attention_scale, arithmetic.score_roundings(hp.head_dim),
-                         arithmetic.value_roundings(count, splits), arithmetic.exp_ulps, arithmetic.unit);
+  const int64_t splits = name.position / kKvPage - begin / kKvPage + 1;
+  return judge_attention(q, keys, values, hp.attention_scale, hp.attention_softcap,
+                         arithmetic.score_roundings(hp.head_dim), arithmetic.value_roundings(count, splits),
+                         arithmetic.exp_ulps, arithmetic.tanh_ulps, arithmetic.unit);
 }
 
 Judged judged_stage(const Plan& truth, const Arithmetic& arithmetic, const UnitRows& data, int64_t row,
-                    const RowName& name, const LayerHistory& history, Stage stage) {
-  const StageRule& rule = rule_of(stage);
+                    const RowName& name, const LayerHistory& history, const StageRule& rule) {
+  const Stage stage = rule.stage;
   const HParams& hp = truth.hp;
   const int layer = layer_of_unit(data.unit, hp.layers);
   const double u = arithmetic.unit;
@@ -87,10 +124,22 @@ Judged judged_stage(const Plan& truth, const Arithmetic& arithmetic, const UnitR
     case Op::embed:
       return judged_embedding(truth, u, name.token);
     case Op::rmsnorm:
-      return judge_rmsnorm(input(0), planned_vector(truth, layer, rule.weight), hp.norm_eps,
-                           arithmetic.rmsnorm_roundings(hp.dim), u);
+      return judged_norms(input(0), planned_vector(truth, layer, rule.weight), hp.norm_eps, arithmetic);
+    case Op::expert_matmul:
+      return judged_expert_products(arithmetic, source_of(*planned_tensor(truth, layer, rule.weight)),
+                                    input(0), input(1));
+    case Op::choose_experts: {
+      auto choice = judge_choice(input(0), hp.experts_used, hp.normalise_experts, hp.expert_scale,
+                                 arithmetic.exp_ulps, u);
+      return stage == Stage::experts ? std::move(choice.experts) : std::move(choice.weights);
+    }
+    case Op::combine:
+      return judge_combine(input(0), input(1), u);
+    case Op::softcap:
+      return judge_softcap(input(0), hp.logits_softcap, arithmetic.tanh_ulps, u);
     case Op::matmul: {
-      Judged judged = judged_products(truth, arithmetic, rule, layer, input(0));
+      Judged judged = judged_products(arithmetic, source_of(*planned_tensor(truth, layer, rule.weight)),
+                                      planned_vector(truth, layer, rule.bias), input(0));
       if (stage == Stage::v) add_cache_rounding(judged, arithmetic.kv_type);
       return judged;
     }
@@ -99,7 +148,7 @@ Judged judged_stage(const Plan& truth, const Arithmetic& arithmetic, const UnitR
       const auto width = static_cast<size_t>(hp.head_dim);
       Judged all;
       for (size_t begin = 0; begin < x.size(); begin += width)
-        append(all, judge_rope(hp.rope, name.position, std::span(x).subspan(begin, width), u,
+        append(all, judge_rope(hp.rope_of(layer), name.position, std::span(x).subspan(begin, width), u,
                                arithmetic.angle_unit));
       if (stage == Stage::k_post_rope) add_cache_rounding(all, arithmetic.kv_type);
       return all;

@@ -3,18 +3,22 @@
 // of bounds.h alone, element by element.
 #include "bisect/bounds.h"
 #include "bisect/rows.h"
+#include "bisect/wiring.h"
 #include "model/plan.h"
 
 namespace greta {
 
-/// Row `row` of `data` for the stage, on its inputs there. `truth`: whose weights and hyperparameters count.
-/// Errors: the stage is a wire, or an input is missing.
+/// Row `row` of `data` for the rule's stage, on its inputs there. `truth`: whose weights and hyperparameters
+/// count. Errors: the stage is a wire, or an input is missing.
 Judged judged_stage(const Plan& truth, const Arithmetic& arithmetic, const UnitRows& data, int64_t row,
-                    const RowName& name, const LayerHistory& history, Stage stage);
+                    const RowName& name, const LayerHistory& history, const StageRule& rule);
 
 /// One head of attention of that row.
 Judged judged_head(const HParams& hp, const Arithmetic& arithmetic, const UnitRows& data, int64_t row,
                    const RowName& name, const LayerHistory& history, int64_t head);
+
+/// One matrix of a stack, as a tensor of its own.
+WeightSource expert_of(const WeightSource& stack, int64_t expert);
 
 /// A row's values as doubles.
 std::vector<double> values_of(const StoredRows& rows, int64_t row);

@@ -32,6 +32,7 @@ class SelfTest {
   explicit SelfTest(const SelfTestOptions& options)
       : o_(options), model_(ModelFile::open(options.model, options.tokenizer)) {
     truth_ = truth_plan(model_);
+    wiring_ = std::make_unique<const Wiring>(truth_.hp);
     if (truth_.hp.layers == 0) require_fit(truth_, model_.file);
   }
 
@@ -155,7 +156,7 @@ class SelfTest {
                             continue;
                           const Judged judged =
                               judged_stage(truth_, backend.arithmetic(), data, static_cast<int64_t>(r),
-                                           names[r], history, place.stage);
+                                           names[r], history, wiring_->rule(place.stage));
                           effects[place] = effect_of(judged, log.fired.at(place).faulty);
                         }
                       }
@@ -174,7 +175,7 @@ class SelfTest {
   /// row-gain plants 1 %: at `effect` times the bound, a gain of 1 % / effect would still be past it.
   void note_gain(const Planting& p, const Place& place) {
     if (p.id != "row-gain" || !std::isfinite(p.effect)) return;
-    const PlannedTensor* t = planned_tensor(truth_, place.layer, rule_of(place.stage).weight);
+    const PlannedTensor* t = planned_tensor(truth_, place.layer, wiring_->rule(place.stage).weight);
     const WeightSource source = source_of(*t);
     const auto key = fmt::format("{}, K = {}", quant::traits(source.type).name, source.cols);
     const double gain = 0.01 / p.effect;
@@ -251,6 +252,7 @@ class SelfTest {
   const SelfTestOptions& o_;
   ModelFile model_;
   Plan truth_;
+  std::unique_ptr<const Wiring> wiring_;
   SelfTestResult result_;
 };
 

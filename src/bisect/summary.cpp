@@ -34,10 +34,10 @@ Json place_json(const Place& p) {
           {"stage", name_of(p.stage)}};
 }
 
-Json finding_json(const Finding& f, char side) {
+Json finding_json(const Wiring& wiring, const Finding& f, char side) {
   Json json = place_json(f.place);
   json["side"] = std::string(1, side);
-  json["operator"] = operator_of(f.place.stage);
+  json["operator"] = name_of(wiring.rule(f.place.stage).op);
   json["check"] = f.check == Finding::Check::bound    ? "bound"
                   : f.check == Finding::Check::replay ? "replay"
                                                       : "wire";
@@ -88,11 +88,11 @@ struct Bins {
 };
 
 /// Sums of two numbers, and what the cache stores in a narrower type.
-bool rounds_once(Stage stage) {
-  return rule_of(stage).op == Op::add || stage == Stage::v || stage == Stage::k_post_rope;
+bool rounds_once(const Wiring& wiring, Stage stage) {
+  return wiring.rule(stage).op == Op::add || stage == Stage::v || stage == Stage::k_post_rope;
 }
 
-Json heat_json(const Examined& run, char side) {
+Json heat_json(const Wiring& wiring, const Examined& run, char side) {
   const int64_t layers = run.judged.layers();
   const Bins bins(run.judged.positions(0));
   const size_t rows = static_cast<size_t>(layers) + 2;
@@ -104,7 +104,7 @@ Json heat_json(const Examined& run, char side) {
   run.judged.each([&](const Place& place, const Cell& cell) {
     if (place.sequence != 0) return;
     // One rounding reaches its bound by nature: such stages colour a cell only when they are past it.
-    if (rounds_once(place.stage) && cell.ratio <= 1.0f) return;
+    if (rounds_once(wiring, place.stage) && cell.ratio <= 1.0f) return;
     Best& b = best[static_cast<size_t>(unit_of(place, layers))][static_cast<size_t>(place.token / bins.bin)];
     if (b.cell == nullptr || !(cell.ratio <= b.cell->ratio)) b = {&cell, place};
   });
@@ -184,7 +184,8 @@ Json stages_json(const PromptVerdict& v) {
   }
   Json rows = Json::array();
   const int unit = unit_of(at, layers);
-  for (const Stage stage : stages_of_unit(unit, layers)) {
+  for (const StageRule& rule : v.wiring->rules_of_unit(unit)) {
+    const Stage stage = rule.stage;
     const Place place{at.sequence, at.token, layer_of_unit(unit, layers), stage};
     const Cell* cell = run.judged.find(place);
     const uint64_t* ha = v.a.hashes.find(place);
@@ -195,7 +196,7 @@ Json stages_json(const PromptVerdict& v) {
     const bool comparable =
         ha != nullptr && hb != nullptr && v.a.description.substr(0, 3) == v.b.description.substr(0, 3);
     rows.push_back({{"stage", name_of(stage)},
-                    {"operator", operator_of(stage)},
+                    {"operator", name_of(rule.op)},
                     {"error", cell == nullptr ? Json(nullptr) : number(cell->error)},
                     {"bound", cell == nullptr ? Json(nullptr) : number(cell->certain)},
                     {"likely", cell == nullptr ? Json(nullptr) : number(cell->likely)},
@@ -288,7 +289,7 @@ Json rounding_json(const Rounding& r, const PromptVerdict& v, const Tokenizer& t
 }
 
 Json counts_json(const PromptVerdict& v, int64_t layers) {
-  const auto stages = static_cast<int64_t>(wiring().size());
+  const auto stages = static_cast<int64_t>(v.wiring->rules().size());
   return {{"tokens", std::max(v.a.fed.size(), v.b.fed.size())},
           {"layers", layers},
           {"stages", v.a.rows_judged + v.b.rows_judged > 0 ? stages : 0},
@@ -323,7 +324,8 @@ std::string first_fail_line(const PromptVerdict& v) {
   return fmt::format(
       "FIRST_FAIL prompt={} sequence={} token={} layer={} stage={} operator={} kind={} class={} side={}",
       v.prompt.name, p.sequence, p.token, p.layer == kNoLayer ? std::string("-") : std::to_string(p.layer),
-      name_of(p.stage), operator_of(p.stage), name_of(v.kind), audit_class(v.kind, p.stage), v.side);
+      name_of(p.stage), name_of(v.wiring->rule(p.stage).op), name_of(v.kind), audit_class(v.kind, p.stage),
+      v.side);
 }
 
 Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_rounding) {
@@ -350,11 +352,11 @@ Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_
     Json list = Json::array();
     for (const auto& [place, finding] : run.findings) {
       if (list.size() >= kMostFailures) break;
-      list.push_back(finding_json(finding, side));
+      list.push_back(finding_json(*v.wiring, finding, side));
     }
     return list;
   };
-  json["first"] = v.first ? finding_json(*v.first, v.side) : Json(nullptr);
+  json["first"] = v.first ? finding_json(*v.wiring, *v.first, v.side) : Json(nullptr);
   json["first_fail"] = first_fail_line(v);
   json["cause"] = v.kind == FaultKind::none ? "" : "CAUSE " + v.cause;
   json["counts"] = counts_json(v, result.a.hp.layers);
@@ -375,7 +377,7 @@ Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_
   };
   json["hashes"] = {{"a", hashes(v.a)}, {"b", hashes(v.b)}};
   const bool a_shown = v.side == 'a' || v.b.rows_judged == 0;
-  json["heat"] = heat_json(a_shown ? v.a : v.b, a_shown ? 'a' : 'b');
+  json["heat"] = heat_json(*v.wiring, a_shown ? v.a : v.b, a_shown ? 'a' : 'b');
   json["drift"] = drift_json(v.a, v.b);
   json["stages"] = stages_json(v);
   json["logits"] = logits_json(v, tokenizer);

@@ -40,7 +40,4 @@ std::string_view name_of(FaultKind kind);  ///< "OPERATOR"
 /// The class that audits of the predecessor used, for people who know its reports: "ATTENTION_MECHANISM".
 std::string_view audit_class(FaultKind kind, Stage stage);
 
-/// The operator that leaves a stage: "rmsnorm", "matmul attn_q", "attention".
-std::string_view operator_of(Stage stage);
-
 }  // namespace greta
