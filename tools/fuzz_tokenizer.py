@@ -5,8 +5,8 @@
       [--vocabulary FAMILY=FILE.gguf ...] [--families spm,smollm,...] [--train 8000] [--summary OUT.md]
 
 For each family the strings and the oracle's ids go to a temporary folder and the test program compares: ids, the way back
-byte for byte, the streamed pieces, and the words that the pre-tokenizer cuts. Families without --vocabulary get one of --train tokens, trained on the family's
-published pre-tokenizer. Exit status 1 on any mismatch.
+byte for byte, the streamed pieces, and the words that the pre-tokenizer cuts. Families without --vocabulary get one of
+--train tokens, trained on the family's published pre-tokenizer. Exit status 1 on any mismatch.
 """
 import argparse
 import os
@@ -62,7 +62,7 @@ def main():
                 else:
                     golden.train_bpe(family, args.train, path, args.seed)
             oracle = golden.oracle_of_gguf(path, family)
-            strings = golden.Strings(args.seed, oracle.special)
+            strings = golden.Strings(args.seed, oracle.inserted)
             texts = [strings.next(i) for i in range(args.count)]
             # Every tenth string that has a special token in it is also read with special tokens as plain characters.
             plain = [t for t in texts if any(s in t for s in strings.special)][::10]
@@ -83,7 +83,7 @@ def main():
                     print(run.stdout[-3000:], run.stderr[-1000:])
             last = "; words: ".join(last)
             print(f"{family} ({label}, {oracle.name}): {last}; {time.time() - begin:.1f} s", flush=True)
-            special = sum(any(s in t for s in oracle.special) for t in texts)
+            special = sum(any(s in t for s in strings.special) for t in texts)
             size = sum(len(t.encode()) for t in texts)
             rows.append(f"| {family} | {label} | {len(oracle.pieces)} | {oracle.name} | {len(cases)} | {special} | "
                         f"{size / 1e6:.1f} | {last} |")

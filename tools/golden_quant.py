@@ -37,13 +37,12 @@ def blocks_of(rng, qtype):
         x = rng.standard_normal(512).astype(np.float32)
         x[:8] = [0.0, -0.0, 1e-45, -1e-45, 3.4028235e38, -3.4028235e38, np.inf, -np.inf]
         return x.view(np.uint8).reshape(-1, 4)
-    if qtype == T.F16:  # every number that is not a NaN
-        h = np.arange(0x10000, dtype=np.uint32).astype(np.uint16)
-        return h[(h & 0x7FFF) <= 0x7C00].view(np.uint8).reshape(-1, 2)
-    if qtype == T.BF16:
-        h = np.arange(0, 0x10000, 3, dtype=np.uint32).astype(np.uint16)
-        return h[(h & 0x7FFF) <= 0x7F80].view(np.uint8).reshape(-1, 2)
-    count = 190 if block == 256 else 400
+    if qtype in (T.F16, T.BF16):  # the ends of every exponent, zero and infinity, both signs; every eleventh number
+        top, exponent = {T.F16: (0x7C00, 0x0400), T.BF16: (0x7F80, 0x0080)}[qtype]
+        ends = [e + at for e in range(0, 0x10000, exponent) for at in (0, 1, exponent // 2, exponent - 2, exponent - 1)]
+        h = np.unique(np.concatenate([ends, np.arange(0, 0x10000, 11)])).astype(np.uint16)
+        return h[(h & 0x7FFF) <= top].view(np.uint8).reshape(-1, 2)
+    count = 64 if block == 256 else 200
     blocks = rng.integers(0, 256, (count, size), dtype=np.uint32).astype(np.uint8)
     for at in HALVES[qtype]:  # scales as in real files (1e-5 .. 10) for most blocks, of any size for the rest
         usual = (10.0 ** rng.uniform(-5, 1, count) * rng.choice([-1, 1], count)).astype(np.float16).view(np.uint16)

@@ -37,9 +37,8 @@ class Shape:
     scaling: dict = field(default_factory=dict)  # transformers' rope parameters beyond theta
     kind: gguf.GGMLQuantizationType = F32
     kinds: dict = field(default_factory=dict)  # of single tensors, by the part of their name
-    tokens: int = 40  # over which the logits are brought to their standard deviation
-    kept: int = 24  # the golden's prompt
-    logits_rows: int = 0  # positions in the golden of logits, beside the other golden's; 0: all
+    tokens: int = 40  # the prompt, over which the logits are brought to their standard deviation
+    logits_rows: int = 12  # positions in the golden of logits, beside those of the other golden
     faults: tuple = ()  # mistakes this model must notice, beyond those that every model must
     window: int = 0
     local_base: float = 0.0  # gemma3; 0: no key, 10000 is meant
@@ -120,8 +119,8 @@ LLAMA = [
           kv_heads=1, kind=F16, base=500000.0, context=512, scaling=LLAMA3, faults=("rope_freqs", "rope_base")),
     Shape("partial_rotary", "rope turns the first 8 of 16 dimensions of each head; F16", layers=1, heads=2, kv_heads=1,
           kind=F16, rotary=8, faults=("full_rotary",)),
-    Shape("rope_base", "rope base 1,000,000 and 80 tokens; F16", layers=1, heads=2, kv_heads=1, kind=F16, base=1e6,
-          context=2048, tokens=200, kept=80, faults=("rope_base",)),
+    Shape("rope_base", "rope base 1,000,000 and 200 tokens; F16", layers=1, heads=2, kv_heads=1, kind=F16, base=1e6,
+          context=2048, tokens=200, faults=("rope_base",)),
     Shape("awkward_f16", "F16; dim 96, ffn 200, 3 heads over 1, vocabulary of 301", dim=96, layers=1, heads=3,
           kv_heads=1, ffn=200, vocab=301, kind=F16),
     Shape("bf16", "BF16 matrices, two layers", kind=BF16),
@@ -134,8 +133,8 @@ HALF = {part: F16 for part in ("token_embd", "output", "ffn_gate", "ffn_up", "ff
 
 
 def other(name, purpose, **how):
-    """A shape beyond the first llama models: a prompt of 40 tokens, logits of some positions."""
-    return Shape(name, purpose, **{"kept": 40, "logits_rows": 6, "kinds": HALF, **how})
+    """A shape beyond the first llama models: fewer rows of logits, half of the weights in F16."""
+    return Shape(name, purpose, **{"logits_rows": 6, "kinds": HALF, **how})
 
 
 OTHERS = [
