@@ -299,14 +299,13 @@ Judged judge_glu(Activation activation, std::span<const double> gate, std::span<
         break;
       case Activation::gelu_tanh: {
         const double inner = 0.79788456080286535588 * (x + 0.044715 * x * x * x);
-        y = 0.5 * x * (1.0 + std::tanh(inner));
-        relative +=
-            8 * u * std::abs(inner);  // y = x / (1 + exp(-2 inner)): the argument's relative error, amplified
+        y = x / (1.0 + std::exp(-2 * inner));  // 0.5 x (1 + tanh(inner)) without its cancellation
+        relative += 8 * u * std::abs(inner);   // the argument's relative error, amplified
         break;
       }
     }
     judged.value.push_back(y * up[i]);
-    judged.certain.push_back(relative * std::abs(judged.value.back()) + kSubnormal * (1.0 + std::abs(up[i])));
+    judged.certain.push_back(relative * std::abs(judged.value.back()) + kSubnormal * (1.0 + (1.0 + std::abs(x)) * std::abs(up[i])));
   }
   return judged;
 }

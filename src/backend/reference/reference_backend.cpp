@@ -66,7 +66,8 @@ double activate(Activation activation, double x) {
     case Activation::silu:
       return x / (1.0 + std::exp(-x));
     case Activation::gelu_tanh:
-      return 0.5 * x * (1.0 + std::tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
+      // 0.5 x (1 + tanh(y / 2)) without its cancellation where x is negative.
+      return x / (1.0 + std::exp(-2 * 0.79788456080286535588 * (x + 0.044715 * x * x * x)));
   }
   return std::numeric_limits<double>::quiet_NaN();
 }
