@@ -305,7 +305,8 @@ Judged judge_glu(Activation activation, std::span<const double> gate, std::span<
       }
     }
     judged.value.push_back(y * up[i]);
-    judged.certain.push_back(relative * std::abs(judged.value.back()) + kSubnormal * (1.0 + (1.0 + std::abs(x)) * std::abs(up[i])));
+    judged.certain.push_back(relative * std::abs(judged.value.back()) +
+                             kSubnormal * (1.0 + (1.0 + std::abs(x)) * std::abs(up[i])));
   }
   return judged;
 }

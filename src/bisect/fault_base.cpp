@@ -58,13 +58,6 @@ bool FaultyBackend::here(const Site& site, int64_t rows) const {
   return !plant_.info->one_token || planted_row(site, rows);
 }
 
-std::optional<size_t> FaultyBackend::planted_output(const MatmulArgs& args) const {
-  if (!here(args.site, args.rows)) return std::nullopt;
-  for (size_t i = 0; i < static_cast<size_t>(args.count); ++i)
-    if (args.outputs[i].stage == plant_.stage) return i;
-  return std::nullopt;
-}
-
 std::optional<int64_t> FaultyBackend::planted_row(const Site& site, int64_t rows) const {
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = site.batch_row(i);
@@ -78,16 +71,6 @@ Scratch FaultyBackend::scratch(int64_t rows, int64_t width) {
   made.buffer = allocate(static_cast<size_t>(rows * width) * element_bytes());
   made.view = {made.buffer->data(), width};
   return made;
-}
-
-Scratch FaultyBackend::healthy_product(const MatmulArgs& args, const MatmulOutput& output) {
-  return healthy(args.rows, output.out.width, [&](const View& out) {
-    MatmulArgs alone = args;
-    alone.outputs[0] = output;
-    alone.outputs[0].out = out;
-    alone.count = 1;
-    below().matmul(alone);
-  });
 }
 
 std::vector<double> FaultyBackend::row_of(const View& view, int64_t row) const {

@@ -61,7 +61,13 @@ class FaultyBackend : public Interposer {
     return stage == plant_.stage && here(site, rows);
   }
   /// Which output of a matmul call is the planted one.
-  std::optional<size_t> planted_output(const MatmulArgs& args) const;
+  template <class Args>
+  std::optional<size_t> planted_output(const Args& args) const {
+    if (!here(args.site, args.rows)) return std::nullopt;
+    for (size_t i = 0; i < static_cast<size_t>(args.count); ++i)
+      if (args.outputs[i].stage == plant_.stage) return i;
+    return std::nullopt;
+  }
   /// The call's row of the planted position of sequence 0.
   std::optional<int64_t> planted_row(const Site& site, int64_t rows) const;
 
@@ -75,7 +81,32 @@ class FaultyBackend : public Interposer {
     return out;
   }
   /// A matmul's planted output alone.
-  Scratch healthy_product(const MatmulArgs& args, const MatmulOutput& output);
+  Scratch healthy_product(const MatmulArgs& args, const MatmulOutput& output) {
+    return healthy_product(args, output, &Backend::matmul);
+  }
+  Scratch healthy_product(const ExpertMatmulArgs& args, const MatmulOutput& output) {
+    return healthy_product(args, output, &Backend::expert_matmul);
+  }
+  template <class Args>
+  Scratch healthy_product(const Args& args, const MatmulOutput& output, void (Backend::*run)(const Args&)) {
+    return healthy(args.rows, output.out.width, [&](const View& out) {
+      Args alone = args;
+      alone.outputs[0] = output;
+      alone.outputs[0].out = out;
+      alone.count = 1;
+      (below().*run)(alone);
+    });
+  }
+  /// The same call seen by whole rows: a norm of each head apart has several of its own in each. For looking
+  /// on, not for calling.
+  static RmsnormArgs whole_rows(const RmsnormArgs& args) {
+    RmsnormArgs whole = args;
+    whole.rows = args.rows / args.site.parts;
+    whole.x.width = args.x.width * args.site.parts;
+    whole.out.width = args.out.width * args.site.parts;
+    whole.site.parts = 1;
+    return whole;
+  }
   std::vector<double> row_of(const View& view, int64_t row) const;
   std::vector<double> cached_row(const KvLayer& cache, KvPart part, const BatchView& batch,
                                  int64_t row) const;
@@ -127,6 +158,8 @@ std::unique_ptr<Backend> make_argument_fault(std::unique_ptr<Backend> backend, c
                                              const HParams& hp);
 std::unique_ptr<Backend> make_call_fault(std::unique_ptr<Backend> backend, const Plant& plant,
                                          const HParams& hp);
+std::unique_ptr<Backend> make_architecture_fault(std::unique_ptr<Backend> backend, const Plant& plant,
+                                                 const HParams& hp);
 std::unique_ptr<Backend> make_race_fault(std::unique_ptr<Backend> backend, const Plant& plant,
                                          const HParams& hp);
 

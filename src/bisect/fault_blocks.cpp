@@ -1,8 +1,10 @@
 #include "bisect/fault_blocks.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/error.h"
+#include "bisect/wiring.h"
 #include "model/architectures.h"
 
 namespace greta {
@@ -65,35 +67,20 @@ size_t scale_at(quant::Type type, int64_t block) {
 
 }  // namespace
 
-std::optional<Role> weight_role(Stage stage) {
-  switch (stage) {
-    case Stage::q_pre_rope:
-      return Role::wq;
-    case Stage::k_pre_rope:
-      return Role::wk;
-    case Stage::v:
-      return Role::wv;
-    case Stage::attn_proj:
-      return Role::wo;
-    case Stage::ffn_gate:
-      return Role::w_gate;
-    case Stage::ffn_up:
-      return Role::w_up;
-    case Stage::mlp_out:
-      return Role::w_down;
-    case Stage::logits:
-      return Role::head;
-    default:
-      return std::nullopt;
-  }
-}
-
 std::string tensor_name(const HParams& hp, Stage stage, int layer) {
   const Architecture* architecture = find_architecture(hp.architecture);
-  const auto role = weight_role(stage);
-  if (architecture != nullptr && role) {
-    for (const TensorRule& rule : architecture->tensors)
-      if (rule.role == *role) return rule.name(layer);
+  const Wiring wiring(hp);
+  const Role role = wiring.has(stage) ? wiring.rule(stage).weight : Role::count;
+  if (architecture != nullptr && role != Role::count) {
+    for (const TensorRule& rule : architecture->tensors) {
+      if (!rule.in(hp)) continue;
+      const bool inside =
+          std::any_of(rule.fused.begin(), rule.fused.end(), [&](const auto& f) { return f.role == role; });
+      if (inside || (rule.role == role && !rule.fused.empty()))
+        fail("{} of architecture '{}' lies in one tensor with others ({})", name_of(stage), hp.architecture,
+             rule.name(layer));
+      if (rule.role == role) return rule.name(layer);
+    }
   }
   fail("{} of architecture '{}' is made with no weight matrix", name_of(stage), hp.architecture);
 }

@@ -12,9 +12,8 @@
 
 namespace greta {
 
-/// The weight that a stage is made with, by the architecture's table; nothing where it has none.
-std::optional<Role> weight_role(Stage stage);
-/// Its name in the file: "blk.3.attn_q.weight". The head's is "output.weight", which tied models lack.
+/// The name in the file of the weight that a stage is made with: "blk.3.attn_q.weight". The head's is
+/// "output.weight", which tied models lack. Errors: a stage without one, a tensor that several roles share.
 std::string tensor_name(const HParams& hp, Stage stage, int layer);
 
 /// Low and high halves of the bytes that hold the quants exchanged, in every block. Errors: a type that packs

@@ -232,14 +232,14 @@ class GateUpSwap : public CallFault {
  public:
   using CallFault::CallFault;
   void glu(const GluArgs& args) override {
-    if (!here(args.site, args.rows, Stage::ffn_act)) return below().glu(args);
+    if (!here(args.site, args.rows, args.site.stage)) return below().glu(args);
     const Scratch right = scratch(args.rows, args.out.width);  // both aside: out may be gate
     const Scratch wrong = scratch(args.rows, args.out.width);
     below().glu({args.rows, args.activation, args.gate, args.up, right.view, args.site});
     below().glu({args.rows, args.activation, args.up, args.gate, wrong.view, args.site});
     for (int64_t i = 0; i < args.rows; ++i) {
       below().write(args.out, i, 1, row_of(wrong.view, i).data());
-      log_row(args.site, Stage::ffn_act, i, row_of(right.view, i), row_of(args.out, i));
+      log_row(args.site, args.site.stage, i, row_of(right.view, i), row_of(args.out, i));
     }
   }
 };
@@ -267,9 +267,21 @@ class ProductFault : public CallFault {
     below().matmul(wrong);
     finish(args.site, output.stage, std::move(right), output.out, args.rows);
   }
+  void expert_matmul(const ExpertMatmulArgs& args) override {  // weight-layer
+    remember(args);
+    const auto index = planted_output(args);
+    if (!index) return below().expert_matmul(args);
+    const MatmulOutput& output = args.outputs[*index];
+    ExpertMatmulArgs wrong = args;
+    wrong.outputs[*index].weight = layer_before_;
+    Scratch right = healthy_product(args, output);
+    below().expert_matmul(wrong);
+    finish(args.site, output.stage, std::move(right), output.out, args.rows);
+  }
 
  private:
-  void remember(const MatmulArgs& args) {
+  template <class Args>
+  void remember(const Args& args) {
     if (args.site.layer + 1 != plant_.layer) return;
     for (size_t i = 0; i < static_cast<size_t>(args.count); ++i)
       if (args.outputs[i].stage == plant_.stage) layer_before_ = args.outputs[i].weight;

@@ -1,4 +1,6 @@
 // Every fault that bisect must find. Most of them cost somebody days.
+#include <algorithm>
+
 #include "bisect/fault_base.h"
 
 namespace greta {
@@ -6,20 +8,29 @@ namespace {
 
 using Stages = std::vector<Stage>;
 
-const Stages kMatmuls = {Stage::q_pre_rope, Stage::k_pre_rope, Stage::v,       Stage::attn_proj,
-                         Stage::ffn_gate,   Stage::ffn_up,     Stage::mlp_out, Stage::logits};
-const Stages kLayerMatmuls = {Stage::q_pre_rope, Stage::k_pre_rope, Stage::v,      Stage::attn_proj,
-                              Stage::ffn_gate,   Stage::ffn_up,     Stage::mlp_out};
-/// All but residual_pre_attn, which no operator makes.
-const Stages kAny = {Stage::embed_out,   Stage::attn_norm,
-                     Stage::q_pre_rope,  Stage::k_pre_rope,
-                     Stage::v,           Stage::q_post_rope,
-                     Stage::k_post_rope, Stage::attn_out,
-                     Stage::attn_proj,   Stage::residual_post_attn,
-                     Stage::ffn_norm,    Stage::ffn_gate,
-                     Stage::ffn_up,      Stage::ffn_act,
-                     Stage::mlp_out,     Stage::residual_post_mlp,
-                     Stage::final_norm,  Stage::logits};
+/// Where a model's products end. Which of these a model has, and which are products there (q_pre_rope is none
+/// where q has a norm), is its wiring's to say.
+const Stages kQ = {Stage::q_proj, Stage::q_pre_rope};
+const Stages kK = {Stage::k_proj, Stage::k_pre_rope};
+const Stages kHead = {Stage::logits_pre_cap, Stage::logits};
+const Stages kLayerMatmuls = {Stage::q_proj,      Stage::k_proj,    Stage::q_pre_rope,    Stage::k_pre_rope,
+                              Stage::v,           Stage::attn_proj, Stage::ffn_gate,      Stage::ffn_up,
+                              Stage::expert_gate, Stage::expert_up, Stage::router_logits, Stage::expert_out,
+                              Stage::mlp_out};
+const Stages kMatmuls = [] {
+  Stages all = kLayerMatmuls;
+  all.insert(all.end(), kHead.begin(), kHead.end());
+  return all;
+}();
+/// All that an operator makes by arithmetic: not residual_pre_attn, nor the choice of experts.
+const Stages kAny = [] {
+  Stages all;
+  for (int i = 0; i < kStages; ++i) {
+    const auto stage = static_cast<Stage>(i);
+    if (stage != Stage::residual_pre_attn && stage != Stage::experts) all.push_back(stage);
+  }
+  return all;
+}();
 
 constexpr auto kKernel = Planted::kernel;
 constexpr auto kCall = Planted::call;
@@ -129,7 +140,12 @@ std::vector<Entry> kernel_faults() {
         kNothing,
         kOneToken},
        make_argument_fault},
-      {{"act-kind", "gelu for silu (or the other way round)", kKernel, kOperator, {Stage::ffn_act}, kNothing},
+      {{"act-kind",
+        "gelu for silu (or the other way round)",
+        kKernel,
+        kOperator,
+        {Stage::ffn_act, Stage::expert_act},
+        kNothing},
        make_argument_fault},
   };
 }
@@ -137,19 +153,9 @@ std::vector<Entry> kernel_faults() {
 /// Faults in a product's kernel, or in any.
 std::vector<Entry> product_faults() {
   return {
-      {{"wq-transposed",
-        "wq read as if stored [in][out], in prefill",
-        kKernel,
-        kOperator,
-        {Stage::q_pre_rope},
-        kPrefill},
+      {{"wq-transposed", "wq read as if stored [in][out], in prefill", kKernel, kOperator, kQ, kPrefill},
        make_weight_fault},
-      {{"wk-transposed",
-        "wk read as if stored [in][out], in prefill",
-        kKernel,
-        kOperator,
-        {Stage::k_pre_rope},
-        kPrefill},
+      {{"wk-transposed", "wk read as if stored [in][out], in prefill", kKernel, kOperator, kK, kPrefill},
        make_weight_fault},
       {{"wv-transposed",
         "wv read as if stored [in][out], in prefill",
@@ -165,12 +171,7 @@ std::vector<Entry> product_faults() {
         {Stage::attn_proj},
         kPrefill},
        make_weight_fault},
-      {{"lmhead-layout",
-        "output head read as if stored [in][out]",
-        kKernel,
-        kOperator,
-        {Stage::logits},
-        kNothing},
+      {{"lmhead-layout", "output head read as if stored [in][out]", kKernel, kOperator, kHead, kNothing},
        make_weight_fault},
       {{"tile-swap",
         "rows and columns swapped inside each 16x16 tile of a call of more than 32 rows",
@@ -194,7 +195,7 @@ std::vector<Entry> product_faults() {
         "a product's bias is not added",
         kKernel,
         kOperator,
-        {Stage::q_pre_rope, Stage::k_pre_rope, Stage::v},
+        {Stage::q_proj, Stage::k_proj, Stage::q_pre_rope, Stage::k_pre_rope, Stage::v},
         {.bias = true}},
        make_weight_fault},
       {{"row-gain", "one output row x 1.01", kKernel, kOperator, kMatmuls, kNothing}, make_edit_fault},
@@ -210,12 +211,8 @@ std::vector<Entry> product_faults() {
         kOneToken},
        make_edit_fault},
       {{"nan", "one NaN", kKernel, kOperator, kAny, kNothing, kOneToken}, make_edit_fault},
-      {{"logits-index",
-        "output index of at most 16 bits (fewer in a small vocabulary) wraps",
-        kKernel,
-        kOperator,
-        {Stage::logits},
-        kNothing},
+      {{"logits-index", "output index of at most 16 bits (fewer in a small vocabulary) wraps", kKernel,
+        kOperator, kHead, kNothing},
        make_edit_fault},
   };
 }
@@ -275,7 +272,8 @@ std::vector<Entry> call_faults() {
         {Stage::residual_post_mlp},
         kDecode},
        make_call_fault},
-      {{"gate-up-swap", "gate and up exchanged", kCall, kWire, {Stage::ffn_act}, kNothing}, make_call_fault},
+      {{"gate-up-swap", "gate and up exchanged", kCall, kWire, {Stage::ffn_act, Stage::expert_act}, kNothing},
+       make_call_fault},
       {{"weight-layer",
         "a product is given the weight of the layer before",
         kCall,
@@ -283,11 +281,7 @@ std::vector<Entry> call_faults() {
         kLayerMatmuls,
         {.layers = 2}},
        make_call_fault},
-      {{"final-norm-skip",
-        "the head is given the residual before the final norm",
-        kCall,
-        kWire,
-        {Stage::logits},
+      {{"final-norm-skip", "the head is given the residual before the final norm", kCall, kWire, kHead,
         kNothing},
        make_call_fault},
       {{"race", "a buffer is overwritten between write and read, sometimes", kCall, FaultKind::race, kAny,
@@ -301,6 +295,75 @@ std::vector<Entry> call_faults() {
         kAny,
         {.decode = true, .tokens = 2, .gpu = true},
         kOneToken}},
+  };
+}
+
+/// Faults of what architectures add: windows, norms, soft caps, experts.
+std::vector<Entry> architecture_faults() {
+  return {
+      {{"window-short",
+        "the first key of a window is not seen",
+        kKernel,
+        kOperator,
+        {Stage::attn_out},
+        kTwoTokens},
+       make_architecture_fault},
+      {{"softcap-dropped",
+        "scores or logits are not capped",
+        kKernel,
+        kOperator,
+        {Stage::attn_out, Stage::logits},
+        kTwoTokens},
+       make_architecture_fault},
+      {{"router-precision",
+        "the router reads its rows rounded to bf16",
+        kKernel,
+        kOperator,
+        {Stage::router_logits},
+        kNothing},
+       make_architecture_fault},
+      {{"expert-extra",
+        "one expert too many is chosen, and the last falls off",
+        kKernel,
+        kOperator,
+        {Stage::experts},
+        kNothing},
+       make_architecture_fault},
+      {{"expert-unnormalised",
+        "weights are shares of all experts (of the chosen, where all are meant)",
+        kKernel,
+        kOperator,
+        {Stage::expert_weights},
+        kNothing},
+       make_architecture_fault},
+      {{"rope-exchange",
+        "local layers turn as the global ones do, and the other way round",
+        kCall,
+        kWire,
+        {Stage::q_post_rope},
+        kTwoTokens},
+       make_architecture_fault},
+      {{"head-norm-late",
+        "q is normed after its rotation instead of before",
+        kCall,
+        kWire,
+        {Stage::q_pre_rope},
+        kNothing},
+       make_architecture_fault},
+      {{"post-norm-skip",
+        "the norm after attention or MLP is left out",
+        kCall,
+        kWire,
+        {Stage::attn_post_norm, Stage::mlp_post_norm},
+        kNothing},
+       make_architecture_fault},
+      {{"experts-exchanged",
+        "two experts of a token exchanged",
+        kCall,
+        kWire,
+        {Stage::expert_gate, Stage::expert_up, Stage::expert_out},
+        kNothing},
+       make_architecture_fault},
   };
 }
 
@@ -339,13 +402,17 @@ std::vector<Entry> input_faults() {
   };
 }
 
+bool is_product(Stage stage) { return std::find(kMatmuls.begin(), kMatmuls.end(), stage) != kMatmuls.end(); }
+
 struct Table {
   std::vector<FaultInfo> infos;
   std::vector<FaultMaker> makers;
   Table() {
-    for (const auto& part : {kernel_faults(), product_faults(), call_faults(), input_faults()}) {
+    for (const auto& part :
+         {kernel_faults(), product_faults(), call_faults(), architecture_faults(), input_faults()}) {
       for (const Entry& entry : part) {
         infos.push_back(entry.info);
+        infos.back().product = std::all_of(entry.info.stages.begin(), entry.info.stages.end(), is_product);
         makers.push_back(entry.make);
       }
     }

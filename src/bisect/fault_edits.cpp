@@ -137,7 +137,8 @@ class EditFault : public KernelFault {
   }
   void rmsnorm(const RmsnormArgs& args) override {
     below().rmsnorm(args);
-    edit(args.site, args.site.stage, args.out, args.rows);
+    const RmsnormArgs whole = whole_rows(args);
+    edit(whole.site, whole.site.stage, whole.out, whole.rows);
   }
   void matmul(const MatmulArgs& args) override {
     below().matmul(args);
@@ -165,7 +166,24 @@ class EditFault : public KernelFault {
   }
   void glu(const GluArgs& args) override {
     below().glu(args);
-    edit(args.site, Stage::ffn_act, args.out, args.rows);
+    edit(args.site, args.site.stage, args.out, args.rows);
+  }
+  void choose_experts(const ChooseExpertsArgs& args) override {
+    below().choose_experts(args);
+    edit(args.site, Stage::expert_weights, args.weights, args.rows);
+  }
+  void expert_matmul(const ExpertMatmulArgs& args) override {
+    below().expert_matmul(args);
+    for (size_t i = 0; i < static_cast<size_t>(args.count); ++i)
+      edit(args.site, args.outputs[i].stage, args.outputs[i].out, args.rows);
+  }
+  void combine(const CombineArgs& args) override {
+    below().combine(args);
+    edit(args.site, args.site.stage, args.out, args.rows);
+  }
+  void softcap(const SoftcapArgs& args) override {
+    below().softcap(args);
+    edit(args.site, args.site.stage, args.out, args.rows);
   }
 
  private:

@@ -45,10 +45,10 @@ class ArgumentFault : public KernelFault {
     spoil(args, wrong, args.rows, args.site.stage, &Backend::rmsnorm);
   }
   void glu(const GluArgs& args) override {
-    if (!here(args.site, args.rows, Stage::ffn_act)) return below().glu(args);
+    if (!here(args.site, args.rows, args.site.stage)) return below().glu(args);
     GluArgs wrong = args;  // act-kind
     wrong.activation = args.activation == Activation::silu ? Activation::gelu_tanh : Activation::silu;
-    spoil(args, wrong, args.rows, Stage::ffn_act, &Backend::glu);
+    spoil(args, wrong, args.rows, args.site.stage, &Backend::glu);
   }
   /// residual-drop: one row of the sum is the branch alone.
   void add(const AddArgs& args) override {
@@ -100,9 +100,10 @@ class ArgumentFault : public KernelFault {
         below().write_kv(args.cache, KvPart::k, *args.batch, row, row_of(args.k, row).data());
       return;
     }
-    spec = is("rope-half")   ? other_style(*args.rope)
-           : is("rope-base") ? other_base(*args.rope)
-                             : unscaled(*args.rope, hp_.rope_base);
+    spec = is("rope-half") ? other_style(*args.rope)
+           : is("rope-base")
+               ? other_base(*args.rope)
+               : unscaled(*args.rope, hp_.is_local(plant_.layer) ? hp_.local_rope_base : hp_.rope_base);
     wrong.rope = &spec;
     below().rope(wrong);
   }

@@ -21,9 +21,10 @@ class RaceFault : public CallFault {
     overwrite_output(args.site, Stage::embed_out, args.out, args.batch->rows);
   }
   void rmsnorm(const RmsnormArgs& args) override {
-    race(args.site, args.site.stage, args.x, args.out, args.rows, [&](const View& out) {
+    const RmsnormArgs whole = whole_rows(args);
+    race(whole.site, whole.site.stage, whole.x, whole.out, whole.rows, [&](const View& out) {
       RmsnormArgs call = args;
-      call.out = out;
+      call.out.data = out.data;
       below().rmsnorm(call);
     });
   }
@@ -73,10 +74,38 @@ class RaceFault : public CallFault {
     });
   }
   void glu(const GluArgs& args) override {
-    race(args.site, Stage::ffn_act, args.up, args.out, args.rows, [&](const View& out) {
+    race(args.site, args.site.stage, args.up, args.out, args.rows, [&](const View& out) {
       GluArgs call = args;
       call.out = out;
       below().glu(call);
+    });
+  }
+
+  void choose_experts(const ChooseExpertsArgs& args) override {
+    below().choose_experts(args);
+    overwrite_output(args.site, Stage::expert_weights, args.weights, args.rows);
+  }
+  void expert_matmul(const ExpertMatmulArgs& args) override {
+    race(args.site, args.outputs[0].stage, args.x, args.outputs[0].out, args.rows, [&](const View& first) {
+      ExpertMatmulArgs call = args;
+      call.outputs[0].out = first;
+      below().expert_matmul(call);
+    });
+    for (size_t i = 1; i < static_cast<size_t>(args.count); ++i)
+      overwrite_output(args.site, args.outputs[i].stage, args.outputs[i].out, args.rows);
+  }
+  void combine(const CombineArgs& args) override {
+    race(args.site, args.site.stage, args.x, args.out, args.rows, [&](const View& out) {
+      CombineArgs call = args;
+      call.out = out;
+      below().combine(call);
+    });
+  }
+  void softcap(const SoftcapArgs& args) override {
+    race(args.site, args.site.stage, args.x, args.out, args.rows, [&](const View& out) {
+      SoftcapArgs call = args;
+      call.out = out;
+      below().softcap(call);
     });
   }
 
@@ -114,7 +143,7 @@ class RaceFault : public CallFault {
     const int64_t row = *planted_row(site, rows);
     const std::vector<double> saved = overwrite(in, row);
     run(out);
-    below().write(in, row, 1, saved.data());
+    if (in.data != out.data) below().write(in, row, 1, saved.data());
     if (right.view.data != nullptr) log_row(site, stage, row, row_of(right.view, row), row_of(out, row));
   }
 

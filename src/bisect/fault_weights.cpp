@@ -107,19 +107,22 @@ class WeightFault : public KernelFault {
     sources_[weight.get()] = source;
     return weight;
   }
-  void matmul(const MatmulArgs& args) override {
+  void matmul(const MatmulArgs& args) override { product(args, &Backend::matmul); }
+  void expert_matmul(const ExpertMatmulArgs& args) override { product(args, &Backend::expert_matmul); }
+  template <class Args>
+  void product(const Args& args, void (Backend::*run)(const Args&)) {
     const auto index = planted_output(args);
-    if (!index) return below().matmul(args);
+    if (!index) return (below().*run)(args);
     const MatmulOutput& output = args.outputs[*index];
     Scratch right = healthy_product(args, output);
-    MatmulArgs wrong = args;
+    Args wrong = args;
     if (alter_ != nullptr) {
       wrong.outputs[*index].weight = altered(output.weight);
     } else {
       if (output.bias == nullptr) fail("{}: {} has no bias", plant_.info->id, output.weight->name);
       wrong.outputs[*index].bias = nullptr;
     }
-    below().matmul(wrong);
+    (below().*run)(wrong);
     finish(args.site, output.stage, std::move(right), output.out, args.rows);
   }
   void rmsnorm(const RmsnormArgs& args) override {
@@ -178,8 +181,9 @@ class DataFault : public FaultyBackend {
       : FaultyBackend(std::move(backend), plant, hp), name_(tensor_name(hp, plant.stage, plant.layer)) {}
 
   std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) override {
-    const bool tied_head = plant_.stage == Stage::logits && source.name == "token_embd.weight";
-    if (use != WeightUse::matmul || (source.name != name_ && !tied_head)) return below().load(source, use);
+    const bool tied_head = is_picked(plant_.stage) && source.name == "token_embd.weight";
+    const bool product = use == WeightUse::matmul || use == WeightUse::experts;
+    if (!product || (source.name != name_ && !tied_head)) return below().load(source, use);
     auto [type, bytes] = alter_of(plant_.info->id)(source, plant_);
     bytes_ = std::move(bytes);
     file_ = source;
@@ -187,17 +191,21 @@ class DataFault : public FaultyBackend {
     resident_ = weight.get();
     return weight;
   }
-  void matmul(const MatmulArgs& args) override {
-    below().matmul(args);
+  void matmul(const MatmulArgs& args) override { product(args, &Backend::matmul); }
+  void expert_matmul(const ExpertMatmulArgs& args) override { product(args, &Backend::expert_matmul); }
+
+ private:
+  template <class Args>
+  void product(const Args& args, void (Backend::*run)(const Args&)) {
+    (below().*run)(args);
     const auto index = planted_output(args);
     if (!index || args.outputs[*index].weight != resident_ || !recording()) return;
-    if (!intact_) intact_ = below().load(file_, WeightUse::matmul);
+    if (!intact_) intact_ = below().load(file_, resident_->use);
     MatmulOutput output = args.outputs[*index];
     output.weight = intact_.get();
     finish(args.site, output.stage, healthy_product(args, output), output.out, args.rows);
   }
 
- private:
   std::string name_;
   WeightSource file_;
   std::vector<std::byte> bytes_;  ///< the altered tensor, where it is used in place

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "bisect/fault_base.h"
+#include "bisect/wiring.h"
 
 namespace greta {
 namespace {
@@ -42,6 +43,13 @@ std::optional<std::string> shape_problem(const FaultInfo& info, const HParams& h
   if ((id == "rope-half" || id == "rope-base") && hp.rope.dims < 4)
     return fmt::format("two rotary pairs, the model has {}", hp.rope.dims / 2);
   if (id == "rope-scaling-dropped" && hp.rope_scaling == "none") return "rotary scaling, the model has none";
+  if (id == "window-short" && hp.local.empty()) return "a window, the model has none";
+  if (id == "softcap-dropped" && hp.attention_softcap == 0 && hp.logits_softcap == 0)
+    return "a soft cap, the model has none";
+  if (id == "rope-exchange" && (hp.local.empty() || hp.local_rope_base == hp.rope_base))
+    return "local layers with a rotary base of their own, the model has none";
+  if (id == "expert-extra" && hp.experts_used >= hp.experts)
+    return fmt::format("more experts than the {} that are used", hp.experts_used);
   if (id == "embed-scale" && hp.embedding_scale == 1.0) return "an embedding scale, the model has none";
   return std::nullopt;
 }
@@ -74,11 +82,21 @@ Range tokens_of(const FaultInfo& info, Stage stage, int64_t prompt, int64_t toke
   return {info.id == "norm-input" ? 1 : 0, tokens};
 }
 
-/// The stages that the spec's layer and token leave.
-std::vector<Stage> possible_stages(const FaultInfo& info, const FaultSpec& spec, int64_t prompt,
-                                   int64_t tokens) {
+/// The stages that the model has and the spec's layer and token leave.
+std::vector<Stage> possible_stages(const FaultInfo& info, const FaultSpec& spec, const HParams& hp,
+                                   int64_t prompt, int64_t tokens) {
+  const Wiring wiring(hp);
+  const auto fits = [&](Stage stage) {
+    if (!wiring.has(stage)) return false;
+    const Op op = wiring.rule(stage).op;
+    if (info.product) return op == Op::matmul || op == Op::expert_matmul;
+    if (info.id == "head-norm-late") return op == Op::rmsnorm;
+    if (info.id == "softcap-dropped") return op == Op::softcap || hp.attention_softcap > 0;
+    return true;
+  };
   std::vector<Stage> stages;
   for (const Stage stage : info.stages) {
+    if (!fits(stage)) continue;
     if (spec.layer && !is_per_layer(stage)) continue;
     if (spec.token && !tokens_of(info, stage, prompt, tokens).holds(*spec.token)) continue;
     stages.push_back(stage);
@@ -133,7 +151,9 @@ Plant draw_plant(const FaultSpec& spec, const HParams& hp, int64_t prompt_tokens
     fail("{} cannot be planted: it needs {}", info->id, *problem);
   if (spec.token && !info->one_token)
     fail("{} concerns every token of the planted calls: expected no token, got {}", info->id, *spec.token);
-  const std::vector<Stage> stages = possible_stages(*info, spec, prompt_tokens, tokens);
+  const std::vector<Stage> stages = possible_stages(*info, spec, hp, prompt_tokens, tokens);
+  if (stages.empty() && !spec.layer && !spec.token)
+    fail("{} cannot be planted: this model has no {} of that kind", info->id, name_of(info->stages.front()));
   if (stages.empty())
     fail("{} cannot be planted in layer {} at token {}: expected {} of {} positions, the prompt's {}",
          info->id, spec.layer ? std::to_string(*spec.layer) : "any",

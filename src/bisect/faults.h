@@ -48,6 +48,7 @@ struct FaultInfo {
   std::vector<Stage> stages;  ///< where it can be planted; the first wrong stage is the planted one
   FaultNeeds needs;
   bool one_token = false;  ///< it spoils one position of sequence 0; else every row of the planted calls
+  bool product = false;    ///< only where the stage is a matmul's (all its stages can be: the table's to say)
 };
 
 std::span<const FaultInfo> fault_catalogue();

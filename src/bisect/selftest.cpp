@@ -59,9 +59,11 @@ class SelfTest {
 
  private:
   /// Long enough for two pages, in chunks of more than 32 rows, several of them; other lengths each time.
-  Prompt prompt_for(uint64_t draw) const {
+  /// A fault that shows only past a window asks for `past` it.
+  Prompt prompt_for(uint64_t draw, int64_t past = 0) const {
     const int64_t most = std::max<int64_t>(2, truth_.hp.context - 4);
-    const auto tokens = static_cast<size_t>(std::min<int64_t>(70 + static_cast<int64_t>(draw % 16), most));
+    const int64_t least = std::max<int64_t>(70, past + 8);
+    const auto tokens = static_cast<size_t>(std::min<int64_t>(least + static_cast<int64_t>(draw % 16), most));
     return {"planting", "", prompt_of_length(*model_.tokenizer, tokens)};
   }
   ExamineOptions examine_options(uint64_t draw, const Prompt& prompt) const {
@@ -99,7 +101,7 @@ class SelfTest {
   }
 
   bool try_plant(const FaultInfo& info, uint64_t seed, uint64_t draw, Planting& p) {
-    const Prompt prompt = prompt_for(seed);
+    const Prompt prompt = prompt_for(seed, info.id == "window-short" ? truth_.hp.window : 0);
     Subject subject = o_.subject;
     subject.fault = FaultSpec{std::string(info.id), {}, {}, seed};
     if (info.needs.int8) subject.backend.weights = WeightMode::int8;

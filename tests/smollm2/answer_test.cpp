@@ -1,6 +1,8 @@
 // The file's own answer (numerics.md section 3) on a real model: the reference against transformers in true
 // float64, then every mode of the cpu backend against the reference, and greedy text against transformers'
 // own.
+#include "answer.h"
+
 #include <fmt/format.h>
 
 #include <cmath>
@@ -25,56 +27,6 @@ EngineOptions options_for(const std::string& device) {
   return options;
 }
 
-/// One row of logits as log-probabilities, FP64.
-std::vector<double> log_softmax(const std::vector<double>& logits, double& log_sum) {
-  const double largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0.0;
-  for (const double x : logits) sum += std::exp(x - largest);
-  log_sum = largest + std::log(sum);
-  std::vector<double> out(logits.size());
-  for (size_t i = 0; i < out.size(); ++i) out[i] = logits[i] - log_sum;
-  return out;
-}
-
-/// Hands every row of logits, in FP64, to a visitor.
-class LogitsTap : public Tap {
- public:
-  using Visit = std::function<void(int64_t position, const std::vector<double>& logits)>;
-  explicit LogitsTap(Visit visit) : visit_(std::move(visit)) {}
-  void on_stage(int, Stage stage, const StageRows& rows) override {
-    if (stage != Stage::logits) return;
-    std::vector<double> row(static_cast<size_t>(rows.width));
-    for (int64_t i = 0; i < rows.rows; ++i) {
-      rows.read(i, row.data());
-      visit_(rows.batch->positions[rows.batch_row(i)], row);
-    }
-  }
-
- private:
-  Visit visit_;
-};
-
-/// Two taps on one run.
-class BothTaps : public Tap {
- public:
-  BothTaps(Tap& first, Tap& second) : first_(first), second_(second) {}
-  void on_stage(int layer, Stage stage, const StageRows& rows) override {
-    first_.on_stage(layer, stage, rows);
-    second_.on_stage(layer, stage, rows);
-  }
-
- private:
-  Tap& first_;
-  Tap& second_;
-};
-
-struct Answer {
-  double mean_kl = 0.0;
-  double largest_kl = 0.0;
-  int changed = 0;
-  double largest_gap = 0.0;  ///< true gap of a greedy token that changed
-};
-
 class SmolLM2 : public testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -96,53 +48,20 @@ class SmolLM2 : public testing::Test {
   }
 
   /// The reference's pass over the prose: computed once, log-probabilities of every row.
-  static const std::vector<std::vector<double>>& truth() {
+  static const std::vector<LogProbabilities>& truth() {
     if (!truth_.empty()) return truth_;
-    truth_.resize(ids_.size());
-    log_sums_.resize(ids_.size());
     Engine engine(*model_, options_for("reference"));
-    LogitsTap tap([](int64_t position, const std::vector<double>& row) {
-      const auto p = static_cast<size_t>(position);
-      truth_[p] = log_softmax(row, log_sums_[p]);
-    });
     stages_ = std::make_unique<TraceRecorder>(TraceSelection{{}, {}, {0, 17, 767}});
-    BothTaps both(tap, *stages_);
-    engine.feed_all(0, ids_, Feed::Logits::all, &both);
+    truth_ = log_probabilities_of(engine, ids_, log_sums_, stages_.get());
     return truth_;
   }
 
-  static Answer compare(const EngineOptions& options) {
-    const auto& expected = truth();
-    Answer answer;
-    size_t rows = 0;
-    Engine engine(*model_, options);
-    LogitsTap tap([&](int64_t position, const std::vector<double>& row) {
-      double log_sum = 0.0;
-      const auto got = log_softmax(row, log_sum);
-      const auto& p = expected[static_cast<size_t>(position)];
-      double kl = 0.0;
-      for (size_t i = 0; i < p.size(); ++i) kl += std::exp(p[i]) * (p[i] - got[i]);
-      answer.mean_kl += kl;
-      if (!(kl <= answer.largest_kl)) answer.largest_kl = kl;
-      const auto best = std::max_element(p.begin(), p.end()) - p.begin();
-      const auto chosen = std::max_element(got.begin(), got.end()) - got.begin();
-      if (best != chosen) {
-        ++answer.changed;
-        answer.largest_gap =
-            std::max(answer.largest_gap, p[static_cast<size_t>(best)] - p[static_cast<size_t>(chosen)]);
-      }
-      ++rows;
-    });
-    engine.feed_all(0, ids_, Feed::Logits::all, &tap);
-    EXPECT_EQ(rows, kTokens);
-    answer.mean_kl /= static_cast<double>(rows);
-    return answer;
-  }
+  static Answer compare(const EngineOptions& options) { return answer_of(*model_, options, ids_, truth()); }
 
   static std::unique_ptr<ModelFile> model_;
   static std::unique_ptr<SafeTensorsFile> prose_;
   static std::vector<TokenId> ids_;
-  static std::vector<std::vector<double>> truth_;
+  static std::vector<LogProbabilities> truth_;
   static std::vector<double> log_sums_;
   static std::unique_ptr<TraceRecorder> stages_;  ///< of the same pass, at the golden positions
 };
@@ -150,7 +69,7 @@ class SmolLM2 : public testing::Test {
 std::unique_ptr<ModelFile> SmolLM2::model_;
 std::unique_ptr<SafeTensorsFile> SmolLM2::prose_;
 std::vector<TokenId> SmolLM2::ids_;
-std::vector<std::vector<double>> SmolLM2::truth_;
+std::vector<LogProbabilities> SmolLM2::truth_;
 std::vector<double> SmolLM2::log_sums_;
 std::unique_ptr<TraceRecorder> SmolLM2::stages_;
 
