@@ -41,12 +41,7 @@ class OneHash : public Tap {
       if (rows.batch->sequences[r] != place_.sequence || rows.batch->positions[r] != place_.token) continue;
       std::vector<double> values(static_cast<size_t>(rows.width));
       rows.read(i, values.data());
-      if (rows.backend->element_bytes() == sizeof(double)) {
-        hash = row_hash(std::span<const double>(values));
-      } else {
-        const std::vector<float> narrow(values.begin(), values.end());
-        hash = row_hash(std::span<const float>(narrow));
-      }
+      hash = row_hash(values, rows.backend->element_bytes() == sizeof(double));
     }
   }
   std::optional<uint64_t> hash;

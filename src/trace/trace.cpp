@@ -152,16 +152,11 @@ void TraceRecorder::write(const std::string& path, const std::vector<std::vector
 
 void HashTap::on_stage(int layer, Stage stage, const StageRows& rows) {
   std::vector<double> values(static_cast<size_t>(rows.width));
-  std::vector<float> narrow(static_cast<size_t>(rows.width));
   const bool wide = rows.backend->element_bytes() == sizeof(double);
   for (int64_t i = 0; i < rows.rows; ++i) {
     const int64_t r = rows.batch_row(i);
     rows.read(i, values.data());
-    if (!wide)
-      std::transform(values.begin(), values.end(), narrow.begin(),
-                     [](double x) { return static_cast<float>(x); });
-    hashes_[{rows.batch->sequences[r], rows.batch->positions[r], layer, stage}] =
-        wide ? row_hash(std::span<const double>(values)) : row_hash(std::span<const float>(narrow));
+    hashes_[{rows.batch->sequences[r], rows.batch->positions[r], layer, stage}] = row_hash(values, wide);
   }
 }
 
