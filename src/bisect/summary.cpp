@@ -12,6 +12,7 @@
 #include "bisect/divergence.h"
 #include "bisect/wiring.h"
 #include "trace/safetensors.h"
+#include "trace/trace.h"
 
 namespace greta {
 namespace {
@@ -451,6 +452,7 @@ bool write_result_trace(const std::string& path, const BisectResult& result, con
                      {"producer", "greta bisect"},
                      {"model_sha256", result.b.sha256},
                      {"device", result.b.subject.device},
+                     {"arithmetic", arithmetic_text(result.b.subject.device, result.b.subject.backend)},
                      {"subject", options.b.text},
                      {"build_commit", build.commit},
                      {"build_dirty", build.dirty ? "true" : "false"}});
