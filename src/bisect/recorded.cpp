@@ -125,7 +125,8 @@ std::vector<int64_t> RecordedRun::Impl::rows_of(int32_t wanted) const {
   return rows;
 }
 
-RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const ExamineOptions& options)
+RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const std::string& sha256,
+                         const ExamineOptions& options)
     : impl_(std::make_unique<Impl>(path)) {
   Impl& i = *impl_;
   i.options = options;
@@ -133,9 +134,9 @@ RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const 
   const std::string sha = value_of(metadata, "model_sha256");
   if (sha.empty())
     fail("{}: the trace does not say which model it is of; expected model_sha256 in its __metadata__", path);
-  if (const auto own = truth.file.sha256(); sha != own)
+  if (sha != sha256)
     fail("{}: a trace of another model: expected SHA-256 {}, got {}; give the file that it was recorded from",
-         path, own, sha);
+         path, sha256, sha);
   const std::string commit = value_of(metadata, "build_commit");
   if (!commit.empty() && commit != build_info().commit)
     log::warning("{} was recorded by another build: {} there, {} here", path, commit, build_info().commit);
