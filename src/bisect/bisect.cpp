@@ -337,7 +337,9 @@ BisectResult bisect(const BisectOptions& options) {
         "--repeat-run",
         options.a.text);
   BisectResult result;
-  result.model = std::make_shared<ModelFile>(ModelFile::open(options.model, options.tokenizer));
+  result.model = options.opened
+                     ? options.opened
+                     : std::make_shared<ModelFile>(ModelFile::open(options.model, options.tokenizer));
   const ModelFile& main = *result.model;
   Side a('a', options.a, &main);
   Side b('b', options.b, &main);
@@ -369,7 +371,8 @@ BisectResult bisect(const BisectOptions& options) {
   std::vector<Prompt> prompts = options.prompts;
   for (Side* side : {&a, &b})
     if (side->subject.is_trace()) {
-      side->recorded = std::make_unique<RecordedRun>(side->subject.trace, truth, options.examine);
+      side->recorded =
+          std::make_unique<RecordedRun>(side->subject.trace, truth, result.a.sha256, options.examine);
       if (prompts.empty()) prompts = side->recorded->prompts();
     }
   if (prompts.empty()) fail("no prompt: expected --prompts, or a recorded trace that has some");

@@ -13,8 +13,9 @@
 namespace greta {
 
 struct BisectOptions {
-  std::string model;      ///< path of the model file
-  std::string tokenizer;  ///< a SentencePiece file that overrides the model's own
+  std::string model;                       ///< path of the model file
+  std::string tokenizer;                   ///< a SentencePiece file that overrides the model's own
+  std::shared_ptr<ModelFile> opened = {};  ///< the two above, where the caller has opened them already
   Subject a;
   Subject b;
   std::vector<Prompt> prompts;  ///< empty: those of the recorded trace

@@ -18,11 +18,16 @@ std::vector<double> log_softmax(std::span<const double> logits) {
   return out;
 }
 
-void Divergence::add(std::span<const double> truth, std::span<const double> got) {
+double kl_divergence(std::span<const double> truth, std::span<const double> got) {
   if (truth.size() != got.size() || truth.empty())
     fail("a row of {} log-probabilities against one of {}", truth.size(), got.size());
   double kl = 0.0;
   for (size_t i = 0; i < truth.size(); ++i) kl += std::exp(truth[i]) * (truth[i] - got[i]);
+  return kl;
+}
+
+void Divergence::add(std::span<const double> truth, std::span<const double> got) {
+  const double kl = kl_divergence(truth, got);
   ++rows_;
   kl_sum_ += kl;
   if (!(kl <= largest_kl_)) largest_kl_ = std::isnan(kl) ? std::numeric_limits<double>::infinity() : kl;

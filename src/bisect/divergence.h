@@ -9,6 +9,9 @@ namespace greta {
 /// Logits as natural-log probabilities, FP64.
 std::vector<double> log_softmax(std::span<const double> logits);
 
+/// KL(truth || got) in nats, of natural-log probabilities. Errors: other lengths, empty.
+double kl_divergence(std::span<const double> truth, std::span<const double> got);
+
 /// What a mode changed, row by row. NaN in a row makes the means and the largest values NaN or infinite: no
 /// bound holds then.
 class Divergence {

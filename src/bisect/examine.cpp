@@ -41,12 +41,7 @@ class OneHash : public Tap {
       if (rows.batch->sequences[r] != place_.sequence || rows.batch->positions[r] != place_.token) continue;
       std::vector<double> values(static_cast<size_t>(rows.width));
       rows.read(i, values.data());
-      if (rows.backend->element_bytes() == sizeof(double)) {
-        hash = row_hash(std::span<const double>(values));
-      } else {
-        const std::vector<float> narrow(values.begin(), values.end());
-        hash = row_hash(std::span<const float>(narrow));
-      }
+      hash = row_hash(values, rows.backend->element_bytes() == sizeof(double));
     }
   }
   std::optional<uint64_t> hash;
@@ -315,9 +310,8 @@ std::vector<InputDifference> SubjectRun::check_resident(uint64_t& rows) {
     rows += static_cast<uint64_t>(source.rows);
     if (first.load() == source.rows) continue;
     std::optional<Place> place;
-    for (const StageRule& rule : wiring_->rules())
-      if (rule.weight == planned.role || (rule.bias == planned.role && rule.bias != Role::count))
-        place = Place{0, 0, planned.layer < 0 ? kNoLayer : static_cast<int>(planned.layer), rule.stage};
+    if (const auto stage = wiring_->first_made_with(planned.role))
+      place = Place{0, 0, planned.layer < 0 ? kNoLayer : static_cast<int>(planned.layer), *stage};
     differences.push_back({"resident weights", source.name,
                            fmt::format("row {} read back through its layout ({}) is not the file's",
                                        first.load(), weight->resident),

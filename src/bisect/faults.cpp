@@ -89,8 +89,8 @@ std::vector<Stage> possible_stages(const FaultInfo& info, const FaultSpec& spec,
   const auto fits = [&](Stage stage) {
     if (!wiring.has(stage)) return false;
     const Op op = wiring.rule(stage).op;
-    if (info.product) return op == Op::matmul || op == Op::expert_matmul;
     if (info.id == "head-norm-late") return op == Op::rmsnorm;
+    if (info.product) return op == Op::matmul || op == Op::expert_matmul;
     if (info.id == "softcap-dropped") return op == Op::softcap || hp.attention_softcap > 0;
     return true;
   };

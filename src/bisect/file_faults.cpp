@@ -157,7 +157,7 @@ std::string text_of(const gguf::Value& value) {
 /// The tensor behind the plant's stage: the embedding where a tied model has no head of its own.
 std::string planted_tensor(const Plant& plant, const HParams& hp, const gguf::File& file) {
   const std::string name = tensor_name(hp, plant.stage, plant.layer);
-  const bool tied = plant.stage == Stage::logits && file.find_tensor(name) == nullptr;
+  const bool tied = is_picked(plant.stage) && file.find_tensor(name) == nullptr;
   return tied ? "token_embd.weight" : name;
 }
 

@@ -42,20 +42,22 @@ class Grid {
   }
 
  private:
-  static constexpr size_t kPerLayer = static_cast<size_t>(kStages) - 3;
-  size_t stride() const { return static_cast<size_t>(layers_) * kPerLayer + 3; }
-  /// embed_out first, then the layers' stages, then final_norm and logits: the order of FIRST.
+  static constexpr auto kFirstOfHead = static_cast<size_t>(Stage::final_norm);
+  static constexpr size_t kHead = static_cast<size_t>(kStages) - kFirstOfHead;
+  static constexpr size_t kPerLayer = kFirstOfHead - 1;
+  size_t stride() const { return 1 + static_cast<size_t>(layers_) * kPerLayer + kHead; }
+  /// embed_out first, then the layers' stages, then those from final_norm on: the order of FIRST.
   size_t slot(const Place& place) const {
     if (place.stage == Stage::embed_out) return 0;
-    if (place.layer == kNoLayer) return stride() - (place.stage == Stage::final_norm ? 2 : 1);
+    if (place.layer == kNoLayer) return stride() - kHead + static_cast<size_t>(place.stage) - kFirstOfHead;
     return 1 + static_cast<size_t>(place.layer) * kPerLayer + static_cast<size_t>(place.stage) - 1;
   }
   Place place_of(int32_t sequence, size_t at) const {
     const auto token = static_cast<int64_t>(at / stride());
     const size_t s = at % stride();
     if (s == 0) return {sequence, token, kNoLayer, Stage::embed_out};
-    if (s + 2 >= stride())
-      return {sequence, token, kNoLayer, s + 2 == stride() ? Stage::final_norm : Stage::logits};
+    const size_t head = stride() - kHead;
+    if (s >= head) return {sequence, token, kNoLayer, static_cast<Stage>(kFirstOfHead + s - head)};
     return {sequence, token, static_cast<int>((s - 1) / kPerLayer),
             static_cast<Stage>((s - 1) % kPerLayer + 1)};
   }

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "bisect/wiring.h"
+#include "model/architectures.h"
 #include "model/plan.h"
 
 namespace greta {
@@ -19,24 +20,21 @@ void differ(std::vector<InputDifference>& out, const char* name, const T& a, con
   out.push_back({"hyperparameter", name, fmt::format("a has {}, b has {}", a, b), place});
 }
 
-/// `blk.3.attn_q.weight` -> layer 3, q_pre_rope.
-std::optional<Place> place_of(const std::string& tensor) {
-  static const std::vector<std::pair<std::string, Stage>> names = {
-      {"attn_norm.", Stage::attn_norm},   {"attn_q.", Stage::q_pre_rope},
-      {"attn_k.", Stage::k_pre_rope},     {"attn_v.", Stage::v},
-      {"attn_output.", Stage::attn_proj}, {"ffn_norm.", Stage::ffn_norm},
-      {"ffn_gate.", Stage::ffn_gate},     {"ffn_up.", Stage::ffn_up},
-      {"ffn_down.", Stage::mlp_out}};
-  if (tensor.starts_with("token_embd.")) return Place{0, 0, kNoLayer, Stage::embed_out};
-  if (tensor.starts_with("output_norm.")) return Place{0, 0, kNoLayer, Stage::final_norm};
-  if (tensor.starts_with("output.")) return Place{0, 0, kNoLayer, Stage::logits};
-  if (tensor.starts_with("rope_freqs.")) return Place{0, 1, 0, Stage::q_post_rope};
-  if (!tensor.starts_with("blk.")) return std::nullopt;
-  const int layer = std::atoi(tensor.c_str() + 4);
-  const size_t dot = tensor.find('.', 4);
-  for (const auto& [name, stage] : names)
-    if (dot != std::string::npos && tensor.compare(dot + 1, name.size(), name) == 0)
-      return Place{0, 0, layer, stage};
+/// The first place that a tensor spoils: `blk.3.attn_q.weight` -> layer 3, q_pre_rope (q_proj where q is
+/// normed).
+std::optional<Place> place_of(const std::string& tensor, const HParams& hp) {
+  const Architecture* architecture = find_architecture(hp.architecture);
+  if (architecture == nullptr) return std::nullopt;
+  for (const TensorRule& rule : architecture->tensors) {
+    if (!rule.in(hp)) continue;
+    for (int64_t layer = 0; layer < (rule.per_layer() ? hp.layers : 1); ++layer) {
+      if (rule.name(layer) != tensor) continue;
+      if (!rule.role) return Place{0, 1, 0, Stage::q_post_rope};  // factors of the rotary frequencies
+      const auto stage = Wiring(hp).first_made_with(*rule.role);
+      if (!stage) return std::nullopt;
+      return Place{0, 0, rule.per_layer() ? static_cast<int>(layer) : kNoLayer, *stage};
+    }
+  }
   return std::nullopt;
 }
 
@@ -57,6 +55,15 @@ std::vector<InputDifference> compare_files(const ModelFile& a, const HParams& ha
   differ(out, "embedding_scale", ha.embedding_scale, hb.embedding_scale, Stage::embed_out);
   differ(out, "attention_scale", ha.attention_scale, hb.attention_scale, Stage::attn_out);
   differ(out, "activation", static_cast<int>(ha.activation), static_cast<int>(hb.activation), Stage::ffn_act);
+  differ(out, "attention_softcap", ha.attention_softcap, hb.attention_softcap, Stage::attn_out);
+  differ(out, "logits_softcap", ha.logits_softcap, hb.logits_softcap, {});
+  differ(out, "window", ha.window, hb.window, Stage::attn_out);
+  differ(out, "experts", ha.experts, hb.experts, Stage::router_logits);
+  differ(out, "experts_used", ha.experts_used, hb.experts_used, Stage::experts);
+  differ(out, "normalise_experts", ha.normalise_experts, hb.normalise_experts, Stage::expert_weights);
+  if (ha.local != hb.local)
+    out.push_back({"hyperparameter", "local layers", "other layers have a window", {}});
+  differ(out, "local rope base", ha.local_rope_base, hb.local_rope_base, Stage::q_post_rope);
   differ(out, "rope dims", ha.rope.dims, hb.rope.dims, Stage::q_post_rope);
   differ(out, "rope magnitude", ha.rope.magnitude, hb.rope.magnitude, Stage::q_post_rope);
   if (ha.rope.inv_freq != hb.rope.inv_freq || ha.rope.style != hb.rope.style)
@@ -68,13 +75,13 @@ std::vector<InputDifference> compare_files(const ModelFile& a, const HParams& ha
     ++tensors;
     const gguf::Tensor* u = b.file.find_tensor(t.name);
     if (u == nullptr) {
-      out.push_back({"tensor", std::string(t.name), "b has none", place_of(std::string(t.name))});
+      out.push_back({"tensor", std::string(t.name), "b has none", place_of(t.name, ha)});
       continue;
     }
     const bool alike =
         t.type == u->type && std::equal(t.shape.begin(), t.shape.end(), u->shape.begin(), u->shape.end());
     if (!alike) {
-      out.push_back({"tensor", std::string(t.name), "type or shape differ", place_of(std::string(t.name))});
+      out.push_back({"tensor", std::string(t.name), "type or shape differ", place_of(t.name, ha)});
       continue;
     }
     if (t.bytes.data() == u->bytes.data() ||
@@ -87,11 +94,11 @@ std::vector<InputDifference> compare_files(const ModelFile& a, const HParams& ha
     out.push_back({"tensor", std::string(t.name),
                    fmt::format("bytes differ from byte {} on: row {}, block {} of {}", at, block / row_blocks,
                                block % row_blocks, row_blocks),
-                   place_of(std::string(t.name))});
+                   place_of(t.name, ha)});
   }
   for (const gguf::Tensor& u : b.file.tensors())
     if (a.file.find_tensor(u.name) == nullptr)
-      out.push_back({"tensor", std::string(u.name), "a has none", place_of(std::string(u.name))});
+      out.push_back({"tensor", std::string(u.name), "a has none", place_of(u.name, hb)});
   return out;
 }
 

@@ -11,6 +11,8 @@
 #include "base/build_info.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "bisect/row_judge.h"
+#include "bisect/subject.h"
 #include "bisect/wiring.h"
 #include "trace/row_hash.h"
 #include "trace/safetensors.h"
@@ -23,32 +25,28 @@ std::string value_of(const std::map<std::string, std::string>& metadata, const s
   return found == metadata.end() ? "" : found->second;
 }
 
-bool says(const std::string& options, const std::string& option) {
-  return options.find(option) != std::string::npos;
-}
-
-/// How the recorded device rounds, from what the trace says of itself.
-std::unique_ptr<Arithmetic> arithmetic_of(const std::map<std::string, std::string>& metadata,
-                                          const std::string& path) {
-  const std::string device = value_of(metadata, "device");
-  const std::string stated = value_of(metadata, "arithmetic");
-  const std::string options = value_of(metadata, "options");
-  if (device == "reference" || stated == "float64") return std::make_unique<PlainArithmetic>(0x1p-53);
+/// How the recorded device rounds, by the trace's own word (arithmetic_text()). A trace without it is taken
+/// only where nothing but the precision of its stages can matter: from the reference or another program.
+std::unique_ptr<Arithmetic> arithmetic_of(const SafeTensorsFile& file, const std::string& path) {
+  const std::string device = value_of(file.metadata(), "device");
+  std::string stated = value_of(file.metadata(), "arithmetic");
+  if (stated.empty() && (device == "reference" || device == "transformers")) {
+    const bool wide = std::any_of(file.tensors().begin(), file.tensors().end(),
+                                  [](const auto& named) { return named.second.dtype == "F64"; });
+    stated = wide ? "float64" : "float32";
+  }
+  if (stated == "float64") return std::make_unique<PlainArithmetic>(0x1p-53);
   if (stated == "float32") return std::make_unique<PlainArithmetic>(0x1p-24);
-  if (device == "cpu")
-    return std::make_unique<cpu::CpuArithmetic>(
-        says(options, "--weights int8")  ? WeightMode::int8
-        : says(options, "--weights f32") ? WeightMode::f32
-                                         : WeightMode::stored,
-        says(options, "--activations 8") ? Activations::bits8 : Activations::bits16,
-        says(options, "--kv-type f32")    ? KvType::f32
-        : says(options, "--kv-type bf16") ? KvType::bf16
-                                          : KvType::f16);
+  if (stated.starts_with("cpu")) {
+    const BackendOptions how = parse_subject(stated, {}).backend;
+    return std::make_unique<cpu::CpuArithmetic>(how.weights, how.activations, how.kv_type);
+  }
   fail(
-      "{}: the trace does not say how its device '{}' rounds; expected device reference or cpu, or "
-      "arithmetic float64 or "
-      "float32 in its __metadata__",
-      path, device);
+      "{}: the trace does not say how its device '{}' rounds; expected float64, float32 or "
+      "cpu,weights=..,activations=..,kv-type=.. as `arithmetic` in its __metadata__, got '{}'; record it "
+      "again with "
+      "this build's greta trace",
+      path, device, stated);
 }
 
 }  // namespace
@@ -73,6 +71,20 @@ struct RecordedRun::Impl {
   }
   void read_tokens();
   std::vector<int64_t> rows_of(int32_t wanted) const;
+
+  /// One sequence of the trace: its rows in the file, and who they are.
+  struct Sequence {
+    size_t number = 0;
+    std::vector<int64_t> rows;
+    std::vector<RowName> names;
+    bool whole = false;  ///< every position, in order: attention can be judged
+  };
+  Sequence sequence_of(const Prompt& prompt) const;
+  std::optional<StoredRows> load(const Sequence& s, int layer, Stage stage) const;
+  UnitRows load_unit(const Sequence& s, int unit, const std::optional<StoredRows>& before) const;
+  void look_at(const Sequence& s, const UnitRows& data, const std::optional<StoredRows>& before,
+               Examined& result) const;
+  void take_logits(const Sequence& s, size_t prompt_tokens, const StoredRows& logits, Examined& result) const;
 };
 
 void RecordedRun::Impl::read_tokens() {
@@ -113,7 +125,8 @@ std::vector<int64_t> RecordedRun::Impl::rows_of(int32_t wanted) const {
   return rows;
 }
 
-RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const ExamineOptions& options)
+RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const std::string& sha256,
+                         const ExamineOptions& options)
     : impl_(std::make_unique<Impl>(path)) {
   Impl& i = *impl_;
   i.options = options;
@@ -121,14 +134,14 @@ RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const 
   const std::string sha = value_of(metadata, "model_sha256");
   if (sha.empty())
     fail("{}: the trace does not say which model it is of; expected model_sha256 in its __metadata__", path);
-  if (const auto own = truth.file.sha256(); sha != own)
+  if (sha != sha256)
     fail("{}: a trace of another model: expected SHA-256 {}, got {}; give the file that it was recorded from",
-         path, own, sha);
+         path, sha256, sha);
   const std::string commit = value_of(metadata, "build_commit");
   if (!commit.empty() && commit != build_info().commit)
     log::warning("{} was recorded by another build: {} there, {} here", path, commit, build_info().commit);
   i.truth = truth_plan(truth);
-  i.arithmetic = arithmetic_of(metadata, path);
+  i.arithmetic = arithmetic_of(i.file, path);
   i.read_tokens();
   i.sampling = sampling_of(options, i.truth, static_cast<int64_t>(i.position.size()));
   i.judge = std::make_unique<Judge>(i.truth, *i.arithmetic, i.sampling, options.threads);
@@ -153,97 +166,127 @@ size_t RecordedRun::generated_by(const Prompt& prompt) const {
   return 0;
 }
 
+RecordedRun::Impl::Sequence RecordedRun::Impl::sequence_of(const Prompt& prompt) const {
+  Sequence s;
+  while (s.number < prompts.size() && prompts[s.number].ids != prompt.ids) ++s.number;
+  if (s.number == prompts.size()) {
+    const auto& ids = prompts.front().ids;
+    const auto [x, y] = std::mismatch(ids.begin(), ids.end(), prompt.ids.begin(), prompt.ids.end());
+    fail(
+        "{}: a trace of other tokens: its prompts have {} and more tokens, the prompt {} has {}; the first "
+        "id that differs is at position {}",
+        path, ids.size(), prompt.name, prompt.ids.size(), x - ids.begin());
+  }
+  const auto& fed = tokens[s.number];
+  s.rows = rows_of(static_cast<int32_t>(s.number));
+  s.whole = s.rows.size() == fed.size();
+  for (const int64_t r : s.rows) {
+    const int32_t p = position[static_cast<size_t>(r)];
+    if (p < 0 || p >= static_cast<int32_t>(fed.size()))
+      fail("{}: position {} of a sequence of {} tokens", path, p, fed.size());
+    s.whole = s.whole && p == static_cast<int32_t>(s.names.size());
+    s.names.push_back({0, p, fed[static_cast<size_t>(p)]});
+  }
+  return s;
+}
+
+std::optional<StoredRows> RecordedRun::Impl::load(const Sequence& s, int layer, Stage stage) const {
+  const SafeTensor* t = file.find(trace_name(layer, stage));
+  if (t == nullptr) return std::nullopt;
+  const bool wide = t->dtype == "F64";
+  const auto width = t->shape[1];
+  StoredRows out(width, wide);
+  std::vector<double> row(static_cast<size_t>(width));
+  for (const int64_t r : s.rows) {
+    for (int64_t k = 0; k < width; ++k) {
+      const size_t at = static_cast<size_t>(r * width + k);
+      if (wide) {
+        std::memcpy(&row[static_cast<size_t>(k)], t->bytes.data() + at * 8, 8);
+      } else {
+        float value;
+        std::memcpy(&value, t->bytes.data() + at * 4, 4);
+        row[static_cast<size_t>(k)] = value;
+      }
+    }
+    out.append(row.data());
+  }
+  return out;
+}
+
+/// `before`: residual_post_mlp of the unit before, which the head reads.
+UnitRows RecordedRun::Impl::load_unit(const Sequence& s, int unit,
+                                      const std::optional<StoredRows>& before) const {
+  UnitRows data;
+  data.unit = unit;
+  const Wiring wiring(truth.hp);
+  for (const StageRule& rule : wiring.rules_of_unit(unit))
+    if (auto loaded = load(s, layer_of_unit(unit, truth.hp.layers), rule.stage))
+      data.stages.emplace(rule.stage, std::move(*loaded));
+  if (unit > truth.hp.layers && before) data.stages.insert_or_assign(Stage::residual_post_mlp, *before);
+  return data;
+}
+
+/// Hashes, wires, and what is not finite.
+void RecordedRun::Impl::look_at(const Sequence& s, const UnitRows& data,
+                                const std::optional<StoredRows>& before, Examined& result) const {
+  const int layer = layer_of_unit(data.unit, truth.hp.layers);
+  for (const auto& [stage, stored] : data.stages) {
+    if (data.unit > truth.hp.layers && stage == Stage::residual_post_mlp) continue;
+    for (size_t r = 0; r < s.names.size(); ++r) {
+      const auto index = static_cast<int64_t>(r);
+      const std::vector<double> row = values_of(stored, index);
+      const Place at{0, s.names[r].position, layer, stage};
+      result.hashes.set(at, row_hash(row, stored.wide()));
+      const auto bad = std::find_if(row.begin(), row.end(), [](double x) { return !std::isfinite(x); });
+      if (bad != row.end() && (!result.nonfinite || at < result.nonfinite->place))
+        result.nonfinite = RunRecorder::NonFinite{at, bad - row.begin(), *bad};
+      if (stage != Stage::residual_pre_attn || !before) continue;
+      const std::vector<double> from = values_of(*before, index);
+      const auto other = std::mismatch(row.begin(), row.end(), from.begin());
+      if (other.first != row.end())
+        result.add({at, Finding::Check::wire, other.first - row.begin(), *other.first, *other.second, 0.0,
+                    std::numeric_limits<double>::infinity()});
+    }
+  }
+}
+
+/// The logits hash, and the rows that chose a token.
+void RecordedRun::Impl::take_logits(const Sequence& s, size_t prompt_tokens, const StoredRows& logits,
+                                    Examined& result) const {
+  for (const RowName& name : s.names)
+    result.traced_hash +=
+        positioned(*result.hashes.find({0, name.position, kNoLayer, Stage::logits}), name.position);
+  for (size_t step = 0; step < result.generated.size(); ++step) {
+    const auto at = static_cast<int64_t>(prompt_tokens + step) - 1;
+    const auto found =
+        std::find_if(s.names.begin(), s.names.end(), [&](const RowName& n) { return n.position == at; });
+    if (found == s.names.end()) continue;
+    result.steps.push_back({at, result.generated[step], values_of(logits, found - s.names.begin())});
+  }
+}
+
 Examined RecordedRun::examine(const Prompt& prompt) {
   Impl& i = *impl_;
   const auto start = std::chrono::steady_clock::now();
   const HParams& hp = i.truth.hp;
-  size_t s = 0;
-  while (s < i.prompts.size() && i.prompts[s].ids != prompt.ids) ++s;
-  if (s == i.prompts.size()) {
-    const auto& ids = i.prompts.front().ids;
-    const auto [x, y] = std::mismatch(ids.begin(), ids.end(), prompt.ids.begin(), prompt.ids.end());
-    fail(
-        "{}: a trace of other tokens: its prompts have {} and more tokens, the prompt {} has {}; the first "
-        "id that differs "
-        "is at position {}",
-        i.path, ids.size(), prompt.name, prompt.ids.size(), x - ids.begin());
-  }
+  const Impl::Sequence s = i.sequence_of(prompt);
   Examined result;
   result.description = description();
   result.sampling = i.sampling;
   result.judged = Grid<Cell>(hp.layers);
   result.hashes = Grid<uint64_t>(hp.layers);
-  result.fed = i.tokens[s];
-  result.generated = i.generated[s];
-  const auto rows = i.rows_of(static_cast<int32_t>(s));
-  std::vector<RowName> names;
-  for (const int64_t r : rows) {
-    const int32_t p = i.position[static_cast<size_t>(r)];
-    if (p < 0 || p >= static_cast<int32_t>(result.fed.size()))
-      fail("{}: position {} of a sequence of {} tokens", i.path, p, result.fed.size());
-    names.push_back({0, p, result.fed[static_cast<size_t>(p)]});
-  }
-  bool whole = names.size() == result.fed.size();  // every position, in order: attention can be judged
-  for (size_t r = 0; whole && r < names.size(); ++r) whole = names[r].position == static_cast<int32_t>(r);
-  const auto load = [&](int layer, Stage stage) -> std::optional<StoredRows> {
-    const SafeTensor* t = i.file.find(trace_name(layer, stage));
-    if (t == nullptr) return std::nullopt;
-    const bool wide = t->dtype == "F64";
-    const auto width = t->shape[1];
-    StoredRows out(width, wide);
-    std::vector<double> row(static_cast<size_t>(width));
-    for (const int64_t r : rows) {
-      for (int64_t k = 0; k < width; ++k) {
-        const size_t at = static_cast<size_t>(r * width + k);
-        if (wide) {
-          std::memcpy(&row[static_cast<size_t>(k)], t->bytes.data() + at * 8, 8);
-        } else {
-          float value;
-          std::memcpy(&value, t->bytes.data() + at * 4, 4);
-          row[static_cast<size_t>(k)] = value;
-        }
-      }
-      out.append(row.data());
-    }
-    return out;
-  };
-  std::optional<StoredRows> before = load(kNoLayer, Stage::embed_out);
-  const Wiring wiring(hp);
+  result.fed = i.tokens[s.number];
+  result.generated = i.generated[s.number];
+  std::optional<StoredRows> before = i.load(s, kNoLayer, Stage::embed_out);
   for (int unit = 0; unit <= hp.layers + 1; ++unit) {
     const int layer = layer_of_unit(unit, hp.layers);
-    UnitRows data;
-    data.unit = unit;
-    for (const StageRule& rule : wiring.rules_of_unit(unit))
-      if (auto loaded = load(layer, rule.stage)) data.stages.emplace(rule.stage, std::move(*loaded));
-    if (unit > hp.layers && before) data.stages.insert_or_assign(Stage::residual_post_mlp, *before);
+    const UnitRows data = i.load_unit(s, unit, before);
     LayerHistory history;
-    if (data.stages.contains(Stage::k_post_rope) && data.stages.contains(Stage::v) && whole)
+    if (data.stages.contains(Stage::k_post_rope) && data.stages.contains(Stage::v) && s.whole)
       history[0] = {data.stages.at(Stage::k_post_rope), data.stages.at(Stage::v)};
-    // Hashes, wires, and what is not finite.
-    for (const auto& [stage, stored] : data.stages) {
-      if (unit > hp.layers && stage == Stage::residual_post_mlp) continue;
-      for (size_t r = 0; r < names.size(); ++r) {
-        std::vector<double> row(static_cast<size_t>(stored.width()));
-        stored.get(static_cast<int64_t>(r), row.data());
-        const Place at{0, names[r].position, layer, stage};
-        const std::vector<float> narrow(row.begin(), row.end());
-        result.hashes.set(at, stored.wide() ? row_hash(std::span<const double>(row))
-                                            : row_hash(std::span<const float>(narrow)));
-        for (size_t k = 0; k < row.size(); ++k) {
-          if (!std::isfinite(row[k]) && (!result.nonfinite || at < result.nonfinite->place))
-            result.nonfinite = RunRecorder::NonFinite{at, static_cast<int64_t>(k), row[k]};
-          if (stage == Stage::residual_pre_attn && before &&
-              row[k] != before->at(static_cast<int64_t>(r), static_cast<int64_t>(k))) {
-            result.add({at, Finding::Check::wire, static_cast<int64_t>(k), row[k],
-                        before->at(static_cast<int64_t>(r), static_cast<int64_t>(k)), 0.0,
-                        std::numeric_limits<double>::infinity()});
-            break;
-          }
-        }
-      }
-    }
-    i.judge->judge(data, names, history, [&](const Judgement& j) {
-      result.add(Place{0, names[static_cast<size_t>(j.row)].position, layer, j.stage}, j);
+    i.look_at(s, data, before, result);
+    i.judge->judge(data, s.names, history, [&](const Judgement& j) {
+      result.add(Place{0, s.names[static_cast<size_t>(j.row)].position, layer, j.stage}, j);
     });
     if (data.stages.contains(Stage::residual_post_mlp) && unit <= hp.layers) {
       before = data.stages.at(Stage::residual_post_mlp);
@@ -251,23 +294,8 @@ Examined RecordedRun::examine(const Prompt& prompt) {
     } else if (unit >= 1) {
       before.reset();
     }
-    if (unit > hp.layers && data.stages.contains(Stage::logits)) {
-      const StoredRows& logits = data.stages.at(Stage::logits);
-      uint64_t hash = 0;
-      for (size_t r = 0; r < names.size(); ++r)
-        hash += positioned(*result.hashes.find({0, names[r].position, kNoLayer, Stage::logits}),
-                           names[r].position);
-      result.traced_hash = hash;
-      for (size_t step = 0; step < result.generated.size(); ++step) {
-        const auto at = static_cast<int64_t>(prompt.ids.size() + step) - 1;
-        const auto found =
-            std::find_if(names.begin(), names.end(), [&](const RowName& n) { return n.position == at; });
-        if (found == names.end()) continue;
-        std::vector<double> row(static_cast<size_t>(logits.width()));
-        logits.get(found - names.begin(), row.data());
-        result.steps.push_back({at, result.generated[step], std::move(row)});
-      }
-    }
+    if (unit > hp.layers && data.stages.contains(Stage::logits))
+      i.take_logits(s, prompt.ids.size(), data.stages.at(Stage::logits), result);
   }
   if (result.rows_judged == 0)
     fail("{}: nothing in the trace can be judged: expected stages together with what they read", i.path);

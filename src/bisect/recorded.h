@@ -11,7 +11,9 @@ namespace greta {
 class RecordedRun {
  public:
   /// Errors: not a trace (what is missing), of another model than `truth` (both hashes), no stage in it.
-  RecordedRun(const std::string& path, const ModelFile& truth, const ExamineOptions& options);
+  /// `sha256`: of the truth's file.
+  RecordedRun(const std::string& path, const ModelFile& truth, const std::string& sha256,
+              const ExamineOptions& options);
   ~RecordedRun();
 
   /// The prompts that it was made of, one a sequence, without the tokens it generated.

@@ -11,12 +11,6 @@ namespace {
 /// Rows that are judged together without loss: more would only take memory.
 constexpr int64_t kEnough = 128;
 
-uint64_t hash_of(const std::vector<double>& row, bool wide) {
-  if (wide) return row_hash(std::span<const double>(row));
-  std::vector<float> narrow(row.begin(), row.end());
-  return row_hash(std::span<const float>(narrow));
-}
-
 }  // namespace
 
 RunRecorder::RunRecorder(const HParams& hp, bool wide, RecorderOptions options, Flush flush)
@@ -31,7 +25,7 @@ RunRecorder::RunRecorder(const HParams& hp, bool wide, RecorderOptions options, 
 }
 
 void RunRecorder::take_row(const Place& place, const std::vector<double>& values) {
-  const uint64_t hash = hash_of(values, wide_);
+  const uint64_t hash = row_hash(values, wide_);
   hashes_.set(place, hash);
   if (place.stage == Stage::residual_pre_attn) {
     const bool first = place.layer == 0;

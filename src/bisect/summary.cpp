@@ -9,8 +9,10 @@
 #include "base/error.h"
 #include "base/system.h"
 #include "bench/limits.h"
+#include "bisect/divergence.h"
 #include "bisect/wiring.h"
 #include "trace/safetensors.h"
+#include "trace/trace.h"
 
 namespace greta {
 namespace {
@@ -230,20 +232,6 @@ Json top_json(const std::vector<double>& logits, const Tokenizer& tokenizer) {
   return top;
 }
 
-/// KL(a || b) of the two softmaxes.
-double kl(const std::vector<double>& a, const std::vector<double>& b) {
-  const auto logsumexp = [](const std::vector<double>& x) {
-    const double most = *std::max_element(x.begin(), x.end());
-    double sum = 0.0;
-    for (const double v : x) sum += std::exp(v - most);
-    return most + std::log(sum);
-  };
-  const double la = logsumexp(a), lb = logsumexp(b);
-  double sum = 0.0;
-  for (size_t i = 0; i < a.size(); ++i) sum += std::exp(a[i] - la) * ((a[i] - la) - (b[i] - lb));
-  return sum;
-}
-
 Json logits_json(const PromptVerdict& v, const Tokenizer& tokenizer) {
   Json rows = Json::array();
   for (size_t s = 0; s < std::min(v.a.steps.size(), v.b.steps.size()); ++s) {
@@ -260,7 +248,7 @@ Json logits_json(const PromptVerdict& v, const Tokenizer& tokenizer) {
                     {"a", top_json(x.logits, tokenizer)},
                     {"b", top_json(y.logits, tokenizer)},
                     {"relative", number(std::sqrt(difference / size))},
-                    {"kl", number(kl(x.logits, y.logits))}});
+                    {"kl", number(kl_divergence(log_softmax(x.logits), log_softmax(y.logits)))}});
     if (x.chosen != y.chosen) break;  // what follows had other tokens
   }
   return rows;
@@ -466,6 +454,7 @@ bool write_result_trace(const std::string& path, const BisectResult& result, con
                      {"producer", "greta bisect"},
                      {"model_sha256", result.b.sha256},
                      {"device", result.b.subject.device},
+                     {"arithmetic", arithmetic_text(result.b.subject.device, result.b.subject.backend)},
                      {"subject", options.b.text},
                      {"build_commit", build.commit},
                      {"build_dirty", build.dirty ? "true" : "false"}});

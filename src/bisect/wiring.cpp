@@ -99,6 +99,12 @@ const StageRule& Wiring::rule(Stage stage) const {
   return *found;
 }
 
+std::optional<Stage> Wiring::first_made_with(Role role) const {
+  for (const StageRule& rule : rules_)
+    if (rule.weight == role || rule.bias == role) return rule.stage;
+  return std::nullopt;
+}
+
 std::string_view name_of(Op op) {
   constexpr std::array<std::string_view, 12> names = {
       "wire", "embed", "rmsnorm",        "matmul",        "rope",    "attention",

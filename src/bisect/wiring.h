@@ -2,6 +2,7 @@
 // The judge's own statement of a forward pass (numerics.md section 1): which operator leaves each stage and
 // what it reads. It is data, written down apart from decoder/forward.cpp, so that a wiring mistake there is a
 // difference here.
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -57,6 +58,8 @@ class Wiring {
   bool has(Stage stage) const;
   /// Errors: this model has no such stage.
   const StageRule& rule(Stage stage) const;
+  /// The first stage that is made with a tensor of this role.
+  std::optional<Stage> first_made_with(Role role) const;
 
  private:
   int64_t layers_;

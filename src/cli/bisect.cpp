@@ -132,8 +132,8 @@ int bisect(const Values& values) {
   BisectOptions options = bisect_options(values);
   const bool recorded = options.a.is_trace() || options.b.is_trace();
   if (!recorded || values.has("prompts")) {
-    const ModelFile model = ModelFile::open(options.model, options.tokenizer);
-    options.prompts = prompts_of(values.text("prompts"), *model.tokenizer);
+    options.opened = std::make_shared<ModelFile>(ModelFile::open(options.model, options.tokenizer));
+    options.prompts = prompts_of(values.text("prompts"), *options.opened->tokenizer);
   }
   const fs::path folder = report_folder(values);
   std::string run_log;

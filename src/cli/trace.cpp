@@ -41,9 +41,8 @@ class TraceTap : public Tap {
   HashTap hashes;
 };
 
-std::map<std::string, std::string> metadata_of(const Values& values, const ModelFile& model,
-                                               const Engine& engine, const std::string& device,
-                                               const std::string& hash) {
+std::map<std::string, std::string> metadata_of(const Values& values, const ModelFile& model, Engine& engine,
+                                               const std::string& arithmetic, const std::string& hash) {
   const BuildInfo& build = build_info();
   std::string options;
   for (const Option* option : options_of(Command::trace)) {
@@ -56,7 +55,8 @@ std::map<std::string, std::string> metadata_of(const Values& values, const Model
           {"model_sha256", model.file.sha256()},
           {"model_name", engine.hparams().name},
           {"tokenizer", model.tokenizer->description()},
-          {"device", device},
+          {"device", engine.backend().name()},
+          {"arithmetic", arithmetic},
           {"build_version", build.version},
           {"build_commit", build.commit},
           {"build_dirty", build.dirty ? "true" : "false"},
@@ -97,7 +97,8 @@ int trace(const Values& values) {
   {
     const PartialFileGuard partial(path);
     tap.recorder.write(path, {prompt}, wide,
-                       metadata_of(values, model, *engine, engine->backend().name(), hash));
+                       metadata_of(values, model, *engine,
+                                   arithmetic_text(engine->backend().name(), options.backend), hash));
   }
   size_t rows = 0;
   for (const auto& [key, recorded] : tap.recorder.rows()) rows = std::max(rows, recorded.size());

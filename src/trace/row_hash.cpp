@@ -1,6 +1,7 @@
 #include "trace/row_hash.h"
 
 #include <bit>
+#include <vector>
 
 namespace greta {
 
@@ -24,6 +25,12 @@ uint64_t row_hash(std::span<const double> row) {
     sum += mix64((uint64_t{2 * i + 1} << 32) + (bits >> 32));
   }
   return sum;
+}
+
+uint64_t row_hash(std::span<const double> row, bool wide) {
+  if (wide) return row_hash(row);
+  const std::vector<float> narrow(row.begin(), row.end());
+  return row_hash(std::span<const float>(narrow));
 }
 
 uint64_t positioned(uint64_t hash, int64_t position) {

@@ -87,6 +87,35 @@ std::set<Stage> parse_stage_list(const std::string& text) {
   return stages;
 }
 
+std::string arithmetic_text(std::string_view device, const BackendOptions& options) {
+  if (device == "reference") return "float64";
+  const auto weights = [&] {
+    switch (options.weights) {
+      case WeightMode::f32:
+        return "f32";
+      case WeightMode::int8:
+        return "int8";
+      case WeightMode::stored:
+        break;
+    }
+    return "stored";
+  };
+  const auto kv_type = [&] {
+    switch (options.kv_type) {
+      case KvType::bf16:
+        return "bf16";
+      case KvType::f32:
+      case KvType::f64:
+        return "f32";
+      case KvType::f16:
+        break;
+    }
+    return "f16";
+  };
+  return fmt::format("{},weights={},activations={},kv-type={}", device, weights(),
+                     options.activations == Activations::bits8 ? 8 : 16, kv_type());
+}
+
 void TraceRecorder::on_stage(int layer, Stage stage, const StageRows& rows) {
   if (!selection_.wants(layer, stage)) return;
   for (int64_t i = 0; i < rows.rows; ++i) {
@@ -152,16 +181,11 @@ void TraceRecorder::write(const std::string& path, const std::vector<std::vector
 
 void HashTap::on_stage(int layer, Stage stage, const StageRows& rows) {
   std::vector<double> values(static_cast<size_t>(rows.width));
-  std::vector<float> narrow(static_cast<size_t>(rows.width));
   const bool wide = rows.backend->element_bytes() == sizeof(double);
   for (int64_t i = 0; i < rows.rows; ++i) {
     const int64_t r = rows.batch_row(i);
     rows.read(i, values.data());
-    if (!wide)
-      std::transform(values.begin(), values.end(), narrow.begin(),
-                     [](double x) { return static_cast<float>(x); });
-    hashes_[{rows.batch->sequences[r], rows.batch->positions[r], layer, stage}] =
-        wide ? row_hash(std::span<const double>(values)) : row_hash(std::span<const float>(narrow));
+    hashes_[{rows.batch->sequences[r], rows.batch->positions[r], layer, stage}] = row_hash(values, wide);
   }
 }
 

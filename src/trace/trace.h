@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,11 @@ struct TraceSelection {
 std::set<int64_t> parse_number_list(const std::string& text, int64_t limit, const std::string& what);
 /// "attn_out,logits": errors list the stages.
 std::set<Stage> parse_stage_list(const std::string& text);
+
+/// How the recorded device rounds, for the trace's metadata key `arithmetic`: "float64" (the reference), or
+/// the keys of a bisect subject that say it, "cpu,weights=stored,activations=16,kv-type=f16". Other programs
+/// write "float64" or "float32": any order of addition in that precision, nothing else rounded.
+std::string arithmetic_text(std::string_view device, const BackendOptions& options);
 
 /// Keeps the chosen rows of every chosen stage.
 class TraceRecorder : public Tap {

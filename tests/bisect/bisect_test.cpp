@@ -270,6 +270,49 @@ TEST_F(Bisect, ATraceOfOtherTokensOrAnotherModelIsRefused) {
   EXPECT_THAT(result.prompts.front().error, HasSubstr("other tokens"));
 }
 
+TEST_F(Bisect, ATraceSaysHowItsDeviceRounds) {
+  const auto path = model();
+  const auto trace = folder_ / "cpu.safetensors";
+  const auto ids = test::random_tokens(20, 300, 7);
+  const auto record = [&](const std::string& device, const std::string& arithmetic) {
+    const auto file = ModelFile::open(path);
+    EngineOptions options;
+    options.backend.weights = WeightMode::int8;
+    options.context = 20;
+    options.all_logits = true;
+    Engine engine(file, options);
+    TraceRecorder recorder({});
+    engine.feed_all(0, ids, Feed::Logits::all, &recorder);
+    std::map<std::string, std::string> metadata = {{"model_sha256", file.file.sha256()}, {"device", device}};
+    if (!arithmetic.empty()) metadata["arithmetic"] = arithmetic;
+    recorder.write(trace, {ids}, false, metadata);
+    auto o = this->options(path, "reference", "trace=" + trace, 0);
+    o.examine.layers = {};
+    return bisect(o).prompts.front();
+  };
+  BackendOptions int8;
+  int8.weights = WeightMode::int8;
+  EXPECT_EQ(arithmetic_text("cpu", int8), "cpu,weights=int8,activations=16,kv-type=f16");
+  EXPECT_EQ(arithmetic_text("reference", {}), "float64");
+  const PromptVerdict right = record("cpu", arithmetic_text("cpu", int8));
+  EXPECT_EQ(right.error, "");
+  EXPECT_EQ(right.b.failed, 0u) << right.cause;
+  EXPECT_GT(right.b.rows_judged, 20u * 40u);
+  EXPECT_GT(record("cpu", arithmetic_text("cpu", {})).b.failed, 0u)
+      << "int8 judged as the file's own weights";
+  for (const std::string arithmetic : {"", "bfloat16"}) {
+    try {
+      record("cpu", arithmetic);
+      FAIL() << "'" << arithmetic << "' was taken";
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr("does not say how its device 'cpu' rounds"));
+      EXPECT_THAT(error.what(), HasSubstr("record it again"));
+    }
+  }
+  EXPECT_THROW(record("cpu", "cpu,weights=int4"), Error);
+  EXPECT_GT(record("transformers", "").b.failed, 0u) << "float32 by its stages, of int8 weights";
+}
+
 // ---- the self-test
 
 TEST_F(Bisect, SelfTestOnTwoTinyShapes) {

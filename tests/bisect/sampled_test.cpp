@@ -7,11 +7,9 @@
 #include <ostream>
 
 #include "bisect/bisect.h"
-#include "bisect/row_judge.h"
 #include "bisect/summary.h"
-#include "bisect/wiring.h"
 #include "model/tensor_plan.h"
-#include "support.h"
+#include "units.h"
 
 namespace greta {
 namespace {
@@ -99,7 +97,8 @@ TEST_P(SampledModes, CleanRunsRaiseNoAlarmAndEveryOutputIsCounted) {
   const auto file = ModelFile::open(path);
   const HParams hp = truth_plan(file).hp;
   uint64_t groups = 0, unseen = 0;
-  for (const StageRule& rule : wiring()) {
+  const Wiring wiring(hp);
+  for (const StageRule& rule : wiring.rules()) {
     if (rule.op != Op::matmul) continue;
     const auto plan = truth_plan(file);
     const int64_t layer = rule.stage == Stage::logits ? -1 : 0;
@@ -190,35 +189,26 @@ TEST_F(Sampled, TheSummarySaysHowFarTheVerdictGoes) {
 
 // ---- the judge on rows that a run left, some of them changed
 
-struct Unit {
-  UnitRows data;
-  std::vector<RowName> names;
-  LayerHistory history;
-};
+EngineOptions engine_options(const Mode& mode) {
+  EngineOptions options;
+  options.backend = parse_subject("cpu" + mode.keys, {}).backend;
+  options.context = kTokens;
+  options.all_logits = true;
+  return options;
+}
 
 class SampledJudge {
  public:
   SampledJudge(const std::string& path, const Mode& mode)
-      : file_(ModelFile::open(path)), plan_(truth_plan(file_)) {
-    const Subject subject = parse_subject("cpu" + mode.keys, {});
-    EngineOptions options;
-    options.backend = subject.backend;
-    options.context = kTokens;
-    options.all_logits = true;
-    engine_ = std::make_unique<Engine>(file_, options);
-    RunRecorder tap(plan_.hp, false, {},
-                    [&](const UnitRows& data, std::span<const RowName> names, const LayerHistory& history) {
-                      units_.push_back({data, {names.begin(), names.end()}, history});
-                    });
-    engine_->feed_all(0, test::random_tokens(kTokens, 300, 5), Feed::Logits::all, &tap);
-    tap.finish();
-  }
+      : file_(ModelFile::open(path)),
+        units_(file_, engine_options(mode), test::random_tokens(kTokens, 300, 5)) {}
 
   /// Of one stage, row by row.
-  std::vector<Judgement> judge(Stage stage, bool sampled = true) {
-    Judge judge(plan_, engine_->backend().arithmetic(), {sampled, kSeed}, 2);
+  std::vector<Judgement> judge(Stage stage) {
+    Judge judge(units_.plan(), units_.arithmetic(), {true, kSeed}, 2);
+    const auto [unit, first] = units_.find(layer_of(stage), stage, 0);
     std::vector<Judgement> all;
-    judge.judge(unit(stage).data, unit(stage).names, unit(stage).history, [&](const Judgement& j) {
+    judge.judge(unit.data, unit.names, unit.history, [&](const Judgement& j) {
       if (j.stage == stage) all.push_back(j);
     });
     return all;
@@ -238,45 +228,30 @@ class SampledJudge {
     return found;
   }
   double get(Stage stage, int64_t row, int64_t index) {
-    return unit(stage).data.stages.at(stage).at(row, index);
+    return units_.row(layer_of(stage), stage, row)[static_cast<size_t>(index)];
   }
   void set(Stage stage, int64_t row, int64_t index, double value) {
-    StoredRows& old = unit(stage).data.stages.at(stage);
-    StoredRows rows(old.width(), old.wide());
-    for (int64_t r = 0; r < old.rows(); ++r) {
-      auto values = values_of(old, r);
-      if (r == row) values[static_cast<size_t>(index)] = value;
-      rows.append(values.data());
-    }
-    old = std::move(rows);
+    units_.set(layer_of(stage), stage, row, index, value);
   }
-  int64_t width(Stage stage) { return unit(stage).data.stages.at(stage).width(); }
+  int64_t width(Stage stage) {
+    return units_.find(layer_of(stage), stage, 0).first.data.stages.at(stage).width();
+  }
   /// The first output from `from` on that the sample has not.
   int64_t unsampled(Stage stage, int64_t from) {
-    const auto places = sampled_outputs(width(stage), seed_of(stage));
+    const uint64_t seed =
+        weight_seed(kSeed, units_.unit_of(layer_of(stage), stage), units_.wiring().rule(stage).weight);
+    const auto places = sampled_outputs(width(stage), seed);
     while (std::binary_search(places.begin(), places.end(), from)) ++from;
     return from;
   }
-  uint64_t seed_of(Stage stage) { return weight_seed(kSeed, unit(stage).data.unit, rule_of(stage).weight); }
-  /// By the definition, element by element.
-  Judged definition(Stage stage, int64_t row) {
-    const Unit& u = unit(stage);
-    return judged_stage(plan_, engine_->backend().arithmetic(), u.data, row,
-                        u.names[static_cast<size_t>(row)], u.history, stage);
-  }
-  const Plan& plan() const { return plan_; }
+  Judged definition(Stage stage, int64_t row) { return units_.definition(layer_of(stage), stage, row); }
 
  private:
   static constexpr uint64_t kSeed = 3;
-  Unit& unit(Stage stage) {
-    return units_.at(
-        static_cast<size_t>(unit_of({0, 0, stage == Stage::logits ? kNoLayer : kLayer, stage}, 2)));
-  }
+  static int layer_of(Stage stage) { return stage == Stage::logits ? kNoLayer : kLayer; }
 
   ModelFile file_;
-  Plan plan_;
-  std::unique_ptr<Engine> engine_;
-  std::vector<Unit> units_;
+  test::RecordedUnits units_;
 };
 
 class SampledOutputs : public Sampled, public testing::WithParamInterface<Mode> {};

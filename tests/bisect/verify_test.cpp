@@ -8,6 +8,8 @@
 
 #include "base/error.h"
 #include "bisect/divergence.h"
+#include "bisect/examine.h"
+#include "bisect/faults.h"
 #include "bisect/interposer.h"
 #include "support.h"
 
@@ -53,41 +55,6 @@ auto changed(Stage stage, ChangedProduct::Condition condition, ChangedProduct::C
 
 /// One bit of one element.
 void nudge(std::vector<double>& row) { row[3] = std::nextafter(static_cast<float>(row[3]), 1e30f); }
-
-/// One-row rope calls turn q and k as if they stood one position further on.
-class RopePosition : public Interposer {
- public:
-  using Interposer::Interposer;
-  void rope(const RopeArgs& args) override {
-    const auto position = static_cast<double>(args.batch->positions[0]);
-    if (args.batch->rows != 1 || position == 0) return below().rope(args);
-    RopeSpec spec = *args.rope;
-    for (double& frequency : spec.inv_freq) frequency *= (position + 1) / position;
-    RopeArgs other = args;
-    other.rope = &spec;
-    below().rope(other);
-  }
-};
-
-/// A chunk of several rows does not find the pages that earlier chunks filled.
-class LostPages : public Interposer {
- public:
-  using Interposer::Interposer;
-  void attention(const AttentionArgs& args) override {
-    const BatchView& batch = *args.batch;
-    const KvLayer& kv = args.cache;
-    std::vector<int32_t> pages(kv.pages, kv.pages + batch.sequence_count * kv.page_stride);
-    for (int64_t r = 0; r < batch.rows && batch.rows > 1; ++r) {
-      if (r > 0 && batch.sequences[r] == batch.sequences[r - 1]) continue;
-      int32_t* own = pages.data() + batch.sequences[r] * kv.page_stride;
-      const int first = batch.positions[r] / kKvPage;
-      std::fill_n(own, first, own[first]);
-    }
-    AttentionArgs with = args;
-    with.cache.pages = pages.data();
-    below().attention(with);
-  }
-};
 
 /// Every second time, as chance has it, q is overwritten before attention reads it.
 class Race : public Interposer {
@@ -146,6 +113,19 @@ class Verify : public testing::Test {
   VerifyResult run(decltype(EngineOptions::between) between = {}) {
     options_.engine.between = std::move(between);
     return verify(model_, options_);
+  }
+  using Between = decltype(EngineOptions::between);
+  /// A fault of the catalogue at a stage, in the backends that `where` names.
+  Between planted(
+      const std::string& spec, Stage stage,
+      const std::function<bool(const Backend&)>& where = [](const Backend&) { return true; }) const {
+    const HParams hp = truth_plan(model_).hp;
+    Plant plant = draw_plant(parse_fault(spec), hp, 64, 300);
+    plant.stage = stage;
+    plant.log->recording = false;
+    return [=](std::unique_ptr<Backend> below) {
+      return where(*below) ? plant_fault(std::move(below), plant, hp) : std::move(below);
+    };
   }
   static const VerifyRow& row(const VerifyResult& result, const std::string& id) {
     const auto found =
@@ -216,16 +196,16 @@ TEST_F(Verify, AHealthyEngineIsGreenAndSaysWhatItCompared) {
 }
 
 TEST_F(Verify, RopePositionInDecode) {
-  const VerifyResult result = run(with<RopePosition>);
+  const VerifyResult result = run(planted("rope-pos@0", Stage::q_post_rope));
   EXPECT_EQ(reds(result), (Reds{"phase", "context"}));
-  EXPECT_EQ(row(result, "phase").first, (Place{0, 1, 0, Stage::q_post_rope}));
+  EXPECT_EQ(row(result, "phase").first, (Place{0, 0, 0, Stage::q_post_rope}));
   EXPECT_EQ(row(result, "context").first, (Place{0, 2048 - 16, 0, Stage::q_post_rope}));
 }
 
 TEST_F(Verify, PagesLostBetweenChunks) {
-  const VerifyResult result = run(with<LostPages>);
+  const VerifyResult result = run(planted("kv-chunk@0", Stage::attn_out));
   EXPECT_EQ(reds(result), (Reds{"chunk", "batch", "context"}));
-  EXPECT_EQ(row(result, "chunk").first, (Place{0, 64, 0, Stage::attn_out}));
+  EXPECT_EQ(row(result, "chunk").first, (Place{0, 7, 0, Stage::attn_out})) << "the second chunk of 7";
 }
 
 TEST_F(Verify, Race) {
@@ -240,12 +220,8 @@ TEST_F(Verify, Race) {
 }
 
 TEST_F(Verify, Int8Undivided) {
-  const auto in_int8 = [](const Backend& below, const MatmulArgs& args) {
-    return below.arithmetic().weights == WeightMode::int8 && args.site.layer == 1;
-  };
-  const VerifyResult result = run(changed(Stage::ffn_gate, in_int8, [](std::vector<double>& out) {
-    for (double& x : out) x *= 0.003;  // one more scale
-  }));
+  const auto in_int8 = [](const Backend& b) { return b.arithmetic().weights == WeightMode::int8; };
+  const VerifyResult result = run(planted("int8-undivided@1", Stage::ffn_gate, in_int8));
   EXPECT_EQ(reds(result), Reds{"weights"});
   EXPECT_THAT(row(result, "weights").detail,
               HasSubstr("int8 against FP64 on the rounded weights is outside"));
@@ -253,9 +229,7 @@ TEST_F(Verify, Int8Undivided) {
 }
 
 TEST_F(Verify, WrongInTheSameWayEverywhereIsSeenByTheJudgeAlone) {
-  const VerifyResult result = run(changed(Stage::mlp_out, always, [](std::vector<double>& out) {
-    for (double& x : out) x *= 1.01;
-  }));
+  const VerifyResult result = run(planted("gate-up-swap@1", Stage::ffn_act));
   EXPECT_EQ(reds(result), Reds{"weights"});
 }
 
