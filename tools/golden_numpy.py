@@ -266,7 +266,7 @@ def numpy_forward(model, ids, fault="", rows=slice(None)):
         return y if bias is None or fault == "bias:" + name.split(".")[-1] else y + bias
 
     def norm(x, name, skipped=False):
-        """Norms that a file has not, or that a fault skips, leave their input as it is."""
+        """One that a fault skips leaves its input as it is."""
         weight = model.wide(name + ".weight")
         if fault == "norm_plus_one":
             weight = weight + 1

@@ -367,7 +367,8 @@ def hardest(candidates, count):
     return chosen
 
 
-def write_gguf(path, model, pre, pieces, types, merges=None, scores=None, bos=None, eos=None):
+def write_gguf(path, model, pre, pieces, types, merges=None, scores=None, bos=None, eos=None, unknown=None,
+               space_prefix=None):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
@@ -379,6 +380,10 @@ def write_gguf(path, model, pre, pieces, types, merges=None, scores=None, bos=No
         writer.add_token_scores(scores)
     writer.add_bos_token_id(bos)
     writer.add_eos_token_id(eos)
+    if unknown is not None:
+        writer.add_unk_token_id(unknown)
+    if space_prefix is not None:
+        writer.add_add_space_prefix(space_prefix)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -453,6 +458,29 @@ def spm_variants(folder, tokens, strings_count, seed):
         print(f"{name}: {len(oracle.pieces)} tokens, {len(cases)} cases, by {oracle.name}")
 
 
+def gemma_gguf(folder, tokens, strings_count, seed):
+    """A vocabulary as Gemma's GGUFs hold it: user-defined runs of spaces stored as spaces where the model has U+2581, the
+    unknown piece marked as a control token (its id is in a key), no prefix. The oracle is the model before that."""
+    runs = ["\u2581" * n for n in range(2, 9)] + ["\n" * n for n in range(1, 5)] + ["\t", "\t\t", "<b>", "</b>", "<tool>"]
+    proto = train_spm_model(tokens, seed, add_dummy_prefix=False, user_defined_symbols=runs)
+    oracle = SpmOracle(proto.SerializeToString())
+    path = os.path.join(folder, "spm-gemma.gguf")
+    write_gguf(path, "llama", "default",
+               [p.piece.replace("\u2581", " ") if p.type == USER_DEFINED else p.piece for p in proto.pieces],
+               [CONTROL if p.type == UNKNOWN else p.type for p in proto.pieces],
+               scores=[p.score for p in proto.pieces], bos=1, eos=2, unknown=0, space_prefix=False)
+    again = oracle_of_gguf(path, "spm")
+    strings = Strings(seed + 3, oracle.inserted)
+    texts = ["", " ", "  ", "a  b   c", " " * 30, " \u2581", "\u2581\u2581 a", "\n\n\n\n\n", "<b> a</b>  <unk>", "\t\t\t"]
+    texts += hardest([strings.next(i) for i in range(4 * strings_count)], strings_count)
+    if again.encode(texts, True) != oracle.encode(texts, True):
+        raise AssertionError("spm-gemma: the model made of the GGUF is not the one that it was written from")
+    special = [t for t in texts if any(s in t for s in oracle.special)]
+    cases = make_cases(oracle, texts, True) + make_cases(oracle, special, False)
+    write_cases(os.path.join(folder, "spm-gemma.bin"), cases)
+    print(f"spm-gemma: {len(oracle.pieces)} tokens, {len(cases)} cases, {os.path.getsize(path)} bytes, by {oracle.name}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output")
@@ -462,6 +490,7 @@ def main():
     args = parser.parse_args()
     os.makedirs(args.output, exist_ok=True)
     spm_variants(args.output, args.tokens, args.strings // 2, args.seed)
+    gemma_gguf(args.output, args.tokens, args.strings // 2, args.seed)
     for family in ["spm"] + BPE_FAMILIES:
         path = os.path.join(args.output, family + ".gguf")
         if family == "spm":

@@ -12,8 +12,9 @@ Architectures: those of golden_numpy.py. phi3's longrope takes the long factors 
 original context, whatever the length of the text, as greta does (transformers by itself goes by the text).
 
 Before anything is written all stages are compared with a plain numpy float64 pass over the file: they must agree
-within 1e-12 of each row's largest value in float64. In float32 the limit is 1e-3, which sees a wrong layout and no
-rounding: judging float32 is what the trace is for.
+within 1e-11 of each row's largest value in float64 (Gemma 3 270M on 620 random tokens: 1.4e-12; the small goldens stay
+a hundredfold below). In float32 the limit is 1e-3, which sees a wrong layout and no rounding: judging float32 is what the
+trace is for. Experts are computed one by one, in both.
 
 --prompt and --prompt-file are tokenised by `greta tokenize` (transformers' own reading of a GGUF's tokenizer is not to
 be relied on), so they need the greta program; --token-ids needs none.
@@ -30,7 +31,7 @@ import golden_hf
 import golden_lib as lib
 from golden_numpy import GEMMA3_LOCAL_BASE, GgufModel, numpy_forward
 
-LIMITS = {"float64": 1e-12, "float32": 1e-3}
+LIMITS = {"float64": 1e-11, "float32": 1e-3}
 # What the two passes heed or may leave unread. Any other key of the architecture could change the arithmetic.
 KEYS = {
     "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
