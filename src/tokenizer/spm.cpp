@@ -49,7 +49,11 @@ SpmTokenizer::SpmTokenizer(const VocabData& data)
     if (unknown_ < 0 && vocab_.type(id) == TokenType::unknown) unknown_ = id;
     const TokenType type = vocab_.type(id);
     has_unused_ = has_unused_ || type == TokenType::unused;
-    if (type == TokenType::user_defined) user_defined_.add(vocab_.piece(id), id);
+    if (type == TokenType::user_defined) {
+      std::string spelled;  // converters store Gemma's runs of U+2581 as spaces
+      for (const char c : vocab_.piece(id)) c == ' ' ? spelled += kSpace : spelled += c;
+      user_defined_.add(spelled, id);
+    }
     if (ranks_[static_cast<size_t>(id)] == UINT32_MAX) continue;
     const std::string_view piece = vocab_.piece(id);
     for (size_t at = piece.find(kSpace, 1); at != std::string_view::npos; at = piece.find(kSpace, at + 1)) {

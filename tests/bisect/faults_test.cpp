@@ -305,7 +305,6 @@ class Repeats : public Interposer {
     const ScratchCache fresh(below(), args.cache, *args.batch);
     const auto q = copy(args.q_out, args.batch->rows);
     RopeArgs again = args;
-    again.batch = &fresh.batch();
     again.cache = fresh.layer();
     again.q_out.data = q->data();
     const Quiet quiet(plant_);
@@ -315,7 +314,7 @@ class Repeats : public Interposer {
       std::vector<double> ran(static_cast<size_t>(args.k.width)), repeated(ran.size());
       for (int64_t row = 0; row < args.batch->rows; ++row) {
         read_kv(args.cache, part, *args.batch, row, ran.data());
-        read_kv(fresh.layer(), part, fresh.batch(), row, repeated.data());
+        read_kv(fresh.layer(), part, *args.batch, row, repeated.data());
         compare_(place(args.site, stage, row), ran, repeated);
       }
     }

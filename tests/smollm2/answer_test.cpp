@@ -33,7 +33,7 @@ class SmolLM2 : public testing::Test {
     const auto path = test::smollm2();
     if (!path) return;
     model_ = std::make_unique<ModelFile>(ModelFile::open(*path));
-    prose_ = std::make_unique<SafeTensorsFile>(test::golden("smollm2/prose_top64.safetensors"));
+    prose_ = std::make_unique<SafeTensorsFile>(test::golden("smollm2/prose_top32.safetensors"));
     for (const double id : prose_->numbers("token_ids")) ids_.push_back(static_cast<TokenId>(id));
   }
   static void TearDownTestSuite() {
@@ -51,7 +51,7 @@ class SmolLM2 : public testing::Test {
   static const std::vector<LogProbabilities>& truth() {
     if (!truth_.empty()) return truth_;
     Engine engine(*model_, options_for("reference"));
-    stages_ = std::make_unique<TraceRecorder>(TraceSelection{{}, {}, {0, 17, 767}});
+    stages_ = std::make_unique<TraceRecorder>(TraceSelection{{}, {}, {17, 767}});
     truth_ = log_probabilities_of(engine, ids_, log_sums_, stages_.get());
     return truth_;
   }
@@ -95,10 +95,10 @@ TEST_F(SmolLM2, ReferenceIsTransformersWithinOneBillionth) {
       if (!(d <= worst)) worst = std::isnan(d) ? INFINITY : d;
     };
     check(log_sums_[p], log_sums[p]);
-    for (size_t i = p * 64; i < (p + 1) * 64; ++i)
+    for (size_t i = p * 32; i < (p + 1) * 32; ++i)
       check(log_probabilities[p][static_cast<size_t>(top_ids[i])] + log_sums_[p], top_logits[i]);
   }
-  for (const int p : {0, 17, 400, 767}) {
+  for (const int p : {17, 767}) {
     const SafeTensorsFile file(test::golden(fmt::format("smollm2/prose_logits_{:03}.safetensors", p)));
     const auto expected = file.numbers("logits");
     ASSERT_EQ(expected.size(), log_probabilities[static_cast<size_t>(p)].size());
@@ -137,7 +137,7 @@ TEST_F(SmolLM2, StagesAreTransformers) {
       }
     }
   }
-  EXPECT_EQ(rows, 3u * (32u + 4u * 16u));
+  EXPECT_EQ(rows, 2u * (32u + 4u * 16u));
 }
 
 TEST_F(SmolLM2, EveryModeAgainstTheTruth) {
