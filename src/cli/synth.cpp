@@ -46,11 +46,11 @@ int synth(const Values& values) {
   options.seed = number("seed");
   options.tied = values.flag("tied");
   options.bias = values.flag("bias");
-  options.rope_base = static_cast<float>(*values.real("rope-base"));
+  options.rope_base = static_cast<float>(values.real("rope-base").value_or(0.0));
   options.rope_scaling = values.text("rope-scaling");
   options.experts = number("experts");
   options.experts_used = number("experts-used");
-  options.window = number("window");
+  if (const auto window = values.number("window")) options.window = static_cast<uint64_t>(*window);
   options.tokenizer_from = values.text("tokenizer-from");
   const int64_t threads = values.number("threads").value_or(usable_cpus());
   {

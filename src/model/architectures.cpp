@@ -234,6 +234,8 @@ std::string TensorRule::name(int64_t layer) const {
   return per_layer() ? fmt::format("blk.{}.{}", layer, suffix()) : std::string(pattern);
 }
 
+std::span<const Architecture> architectures() { return table(); }
+
 const Architecture* find_architecture(std::string_view name) {
   for (const auto& entry : table()) {
     if (entry.name == name) return &entry;

@@ -3,6 +3,7 @@
 // shapes in terms of the hyperparameters, and the few conventions in which architectures differ. The one
 // forward pass reads the outcome (HParams and the Role slots), never an architecture's name.
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -69,6 +70,8 @@ struct Architecture {
   int64_t wide_scale_layers = 0;  ///< the size (by layers) that scales its scores by 1 / sqrt(dim / heads)
 };
 
+/// All entries.
+std::span<const Architecture> architectures();
 /// The entry of this name, or null.
 const Architecture* find_architecture(std::string_view name);
 /// "llama, ...": for messages.

@@ -8,8 +8,10 @@
 #include <cstring>
 #include <limits>
 
+#include "base/text.h"
 #include "model/metadata.h"
 #include "model/rope.h"
+#include "model/unknown_architecture.h"
 
 namespace greta {
 
@@ -84,6 +86,17 @@ class HParamsReader {
     for (const auto& key : kNeutral) keys_.neutral(key.name, key.neutral, key.meaning);
     for (const auto name : kHarmless) keys_.ignore(name);
     read_rest();
+  }
+
+  /// After read(): keys that it does not compute with, with their values.
+  std::vector<std::string> not_computed() const {
+    std::vector<std::string> names = keys_.unread();
+    for (const auto& key : kNeutral)
+      for (const Problem& problem : out_.problems)
+        if (problem.where == keys_.key(key.name)) names.emplace_back(key.name);
+    for (std::string& name : names)
+      name = fmt::format("{} = {}", printable(keys_.key(name), 80), keys_.shown(name));
+    return names;
   }
 
  private:
@@ -383,6 +396,21 @@ void HParamsReader::read_rest() {
 
 }  // namespace
 
+namespace {
+
+/// What reading the keys under an unknown prefix as a known one's leaves aside.
+std::vector<std::string> keys_not_computed(const gguf::File& file, const std::string& architecture) {
+  static const Architecture plain{"", RopeStyle::half, Activation::silu, {}};
+  ReadHParams trial;
+  trial.hp.architecture = architecture;
+  trial.architecture = &plain;
+  HParamsReader reader(file, trial);
+  reader.read();
+  return reader.not_computed();
+}
+
+}  // namespace
+
 ReadHParams read_hparams(const gguf::File& file) {
   ReadHParams out;
   MetadataReader general(file, "general.", out.problems);
@@ -397,7 +425,10 @@ ReadHParams read_hparams(const gguf::File& file) {
   out.architecture = find_architecture(*name.value);
   if (out.architecture == nullptr) {
     general.report("architecture", architecture_names(), quoted(*name.value),
-                   "this build does not know that architecture");
+                   "this build does not know that architecture; docs/adding-an-architecture.md says how one "
+                   "is added");
+    for (Problem& problem : what_an_entry_needs(file, *name.value, keys_not_computed(file, *name.value)))
+      out.problems.push_back(std::move(problem));
     return out;
   }
   out.hp.activation = out.architecture->activation;

@@ -1,19 +1,19 @@
 #include "synth/synth.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
-#include <limits>
 #include <numbers>
 #include <optional>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "base/thread_pool.h"
 #include "gguf/gguf.h"
-#include "synth/random.h"
+#include "model/rope.h"
+#include "synth/fill.h"
+#include "synth/shape.h"
 #include "synth/vocabulary.h"
 
 namespace greta {
@@ -21,212 +21,9 @@ namespace {
 
 using gguf::Writer;
 using quant::Type;
-
-constexpr double kRmsEpsilon = 1e-5;
-
-struct Scaling {
-  enum class Kind { none, linear, yarn, llama3 } kind = Kind::none;
-  double factor = 1.0;
-  std::optional<uint64_t> original_context;
-};
-
-/// Everything derived: no zeros left.
-struct Shape {
-  uint64_t dim, layers, ffn_dim, heads, kv_heads, head_dim, vocab, context;
-  Scaling scaling;
-};
-
-template <class T>
-std::optional<T> number(std::string_view text) {
-  T value{};
-  const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (problem != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
-
-Scaling parse_scaling(const std::string& text, std::vector<std::string>& problems) {
-  Scaling scaling;
-  if (text.empty() || text == "none") return scaling;
-  const auto refuse = [&] {
-    problems.push_back(fmt::format(
-        "--rope-scaling: expected none, linear:FACTOR, yarn:FACTOR:CONTEXT or llama3:FACTOR:CONTEXT (as in "
-        "yarn:4:4096), got {}",
-        text));
-    return Scaling{};
-  };
-  std::vector<std::string> parts(1);
-  for (const char c : text)
-    if (c == ':')
-      parts.emplace_back();
-    else
-      parts.back() += c;
-  using Kind = Scaling::Kind;
-  if (parts[0] == "linear") scaling.kind = Kind::linear;
-  if (parts[0] == "yarn") scaling.kind = Kind::yarn;
-  if (parts[0] == "llama3") scaling.kind = Kind::llama3;
-  const size_t fewest = scaling.kind == Kind::linear ? 2 : 3;
-  if (scaling.kind == Kind::none || parts.size() < fewest || parts.size() > 3) return refuse();
-  const auto factor = number<double>(parts[1]);
-  if (!factor || !(*factor >= 1.0) || !(*factor <= 1e6)) return refuse();
-  scaling.factor = *factor;
-  if (parts.size() == 3) {
-    scaling.original_context = number<uint64_t>(parts[2]);
-    if (!scaling.original_context || *scaling.original_context == 0 ||
-        *scaling.original_context > std::numeric_limits<uint32_t>::max())
-      return refuse();
-  }
-  return scaling;
-}
-
-/// The shape with its defaults filled in, or one Error that lists everything that does not fit.
-Shape derive(const SynthOptions& o, std::optional<uint64_t> tokens) {
-  std::vector<std::string> problems;
-  const auto expect = [&](bool good, const std::string& problem) {
-    if (!good) problems.push_back(problem);
-    return good;
-  };
-  expect(o.arch == "llama",
-         fmt::format("--arch: expected llama (the only one supported yet), got {}", o.arch));
-  expect(o.experts == 0 && o.experts_used == 0,
-         fmt::format("--experts, --experts-used: expected 0 (dense models only yet), got {} and {}",
-                     o.experts, o.experts_used));
-  expect(o.window == 0, fmt::format("--window: expected 0 (full attention only yet), got {}", o.window));
-  expect(std::isfinite(o.rope_base) && o.rope_base > 1.0F,
-         fmt::format("--rope-base: expected a number above 1, got {}", o.rope_base));
-  constexpr uint64_t kLimit = std::numeric_limits<int32_t>::max();
-  const auto sized = [&](const char* option, uint64_t value, uint64_t least, uint64_t most) {
-    return expect(value >= least && value <= most,
-                  fmt::format("{}: expected {} to {}, got {}", option, least, most, value));
-  };
-  bool sane = sized("--dim", o.dim, 1, kLimit);
-  sane &= sized("--layers", o.layers, 1, 65535);
-  sane &= sized("--heads", o.heads, 1, kLimit);
-  sane &= sized("--ffn-dim", o.ffn_dim, 0, kLimit);
-  sane &= sized("--kv-heads", o.kv_heads, 0, kLimit);
-  sane &= sized("--head-dim", o.head_dim, 0, kLimit);
-  sized("--context", o.context, 1, kLimit);
-  Shape s{};
-  s.scaling = parse_scaling(o.rope_scaling, problems);
-  s.vocab = o.vocab != 0 ? o.vocab : tokens.value_or(1024);
-  if (tokens)
-    expect(s.vocab == *tokens,
-           fmt::format("--vocab: expected {}, the vocabulary of --tokenizer-from, got {}; leave --vocab out",
-                       *tokens, s.vocab));
-  else  // the scores are ranks in F32: exact up to 2^24
-    sized("--vocab", s.vocab, synth::kMinVocabulary, 1u << 24);
-  const auto give_up = [&] { throw Error("cannot make such a model", std::move(problems)); };
-  if (!sane) give_up();  // what follows divides by these and multiplies them
-
-  s.dim = o.dim;
-  s.layers = o.layers;
-  s.heads = o.heads;
-  s.context = o.context;
-  s.ffn_dim = o.ffn_dim != 0 ? o.ffn_dim : (o.dim * 8 / 3 + 255) / 256 * 256;
-  s.kv_heads = o.kv_heads != 0 ? o.kv_heads : o.heads;
-  expect(s.heads % s.kv_heads == 0,
-         fmt::format("--kv-heads: expected a divisor of --heads {}, got {}", s.heads, s.kv_heads));
-  if (o.head_dim == 0)
-    expect(
-        o.dim % o.heads == 0,
-        fmt::format("--heads: expected a divisor of --dim {}, got {}; or give --head-dim", o.dim, o.heads));
-  s.head_dim = o.head_dim != 0 ? o.head_dim : o.dim / o.heads;
-  expect(s.head_dim % 2 == 0 && s.head_dim > 0,
-         fmt::format("--head-dim: expected an even number (rotary pairs), got {}", s.head_dim));
-
-  const quant::Traits& t = quant::traits(o.type);
-  const auto block = static_cast<uint64_t>(t.block);
-  const auto rows = [&](const std::string& what, uint64_t row) {
-    const uint64_t below = row / block * block;
-    expect(row % block == 0,
-           fmt::format(
-               "{} {}: a row is not a multiple of {}, the block of {}; take {}{}, or a type with smaller "
-               "blocks (--type {})",
-               what, row, block, t.name, below > 0 ? fmt::format("{} or ", below) : "", below + block,
-               block > 32 && row % 32 == 0 ? "q8_0" : "f16"));
-  };
-  rows("--dim", s.dim);
-  rows("--ffn-dim", s.ffn_dim);
-  if (s.heads * s.head_dim != s.dim) rows("--heads times --head-dim", s.heads * s.head_dim);
-  if (!problems.empty()) give_up();
-  return s;
-}
-
-/// Fills a tensor with random numbers in pieces of kPiece elements, each made and stored by one thread into
-/// its place.
-class Generator {
- public:
-  Generator(uint64_t seed, int threads)
-      : seed_(seed), pool_(threads), buffers_(static_cast<size_t>(pool_.size())) {}
-
-  /// A weight matrix whose elements have the standard deviation `spread` over all. As in real models it is
-  /// not the same everywhere: each run of 16 elements has its own spread and a mean of its own, so that the
-  /// blocks' scales and minima take all their values.
-  Writer::Fill matrix(const std::string& name, uint64_t elements, Type type, double spread) {
-    const uint64_t stream = synth::stream_of(seed_, name);
-    // Spreads are uniform in [0.1, 1.6] (mean square 0.91), means in +-0.3 (mean square 0.03): 0.94 in all.
-    const auto scale = static_cast<float>(spread / std::sqrt(0.94));
-    return [this, stream, elements, type, scale](const Writer::Sink& sink) {
-      pieces(elements, type, sink, [stream, scale](uint64_t first, uint64_t count, float* out) {
-        fill_matrix(stream, first, count, scale, out);
-      });
-    };
-  }
-
-  /// A vector, F32: `centre` plus uniform numbers in +-`reach`.
-  Writer::Fill vector(const std::string& name, uint64_t elements, float centre, float reach) {
-    const uint64_t stream = synth::stream_of(seed_, name);
-    return [this, stream, elements, centre, reach](const Writer::Sink& sink) {
-      pieces(elements, Type::F32, sink, [=](uint64_t first, uint64_t count, float* out) {
-        for (uint64_t i = 0; i < count; ++i)
-          out[i] = centre + reach * (2.0F * synth::uniform_of(synth::bits_at(stream, first + i)) - 1.0F);
-      });
-    };
-  }
-
- private:
-  static constexpr uint64_t kPiece = 1 << 15;  // a multiple of every block
-  static constexpr uint64_t kPieces = 64;      // made before they are written: 2 M elements, 8 MB at most
-  static constexpr uint64_t kGroup = 16;
-
-  static void fill_matrix(uint64_t stream, uint64_t first, uint64_t count, float scale, float* out) {
-    const uint64_t groups = synth::mix(stream ^ 0x67726f757073u);  // a stream of its own for the runs of 16
-    for (uint64_t begin = 0; begin < count; begin += kGroup) {     // first is a multiple of kGroup
-      const uint64_t bits = synth::bits_at(groups, (first + begin) / kGroup);
-      const float spread = scale * (0.1F + 1.5F * synth::uniform_of(bits));
-      const float mean = scale * 0.3F * (2.0F * synth::uniform_of(bits << 24) - 1.0F);
-      const uint64_t end = std::min(begin + kGroup, count);
-      for (uint64_t i = begin; i < end; ++i)
-        out[i] = mean + spread * synth::normal_of(synth::bits_at(stream, first + i));
-    }
-  }
-
-  template <class Make>
-  void pieces(uint64_t elements, Type type, const Writer::Sink& sink, const Make& make) {
-    const uint64_t piece_bytes = *quant::bytes_for(type, kPiece);
-    for (uint64_t start = 0; start < elements; start += kPiece * kPieces) {
-      const uint64_t here = std::min(elements - start, kPiece * kPieces);
-      stored_.resize(*quant::bytes_for(type, here));
-      pool_.parallel_for(ceil_div(static_cast<int64_t>(here), kPiece), 1,
-                         [&](int64_t begin, int64_t end, int worker) {
-                           std::vector<float>& values = buffers_[static_cast<size_t>(worker)];
-                           values.resize(kPiece);
-                           for (int64_t p = begin; p < end; ++p) {
-                             const uint64_t offset = static_cast<uint64_t>(p) * kPiece;
-                             const uint64_t count = std::min(here - offset, kPiece);
-                             make(start + offset, count, values.data());
-                             quant::quantize(type, values.data(), static_cast<int64_t>(count),
-                                             stored_.data() + static_cast<uint64_t>(p) * piece_bytes);
-                           }
-                         });
-      sink(stored_);
-    }
-  }
-
-  uint64_t seed_;
-  ThreadPool pool_;
-  std::vector<std::vector<float>> buffers_;  ///< one a worker
-  std::vector<std::byte> stored_;
-};
+using synth::Filler;
+using synth::Scaling;
+using synth::Shape;
 
 /// The numbers that general.file_type holds for files of mainly one type.
 uint32_t file_type(Type type) {
@@ -261,48 +58,95 @@ uint32_t file_type(Type type) {
   return 0;
 }
 
-void add_metadata(Writer& w, const SynthOptions& o, const Shape& s) {
-  const auto u32 = [&](const char* key, uint64_t value) { w.add_u32(key, static_cast<uint32_t>(value)); };
-  w.add_string("general.architecture", "llama");
-  w.add_string("general.type", "model");
-  w.add_string("general.name", fmt::format("synthetic llama {}x{} {} seed {}", s.dim, s.layers,
-                                           quant::traits(o.type).name, o.seed));
-  u32("general.file_type", file_type(o.type));
-  if (quant::traits(o.type).block > 1) u32("general.quantization_version", 2);
-  u32("llama.context_length", s.context);
-  u32("llama.embedding_length", s.dim);
-  u32("llama.block_count", s.layers);
-  u32("llama.feed_forward_length", s.ffn_dim);
-  u32("llama.attention.head_count", s.heads);
-  u32("llama.attention.head_count_kv", s.kv_heads);
-  w.add_f32("llama.attention.layer_norm_rms_epsilon", static_cast<float>(kRmsEpsilon));
-  if (s.head_dim * s.heads != s.dim) {
-    u32("llama.attention.key_length", s.head_dim);
-    u32("llama.attention.value_length", s.head_dim);
+/// The keys that llama.cpp's converters write. `key`: without the architecture's prefix.
+class Metadata {
+ public:
+  Metadata(Writer& writer, const SynthOptions& options, const Shape& shape)
+      : w_(writer), o_(options), s_(shape) {}
+
+  void add() {
+    general();
+    const HParams& hp = s_.hp;
+    u32("context_length", hp.context);
+    u32("embedding_length", hp.dim);
+    u32("block_count", hp.layers);
+    feed_forward();
+    u32("attention.head_count", hp.heads);
+    u32("attention.head_count_kv", hp.kv_heads);
+    f32("attention.layer_norm_rms_epsilon", s_.customs.norm_eps);
+    if (s_.customs.head_length || hp.q_dim() != hp.dim) {
+      u32("attention.key_length", hp.head_dim);
+      u32("attention.value_length", hp.head_dim);
+    }
+    if (s_.customs.window) u32("attention.sliding_window", hp.window);
+    if (s_.customs.attention_softcap > 0) f32("attn_logit_softcapping", s_.customs.attention_softcap);
+    if (s_.customs.logits_softcap > 0) f32("final_logit_softcapping", s_.customs.logits_softcap);
+    u32("rope.dimension_count", hp.rope.dims);
+    f32("rope.freq_base", s_.rope_base);
+    if (const double local = s_.architecture->local_rope_base; local > 0)
+      f32("rope.freq_base_swa", static_cast<float>(local));
+    u32("vocab_size", hp.vocab);
+    rope_scaling();
   }
-  u32("llama.rope.dimension_count", s.head_dim);
-  w.add_f32("llama.rope.freq_base", o.rope_base);
-  u32("llama.vocab_size", s.vocab);
-  using Kind = Scaling::Kind;
-  if (s.scaling.kind == Kind::linear || s.scaling.kind == Kind::yarn) {  // llama3's is a tensor, not a key
-    w.add_string("llama.rope.scaling.type", s.scaling.kind == Kind::yarn ? "yarn" : "linear");
-    w.add_f32("llama.rope.scaling.factor", static_cast<float>(s.scaling.factor));
-    if (s.scaling.original_context)
-      u32("llama.rope.scaling.original_context_length", *s.scaling.original_context);
+
+ private:
+  std::string key(std::string_view name) const { return fmt::format("{}.{}", s_.architecture->name, name); }
+  void u32(std::string_view name, int64_t value) { w_.add_u32(key(name), static_cast<uint32_t>(value)); }
+  void f32(std::string_view name, float value) { w_.add_f32(key(name), value); }
+
+  void general() {
+    w_.add_string("general.architecture", std::string(s_.architecture->name));
+    w_.add_string("general.type", "model");
+    w_.add_string("general.name", fmt::format("synthetic {} {}x{} {} seed {}", s_.architecture->name,
+                                              s_.hp.dim, s_.hp.layers, quant::traits(o_.type).name, o_.seed));
+    w_.add_u32("general.file_type", file_type(o_.type));
+    if (quant::traits(o_.type).block > 1) w_.add_u32("general.quantization_version", 2);
   }
-}
+
+  /// Where experts have a key of their own, feed_forward_length is that of a dense layer, of which there is
+  /// none: in Qwen3's published files as wide as the experts of a token together.
+  void feed_forward() {
+    const HParams& hp = s_.hp;
+    const bool own_key = s_.customs.experts > 0;
+    u32("feed_forward_length", own_key ? hp.mlp_width() : hp.ffn_dim);
+    if (hp.experts == 0) return;
+    if (own_key) u32("expert_feed_forward_length", hp.expert_ffn_dim);
+    u32("expert_count", hp.experts);
+    u32("expert_used_count", hp.experts_used);
+  }
+
+  /// llama3's scaling is a tensor, longrope's two and a magnitude: sqrt(1 + ln(factor) / ln(original)).
+  void rope_scaling() {
+    using Kind = Scaling::Kind;
+    const Scaling& scaling = s_.scaling;
+    if (scaling.kind == Kind::linear || scaling.kind == Kind::yarn) {
+      w_.add_string(key("rope.scaling.type"), scaling.kind == Kind::yarn ? "yarn" : "linear");
+      f32("rope.scaling.factor", static_cast<float>(scaling.factor));
+    }
+    if (scaling.original_context && scaling.kind != Kind::llama3)
+      u32("rope.scaling.original_context_length", static_cast<int64_t>(*scaling.original_context));
+    if (scaling.kind != Kind::longrope) return;
+    const double stretch =
+        exact_log(scaling.factor) / exact_log(static_cast<double>(*scaling.original_context));
+    f32("rope.scaling.attn_factor", static_cast<float>(std::sqrt(1.0 + stretch)));
+  }
+
+  Writer& w_;
+  const SynthOptions& o_;
+  const Shape& s_;
+};
 
 /// Llama 3's rotary scaling as one divisor a frequency (rope_freqs.weight): 1 for wavelengths that the
 /// original context holds four times or more, the factor for those it does not hold once, and a blend of the
 /// two between.
-std::vector<float> llama3_divisors(const SynthOptions& o, const Shape& s) {
+std::vector<float> llama3_divisors(const Shape& s) {
   constexpr double kLow = 1.0;
   constexpr double kHigh = 4.0;
   const auto original = static_cast<double>(*s.scaling.original_context);
   std::vector<float> divisors;
-  for (uint64_t i = 0; i < s.head_dim / 2; ++i) {
-    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(s.head_dim);
-    const double wavelength = 2.0 * std::numbers::pi * std::pow(static_cast<double>(o.rope_base), exponent);
+  for (int64_t i = 0; i < s.hp.head_dim / 2; ++i) {
+    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(s.hp.head_dim);
+    const double wavelength = 2.0 * std::numbers::pi * std::pow(static_cast<double>(s.rope_base), exponent);
     const double turns = original / wavelength;
     const double blend = std::clamp((turns - kLow) / (kHigh - kLow), 0.0, 1.0);
     divisors.push_back(static_cast<float>(1.0 / ((1.0 - blend) / s.scaling.factor + blend)));
@@ -310,57 +154,166 @@ std::vector<float> llama3_divisors(const SynthOptions& o, const Shape& s) {
   return divisors;
 }
 
-/// Weight scales. Rmsnorm leaves rows of mean square about 1.08 (norm weights are uniform in 0.5 .. 1.5), so
-/// that a matrix of spread g / sqrt(K) gives outputs of spread about g:
-///   q, k     1.4: scores of spread 2, attention that picks some keys out
+/// LongRoPE's divisors have no formula (a search found the published ones). Like those they rise from 1 with
+/// the wavelength: the long ones as factor^t to the factor, the short ones as 1 + t to 2, t in 0 .. 1.
+std::vector<float> longrope_divisors(const Shape& s, bool long_ones) {
+  const int64_t pairs = s.hp.head_dim / 2;
+  std::vector<float> divisors;
+  for (int64_t i = 0; i < pairs; ++i) {
+    const double t = pairs > 1 ? static_cast<double>(i) / static_cast<double>(pairs - 1) : 1.0;
+    divisors.push_back(static_cast<float>(long_ones ? exact_pow(s.scaling.factor, t) : 1.0 + t));
+  }
+  return divisors;
+}
+
+/// The architecture's tensors with their weights. Rmsnorm leaves rows of mean square about 1.08 (norm weights
+/// are uniform in 0.5 .. 1.5), so that a matrix of spread g / sqrt(K) gives outputs of spread about g:
+///   q, k     1.4: scores of spread 2, attention that picks some keys out. Where q and k have norms of their
+///            own, those weights are 1.4 +- 0.5 to the same end
 ///   v        1
 ///   gate, up 1: silu(gate) * up has a root mean square of about 0.6
-///   output, down 1.5: each layer adds about as much as the embedding brought
+///   output, down 1.5: each layer adds about as much as the embedding brought; an expert's down 2, for a
+///            weighted mean of two is smaller than each. Where norms stand after, they alone set what is
+///            added
+///   router   1.5: the choice differs from token to token, and no expert takes all of the weight
 ///   head     3 / sqrt(dim): logits of spread 3. A tied embedding has that spread too; it is then small
-///   beside the
-///            layers' contributions, so that a token does not merely predict itself.
-void add_tensors(Writer& w, Generator& g, const SynthOptions& o, const Shape& s,
-                 const std::vector<float>& divisors) {
-  const auto matrix = [&](const std::string& name, uint64_t columns, uint64_t rows, double spread) {
-    const auto elements = checked_mul(columns, rows);
-    if (!elements || !quant::bytes_for(o.type, *elements))
-      fail("{}: {} x {} elements are too many", name, columns, rows);
-    w.add_tensor(name, {columns, rows}, o.type, g.matrix(name, *elements, o.type, spread));
-  };
-  const auto vector = [&](const std::string& name, uint64_t size, float centre, float reach) {
-    w.add_tensor(name, {size}, Type::F32, g.vector(name, size, centre, reach));
-  };
-  const auto gain = [](double wanted, uint64_t columns) {
-    return wanted / std::sqrt(static_cast<double>(columns));
-  };
-  const double head = gain(3.0, s.dim) / std::sqrt(13.0 / 12.0);
-  const uint64_t q = s.heads * s.head_dim;
-  const uint64_t kv = s.kv_heads * s.head_dim;
-  matrix("token_embd.weight", s.dim, s.vocab, o.tied ? head : 1.0);
-  if (!divisors.empty())
-    w.add_tensor("rope_freqs.weight", {divisors.size()}, Type::F32,
-                 [&divisors](const Writer::Sink& sink) { sink(std::as_bytes(std::span(divisors))); });
-  for (uint64_t layer = 0; layer < s.layers; ++layer) {
-    const auto name = [&](const char* part) { return fmt::format("blk.{}.{}", layer, part); };
-    vector(name("attn_norm.weight"), s.dim, 1.0F, 0.5F);
-    matrix(name("attn_q.weight"), s.dim, q, gain(1.4, s.dim));
-    matrix(name("attn_k.weight"), s.dim, kv, gain(1.4, s.dim));
-    matrix(name("attn_v.weight"), s.dim, kv, gain(1.0, s.dim));
-    matrix(name("attn_output.weight"), q, s.dim, gain(1.5, q));
-    if (o.bias) {
-      vector(name("attn_q.bias"), q, 0.0F, 0.5F);
-      vector(name("attn_k.bias"), kv, 0.0F, 0.5F);
-      vector(name("attn_v.bias"), kv, 0.0F, 0.5F);
-      vector(name("attn_output.bias"), s.dim, 0.0F, 0.5F);
+///            beside the layers' contributions, so that a token does not merely predict itself.
+/// A scaled embedding is divided by its scale, sqrt(dim), beforehand, and where it is the head too the last
+/// norm's weights make up for it.
+class Tensors {
+ public:
+  Tensors(Writer& writer, Filler& filler, const SynthOptions& options, const Shape& shape)
+      : w_(writer), f_(filler), type_(options.type), s_(shape) {}
+
+  /// In the order of converters: embedding, rotary divisors, the layers, the last norm, the head. A layer's
+  /// tensors stand in the order of their roles.
+  void add() {
+    std::vector<const TensorRule*> layer, first, last;
+    for (const TensorRule& rule : s_.architecture->tensors) {
+      if (!s_.has(rule)) continue;
+      const bool before = rule.role == Role::embedding || !rule.role;
+      (rule.per_layer() ? layer : before ? first : last).push_back(&rule);
     }
-    vector(name("ffn_norm.weight"), s.dim, 1.0F, 0.5F);
-    matrix(name("ffn_gate.weight"), s.dim, s.ffn_dim, gain(1.0, s.dim));
-    matrix(name("ffn_up.weight"), s.dim, s.ffn_dim, gain(1.0, s.dim));
-    matrix(name("ffn_down.weight"), s.ffn_dim, s.dim, gain(1.5, s.ffn_dim));
+    std::stable_sort(layer.begin(), layer.end(),
+                     [](const TensorRule* a, const TensorRule* b) { return *a->role < *b->role; });
+    for (const TensorRule* rule : first) add(*rule, 0);
+    for (int64_t l = 0; l < s_.hp.layers; ++l)
+      for (const TensorRule* rule : layer) add(*rule, l);
+    for (const TensorRule* rule : last) add(*rule, 0);
   }
-  vector("output_norm.weight", s.dim, 1.0F, 0.5F);
-  if (!o.tied) matrix("output.weight", s.dim, s.vocab, head);
-}
+
+ private:
+  void add(const TensorRule& rule, int64_t layer) {
+    const std::string name = rule.name(layer);
+    if (!rule.role)
+      divisors(rule, name);
+    else if (rule.use == WeightUse::vector)
+      vector(rule, name);
+    else
+      matrix(rule, name);
+  }
+
+  uint64_t columns(const TensorRule& rule) const {
+    return static_cast<uint64_t>(value_of(rule.cols, s_.hp).value_or(0));
+  }
+
+  void divisors(const TensorRule& rule, const std::string& name) {
+    std::vector<float> values =
+        s_.scaling.kind == Scaling::Kind::llama3
+            ? llama3_divisors(s_)
+            : longrope_divisors(s_, rule.pattern.find("long") != std::string_view::npos);
+    const uint64_t size = values.size();
+    w_.add_tensor(name, {size}, Type::F32, [values = std::move(values)](const Writer::Sink& sink) {
+      sink(std::as_bytes(std::span(values)));
+    });
+  }
+
+  void vector(const TensorRule& rule, const std::string& name) {
+    const uint64_t size = columns(rule);
+    const auto [centre, reach] = centre_and_reach(*rule.role);
+    w_.add_tensor(name, {size}, Type::F32, f_.vector(name, size, centre, reach));
+  }
+
+  /// [columns, rows] or a stack [columns, rows, experts]; fused rows one part after the other.
+  void matrix(const TensorRule& rule, const std::string& name) {
+    const uint64_t cols = columns(rule);
+    const auto rows = static_cast<uint64_t>(s_.rows_of(rule));
+    std::vector<uint64_t> shape = {cols, rows};
+    if (rule.use == WeightUse::experts) shape.push_back(static_cast<uint64_t>(s_.hp.experts));
+    std::optional<uint64_t> elements = 1;
+    for (const uint64_t n : shape) elements = elements ? checked_mul(*elements, n) : std::nullopt;
+    const Type type = rule.role == Role::router ? Type::F32 : type_;
+    if (!elements || !quant::bytes_for(type, *elements))
+      fail("{}: {} elements are too many", name, fmt::join(shape, " x "));
+    w_.add_tensor(name, shape, type, f_.matrix(name, parts(rule, cols, *elements), type));
+  }
+
+  std::vector<Filler::Part> parts(const TensorRule& rule, uint64_t cols, uint64_t elements) const {
+    if (rule.fused.empty()) return {{elements, spread(*rule.role, cols)}};
+    uint64_t end = 0;
+    std::vector<Filler::Part> all;
+    const auto part = [&](Role role, Dim rows) {
+      end += static_cast<uint64_t>(value_of(rows, s_.hp).value_or(0)) * cols;
+      all.push_back({end, spread(role, cols)});
+    };
+    part(*rule.role, rule.rows);
+    for (const FusedRows& more : rule.fused) part(more.role, more.rows);
+    return all;
+  }
+
+  double embedding_scale() const {
+    return s_.architecture->scaled_embedding ? std::sqrt(static_cast<double>(s_.hp.dim)) : 1.0;
+  }
+
+  double spread(Role role, uint64_t cols) const {
+    const auto gain = [&](double wanted) { return wanted / std::sqrt(static_cast<double>(cols)); };
+    const double head = gain(3.0) / std::sqrt(13.0 / 12.0);
+    switch (role) {
+      case Role::embedding:
+        return (s_.tied ? head : 1.0) / embedding_scale();
+      case Role::head:
+        return head;
+      case Role::wq:
+      case Role::wk:
+        return gain(1.4);
+      case Role::wo:
+      case Role::w_down:
+      case Role::router:
+        return gain(1.5);
+      case Role::expert_down:
+        return gain(2.0);
+      default:
+        return gain(1.0);
+    }
+  }
+
+  struct Uniform {
+    float centre, reach;
+  };
+  Uniform centre_and_reach(Role role) const {
+    switch (role) {
+      case Role::bq:
+      case Role::bk:
+      case Role::bv:
+      case Role::bo:
+        return {0.0F, 0.5F};
+      case Role::q_norm:
+      case Role::k_norm:
+        return {1.4F, 0.5F};
+      case Role::final_norm: {
+        const auto size = static_cast<float>(s_.tied ? embedding_scale() : 1.0);
+        return {size, 0.5F * size};
+      }
+      default:
+        return {1.0F, 0.5F};
+    }
+  }
+
+  Writer& w_;
+  Filler& f_;
+  Type type_;
+  const Shape& s_;
+};
 
 }  // namespace
 
@@ -368,17 +321,15 @@ void synthesise(const SynthOptions& options, const std::string& out_path, int th
   std::optional<gguf::File> tokenizer;
   if (!options.tokenizer_from.empty()) tokenizer = gguf::File::open(options.tokenizer_from);
   const Shape shape =
-      derive(options, tokenizer ? std::optional(synth::vocabulary_size(*tokenizer)) : std::nullopt);
+      synth::derive(options, tokenizer ? std::optional(synth::vocabulary_size(*tokenizer)) : std::nullopt);
   Writer writer;
-  add_metadata(writer, options, shape);
+  Metadata(writer, options, shape).add();
   if (tokenizer)
     synth::copy_tokenizer(writer, *tokenizer);
   else
-    synth::add_made_up_tokenizer(writer, shape.vocab);
-  std::vector<float> divisors;
-  if (shape.scaling.kind == Scaling::Kind::llama3) divisors = llama3_divisors(options, shape);
-  Generator generator(options.seed, std::max(threads, 1));
-  add_tensors(writer, generator, options, shape, divisors);
+    synth::add_made_up_tokenizer(writer, static_cast<uint64_t>(shape.hp.vocab));
+  Filler filler(options.seed, std::max(threads, 1));
+  Tensors(writer, filler, options, shape).add();
   writer.write(out_path);
 }
 

@@ -11,6 +11,8 @@ namespace {
 using namespace cpu_test;
 
 constexpr double kU = 0x1p-24;
+/// Of softcap, in units of the result (tests/cpu/router_test.cpp holds it to that).
+constexpr double kCapUlps = 8.0;
 
 struct Shape {
   int heads, kv_heads, head_dim;
@@ -56,7 +58,8 @@ class Setting {
     return b;
   }
 
-  /// Writes the cache and attends, `chunk` rows a call.
+  /// Writes the cache and attends, `chunk` rows a call. With a window, keys and values that no row of the
+  /// call sees are NaN by then.
   std::vector<float> run(int64_t chunk) {
     const RopeSpec none;
     const int64_t width = int64_t{shape_.heads} * shape_.head_dim,
@@ -73,9 +76,12 @@ class Setting {
                     {rotated.data() + first * width, width},
                     cache_};
       device_->rope(rope);
-      AttentionArgs args{&b,      shape_.heads,
-                         scale(), {rotated.data() + first * width, width},
-                         cache_,  {out.data() + first * width, width}};
+      remember(first, b.rows);
+      poison(first, b.rows);
+      AttentionArgs args{&b,       shape_.heads,
+                         scale(),  {rotated.data() + first * width, width},
+                         cache_,   {out.data() + first * width, width},
+                         softcap_, window_};
       device_->attention(args);
     }
     return out;
@@ -83,27 +89,19 @@ class Setting {
 
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)); }
 
-  /// The largest |got - exact| / bound.
+  /// The largest |got - exact| / bound, of what run() left.
   double worst(const std::vector<float>& got) const {
     const int hd = shape_.head_dim;
-    const int64_t kv_width = int64_t{shape_.kv_heads} * hd;
-    std::vector<std::vector<double>> keys, values;
-    for (int64_t r = 0; r < rows_; ++r) {
-      const BatchView b = batch(r, 1);
-      keys.emplace_back(kv_width);
-      values.emplace_back(kv_width);
-      device_->read_kv(cache_, KvPart::k, b, 0, keys.back().data());
-      device_->read_kv(cache_, KvPart::v, b, 0, values.back().data());
-    }
     double ratio = 0.0;
     for (int64_t r = 0; r < rows_; ++r) {
-      const int64_t first =
-          r - positions_[static_cast<size_t>(r)];  // rows of a sequence are consecutive here
+      const int64_t position = positions_[static_cast<size_t>(r)];
+      const int64_t seen = window_ == 0 ? position + 1 : std::min(position + 1, window_);
+      const int64_t first = r + 1 - seen;  // rows of a sequence are consecutive here
       for (int h = 0; h < shape_.heads; ++h) {
         const int64_t kv = h / (shape_.heads / shape_.kv_heads) * hd;
         const float* q = q_.data() + (r * shape_.heads + h) * hd;
         const float* out = got.data() + (r * shape_.heads + h) * hd;
-        const double worst_here = judge(q, out, keys, values, first, r + 1, kv);
+        const double worst_here = judge(q, out, keys_, values_, first, r + 1, kv);
         if (!(worst_here <= 1.0)) return worst_here;
         ratio = std::max(ratio, worst_here);
       }
@@ -118,8 +116,35 @@ class Setting {
   std::vector<float> q_, k_, v_;
   std::unique_ptr<Buffer> k_pool_, v_pool_;
   KvLayer cache_;
+  int64_t window_ = 0;
+  double softcap_ = 0.0;
+  std::vector<std::vector<double>> keys_, values_;  ///< [rows], as the cache had them
 
  private:
+  void remember(int64_t first, int64_t count) {
+    keys_.resize(static_cast<size_t>(rows_));
+    values_.resize(static_cast<size_t>(rows_));
+    for (int64_t r = first; r < first + count; ++r)
+      for (const KvPart part : {KvPart::k, KvPart::v}) {
+        auto& row = (part == KvPart::k ? keys_ : values_)[static_cast<size_t>(r)];
+        row.resize(static_cast<size_t>(shape_.kv_heads * shape_.head_dim));
+        device_->read_kv(cache_, part, batch(r, 1), 0, row.data());
+      }
+  }
+
+  /// What lies before the window of a sequence's first row in the call.
+  void poison(int64_t first, int64_t count) {
+    if (window_ == 0) return;
+    const std::vector<double> nan(static_cast<size_t>(shape_.kv_heads * shape_.head_dim), std::nan(""));
+    for (int64_t r = first; r < first + count; ++r) {
+      if (r > first && sequences_[static_cast<size_t>(r)] == sequences_[static_cast<size_t>(r - 1)]) continue;
+      const int64_t start = r - positions_[static_cast<size_t>(r)];
+      for (int64_t before = start; before <= r - window_; ++before)
+        for (const KvPart part : {KvPart::k, KvPart::v})
+          device_->write_kv(cache_, part, batch(before, 1), 0, nan.data());
+    }
+  }
+
   double judge(const float* q, const float* out, const std::vector<std::vector<double>>& keys,
                const std::vector<std::vector<double>>& values, int64_t first, int64_t end, int64_t kv) const {
     const int hd = shape_.head_dim;
@@ -135,7 +160,12 @@ class Setting {
         size += std::fabs(term);
       }
       s.push_back(scale() * dot);
-      delta = std::max(delta, gamma(hd) * scale() * size + kU * std::fabs(s.back()));
+      double error = gamma(hd) * scale() * size + kU * std::fabs(s.back());
+      if (softcap_ > 0.0) {  // |cap tanh(s / cap)|' <= 1: the score's error, and the cap's own
+        s.back() = softcap_ * std::tanh(s.back() / softcap_);
+        error += kCapUlps * kU * std::fabs(s.back());
+      }
+      delta = std::max(delta, error);
     }
     const double most = *std::max_element(s.begin(), s.end());
     const double range = most - *std::min_element(s.begin(), s.end());
@@ -222,6 +252,70 @@ TEST_P(CpuAttention, ANanInWhatIsReadIsInWhatIsWritten) {
       }
     }
   }
+}
+
+const std::vector<int64_t> kWindows{1, 63, 64, 65, 100, 200};
+
+TEST_P(CpuAttention, WindowsAndSoftCapsInsideTheBoundOnEveryPath) {
+  for (const Shape& shape : {Shape{8, 1, 32}, Shape{4, 4, 20}, Shape{3, 3, 7}}) {
+    for (const Isa isa : isas()) {
+      for (size_t i = 0; i < kWindows.size(); ++i) {
+        Setting setting(shape, GetParam(), isa, 2, kLengths, 3);
+        setting.window_ = kWindows[i];
+        setting.softcap_ = i % 2 == 0 ? 3.0 : 0.0;
+        std::vector<float> got = setting.run(i % 3 == 0 ? 7 : 33);
+        EXPECT_LE(setting.worst(got), 1.0)
+            << name_of(isa) << " window " << setting.window_ << " head_dim " << shape.head_dim;
+        for (float& v : got) v *= 1.01f;
+        if (i == 0) EXPECT_GT(setting.worst(got), 1.0);
+      }
+    }
+  }
+}
+
+TEST_P(CpuAttention, WindowsAndSoftCapsGiveTheSameBitsHoweverCalled) {
+  for (const Shape& shape : {Shape{6, 2, 40}, Shape{3, 3, 7}}) {
+    for (const int64_t window : kWindows) {
+      if (shape.heads == 6 && window != 65 && window != 100) continue;
+      const auto run = [&](Isa isa, int threads, int64_t chunk) {
+        Setting setting(shape, GetParam(), isa, threads, kLengths, static_cast<uint32_t>(chunk));
+        setting.window_ = window;
+        setting.softcap_ = 3.0;
+        return setting.run(chunk);
+      };
+      const std::vector<float> expected = run(Isa::portable, 1, 1);
+      for (const Isa isa : isas())
+        for (const int64_t chunk : {1, 7, 64, 512})
+          if (isa != Isa::portable || chunk == 64)
+            EXPECT_TRUE(same_bits(run(isa, chunk == 7 ? 1 : 3, chunk), expected))
+                << name_of(isa) << " chunk " << chunk << " window " << window << " head_dim "
+                << shape.head_dim;
+    }
+  }
+}
+
+TEST_P(CpuAttention, ANanIsSeenByTheRowsOfItsWindowAlone) {
+  const Shape shape{4, 2, 20};
+  for (const Isa isa : isas())
+    for (const int64_t window : {1, 5, 64, 65})
+      for (const double softcap : {0.0, 3.0})
+        for (int what = 1; what < 3; ++what) {
+          Setting setting(shape, GetParam(), isa, 1, {200}, 0);
+          setting.window_ = window;
+          setting.softcap_ = softcap;
+          const int row = 66;
+          auto& x = what == 1 ? setting.k_ : setting.v_;
+          x[static_cast<size_t>(row * 2 * 20 + 3)] = std::nanf("");  // kv head 0: heads 0 and 1
+          const std::vector<float> got = setting.run(512);
+          for (int r = 0; r < 200; ++r)
+            for (int h = 0; h < 4; ++h)
+              for (int d = 0; d < 20; ++d) {
+                const bool expected = r >= row && r - row < window && h < 2 && (what == 1 || d == 3);
+                ASSERT_EQ(std::isnan(got[static_cast<size_t>((r * 4 + h) * 20 + d)]), expected)
+                    << name_of(isa) << " window " << window << " what " << what << " row " << r << " head "
+                    << h;
+              }
+        }
 }
 
 TEST_P(CpuAttention, TheCacheHoldsNearestValues) {

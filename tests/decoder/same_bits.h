@@ -3,6 +3,7 @@
 // row. What the tests on small and on real dimensions share.
 #include <gmock/gmock.h>
 
+#include "backend/cpu/cpu_backend.h"
 #include "support.h"
 #include "trace/row_hash.h"
 
@@ -56,18 +57,31 @@ inline void expect_equal(const Hashes& got, const Hashes& expected, const std::s
   }
 }
 
+/// Stages that a pass leaves of one row, by the model's own tensors.
+inline size_t stages_of_a_row(const Model& model) {
+  const auto layer_has = [&](Role role) { return model.at(0, role) != nullptr ? size_t{1} : size_t{0}; };
+  size_t each = 11;  // three residuals, q and k twice, v, attn_out, attn_proj, mlp_out
+  for (const Role norm : {Role::attn_norm, Role::q_norm, Role::k_norm, Role::attn_post_norm, Role::ffn_norm,
+                          Role::mlp_post_norm})
+    each += layer_has(norm);
+  each += model.hp.experts > 0 ? 7 : 3;
+  const size_t ends = model.hp.logits_softcap > 0 ? 4 : 3;
+  return model.layers.size() * each + ends;
+}
+
 struct Mode {
   std::string name;
   quant::Type type;
   WeightMode weights = WeightMode::stored;
   Activations activations = Activations::bits16;
+  SynthOptions shape = {};  ///< but for the type
 };
 
 /// A model of the mode's type in a folder of its own.
 class SameBits : public testing::TestWithParam<Mode> {
  protected:
-  /// `synth` without its type. `lengths`: tokens of the texts, the first at least 2.5 times the largest
-  /// chunk, 512.
+  /// `synth` without its type. `lengths`: tokens of the texts, the first longer than the largest chunk, 512,
+  /// but for windows that are to end inside one.
   SameBits(SynthOptions synth, std::vector<size_t> lengths)
       : model_(make_model(std::move(synth))), lengths_(std::move(lengths)) {}
 
@@ -84,6 +98,8 @@ class SameBits : public testing::TestWithParam<Mode> {
   }
 
   void chunk_phase_batch_and_threads() const;
+  /// The AVX-512, AVX2 and portable paths give the same bits (those that this machine has).
+  void instruction_sets(size_t tokens) const;
 
   const test::TemporaryFolder folder_;
   const ModelFile model_;
@@ -103,7 +119,7 @@ inline void SameBits::chunk_phase_batch_and_threads() const {
   std::vector<std::vector<TokenId>> texts;
   for (const size_t length : lengths_) texts.push_back(test::random_tokens(length, hp.vocab, length));
   const Hashes expected = solitary(whole, texts[0]);
-  EXPECT_EQ(expected.size(), texts[0].size() * static_cast<size_t>(hp.layers * 16 + 3));
+  EXPECT_EQ(expected.size(), texts[0].size() * stages_of_a_row(whole.model()));
   const auto prefill_route = whole.backend().route();
 
   for (const int64_t chunk : {7, 64}) {
@@ -123,6 +139,28 @@ inline void SameBits::chunk_phase_batch_and_threads() const {
   for (size_t s = 0; s < texts.size(); ++s)
     expect_equal(of_sequence(together, static_cast<int32_t>(s)), solitary(whole, texts[s]),
                  "batch of 5, text " + std::to_string(s));
+}
+
+inline void SameBits::instruction_sets(size_t tokens) const {
+  std::vector<TokenId> ids;
+  std::map<std::string, Hashes> seen;
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    if (isa < best_isa()) continue;  // the enumeration goes from the best down
+    for (const int64_t chunk : {1, 64}) {
+      auto o = options(chunk, 1, 2);
+      o.backend.isa = isa;
+      Engine engine(model_, o);
+      if (ids.empty()) ids = test::random_tokens(tokens, engine.hparams().vocab, 9);
+      const Hashes hashes = solitary(engine, ids);
+      const std::string name = std::string(name_of(isa)) + " chunk " + std::to_string(chunk);
+      for (const auto& [kernel, times] : engine.backend().route())
+        if (kernel.starts_with("matmul"))
+          EXPECT_THAT(kernel, testing::HasSubstr(name_of(isa))) << "another path ran";
+      if (!seen.empty()) expect_equal(hashes, seen.begin()->second, name + " against " + seen.begin()->first);
+      seen[name] = hashes;
+    }
+  }
+  EXPECT_GE(seen.size(), 4u) << "only one path exists here: nothing was compared";
 }
 
 }  // namespace greta::same_bits

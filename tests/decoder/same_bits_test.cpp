@@ -3,8 +3,6 @@
 
 #include <bit>
 
-#include "backend/cpu/cpu_backend.h"
-
 namespace greta::same_bits {
 namespace {
 
@@ -40,27 +38,7 @@ class SmallModel : public SameBits {
 
 TEST_P(SmallModel, ChunkPhaseBatchAndThreads) { chunk_phase_batch_and_threads(); }
 
-/// The AVX-512, AVX2 and portable paths give the same bits (those that this machine has).
-TEST_P(SmallModel, InstructionSets) {
-  const auto ids = test::random_tokens(150, kVocab, 9);
-  std::map<std::string, Hashes> seen;
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
-    if (isa < best_isa()) continue;  // the enumeration goes from the best down
-    for (const int64_t chunk : {1, 64}) {
-      auto o = options(chunk, 1, 2);
-      o.backend.isa = isa;
-      Engine engine(model_, o);
-      const Hashes hashes = solitary(engine, ids);
-      const std::string name = std::string(name_of(isa)) + " chunk " + std::to_string(chunk);
-      for (const auto& [kernel, times] : engine.backend().route())
-        if (kernel.starts_with("matmul"))
-          EXPECT_THAT(kernel, testing::HasSubstr(name_of(isa))) << "another path ran";
-      if (!seen.empty()) expect_equal(hashes, seen.begin()->second, name + " against " + seen.begin()->first);
-      seen[name] = hashes;
-    }
-  }
-  EXPECT_GE(seen.size(), 4u) << "only one path exists here: nothing was compared";
-}
+TEST_P(SmallModel, InstructionSets) { instruction_sets(150); }
 
 INSTANTIATE_TEST_SUITE_P(Types, SmallModel, testing::ValuesIn(modes()),
                          [](const auto& info) { return info.param.name; });

@@ -156,8 +156,15 @@ INSTANTIATE_TEST_SUITE_P(
                {"general.architecture: expected a string, got u32 7"}},
         Broken{"unknown",
                [](auto& f) { f.set("general.architecture", "mamba\n"); },
-               {"general.architecture: expected llama, got \"mamba\\x0a\" (this build does not know that "
-                "architecture)"}}));
+               {"general.architecture: expected " + architecture_names() +
+                    ", got \"mamba\\x0a\" (this build does not know that architecture; "
+                    "docs/adding-an-architecture.md says how one is added)",
+                "tensors that other architectures have: expected rules of a new entry, got "
+                "token_embd.weight (embedding), output_norm.weight (final_norm), output.weight (head), "
+                "blk.{}.attn_norm.weight (attn_norm), blk.{}.attn_q.weight (wq), blk.{}.attn_k.weight (wk), "
+                "blk.{}.attn_v.weight (wv), blk.{}.attn_output.weight (wo), blk.{}.ffn_norm.weight "
+                "(ffn_norm), blk.{}.ffn_gate.weight (w_gate), blk.{}.ffn_up.weight (w_up or w_gate + w_up), "
+                "blk.{}.ffn_down.weight (w_down) (in brackets the role that each has there)"}}));
 
 INSTANTIATE_TEST_SUITE_P(Missing, BrokenMetadata,
                          testing::Values(Broken{"layers",

@@ -8,6 +8,7 @@
 
 #include "decoder/forward.h"
 #include "fake_backend.h"
+#include "model/architectures.h"
 #include "small_file.h"
 
 namespace greta {
@@ -260,10 +261,48 @@ TEST(Plan, AVocabularyAlone) {
           "alone: tokenize and inspect work on it)"));
 }
 
-TEST(Plan, AnUnknownArchitectureIsOneLine) {
-  EXPECT_THAT(problems(SmallFile().set("general.architecture", "gpt2")),
-              ElementsAre("general.architecture: expected llama, got \"gpt2\" (this build does not know that "
-                          "architecture)"));
+TEST(Plan, AnUnknownArchitectureSaysWhatAnEntryWouldNeed) {
+  SmallFile small;
+  small.set("general.architecture", "granite");
+  for (const char* key : {"block_count", "embedding_length", "expert_group_count"})
+    small.u32(fmt::format("granite.{}", key), 2);
+  small.f32("granite.attention.scale", 0.5f).f32("granite.logit_scale", 16.0f);
+  small.f32("granite.residual_scale", 1.0f).u32("granite.attention.novelty", 7).u32("llama.other", 1);
+  for (const int layer : {0, 1})
+    small.tensor(fmt::format("blk.{}.ssm_in.weight", layer), {32, 64})
+        .tensor(fmt::format("blk.{}.attn_q_norm.weight", layer), {8}, quant::Type::F32);
+  small.tensor("position_embd.weight", {32, 16}).tensor("blk.x.odd", {32});
+  const std::string names = architecture_names();
+  EXPECT_THAT(names, testing::StartsWith("llama, qwen2, "));
+  EXPECT_THAT(
+      problems(small),
+      ElementsAre(
+          "general.architecture: expected " + names +
+              ", got \"granite\" (this build does not know that architecture; "
+              "docs/adding-an-architecture.md says how one is added)",
+          "granite.*: expected keys that this engine computes with, got granite.attention.novelty = "
+          "u32 7, granite.expert_group_count = u32 2, granite.logit_scale = f32 16 (a new entry needs "
+          "what these say)",
+          "tensors that other architectures have: expected rules of a new entry, got "
+          "token_embd.weight (embedding), output_norm.weight (final_norm), output.weight (head), "
+          "blk.{}.attn_norm.weight (attn_norm), blk.{}.attn_q.weight (wq), blk.{}.attn_k.weight (wk), "
+          "blk.{}.attn_v.weight (wv), blk.{}.attn_output.weight (wo), blk.{}.ffn_norm.weight "
+          "(ffn_norm), blk.{}.ffn_gate.weight (w_gate), blk.{}.ffn_up.weight (w_up or w_gate + w_up), "
+          "blk.{}.ffn_down.weight (w_down), blk.{}.attn_q_norm.weight (q_norm) (in brackets the role "
+          "that each has there)",
+          "tensors that no architecture has: expected rules of a new entry, roles and operators, got "
+          "blk.{}.ssm_in.weight [32, 64], position_embd.weight [32, 16], blk.x.odd [32] (the forward "
+          "pass has no place for them yet)"));
+}
+
+TEST(Plan, AnUnknownArchitectureOfAThousandTensorsIsStillReadable) {
+  SmallFile small;
+  small.set("general.architecture", "mamba").erase_tensors();
+  for (int i = 0; i < 1000; ++i) small.tensor(fmt::format("part{}.weight", i), {32});
+  const auto lines = problems(small);
+  ASSERT_EQ(lines.size(), 2u) << "no keys of its own, no tensor that others have";
+  EXPECT_THAT(lines[1], HasSubstr("part39.weight [32] and 960 more"));
+  EXPECT_THAT(lines[1], testing::Not(HasSubstr("part40")));
 }
 
 TEST(Plan, UnknownDimensionsSkipOnlyWhatNeedsThem) {

@@ -199,7 +199,7 @@ struct Attention {
     const BatchView rows = batch(sequences, positions);
     const int64_t width = int64_t{heads} * cache.head_dim;
     Numbers out(q.size(), 7.0);
-    backend->attention({&rows, heads, scale, {q.data(), width}, cache, {out.data(), width}});
+    backend->attention({&rows, heads, scale, {q.data(), width}, cache, {out.data(), width}, softcap, window});
     return out;
   }
 
@@ -207,15 +207,17 @@ struct Attention {
   Numbers naive(const double* q, int head, int sequence, int position) const {
     const int offset = head / (heads / cache.kv_heads) * cache.head_dim;
     Numbers scores;
-    for (int j = 0; j <= position; ++j) {
+    const int first = window == 0 ? 0 : std::max(position + 1 - static_cast<int>(window), 0);
+    for (int j = first; j <= position; ++j) {
       const double* key = k.data() + at(sequence, j) + offset;
       scores.push_back(scale * std::inner_product(q, q + cache.head_dim, key, 0.0));
+      if (softcap > 0) scores.back() = softcap * std::tanh(scores.back() / softcap);
     }
     const double largest = *std::max_element(scores.begin(), scores.end());
     double total = 0.0;
     Numbers out(static_cast<size_t>(cache.head_dim), 0.0);
-    for (int j = 0; j <= position; ++j) {
-      const double p = std::exp(scores[static_cast<size_t>(j)] - largest);
+    for (int j = first; j <= position; ++j) {
+      const double p = std::exp(scores[static_cast<size_t>(j - first)] - largest);
       total += p;
       for (size_t d = 0; d < out.size(); ++d)
         out[d] += p * v[static_cast<size_t>(at(sequence, j) + offset) + d];
@@ -232,6 +234,8 @@ struct Attention {
   std::unique_ptr<Buffer> k_cache, v_cache;
   KvLayer cache;
   double scale = 0.3;
+  double softcap = 0.0;
+  int64_t window = 0;
   std::vector<int32_t> pages = {6, 1, 4, 3, 0, 7, 2, 5};
 };
 
@@ -246,12 +250,15 @@ const std::vector<int> kPositions = {0, 1, 2, 3, 4, 5, 60, 61, 62, 63, 64, 65, 7
 
 class ReferenceAttention : public testing::TestWithParam<Shape> {
  protected:
+  void expect_naive();
+  void expect_nan_stays_out();
+
   Attention attention{GetParam().heads, GetParam().kv_heads, GetParam().head_dim};
   int64_t width = int64_t{GetParam().heads} * GetParam().head_dim;
   Numbers q = attention.random.numbers(static_cast<int64_t>(kPositions.size()) * width);
 };
 
-TEST_P(ReferenceAttention, WithinTenToTheMinus13OfNaiveLoops) {
+void ReferenceAttention::expect_naive() {
   const Numbers out = attention.run(q, kSequences, kPositions);
   const int head_dim = GetParam().head_dim;
   size_t compared = 0;
@@ -269,6 +276,18 @@ TEST_P(ReferenceAttention, WithinTenToTheMinus13OfNaiveLoops) {
   EXPECT_EQ(compared, out.size());
 }
 
+TEST_P(ReferenceAttention, WithinTenToTheMinus13OfNaiveLoops) { expect_naive(); }
+
+TEST_P(ReferenceAttention, WindowsAndSoftCapsWithinTenToTheMinus13OfNaiveLoops) {
+  for (const int64_t window : {0, 1, 2, 63, 64, 65, 100, 129, 256, 1000})
+    for (const double softcap : {0.0, 1.5}) {
+      SCOPED_TRACE(testing::Message() << "window " << window << ", cap " << softcap);
+      attention.window = window;
+      attention.softcap = softcap;
+      expect_naive();
+    }
+}
+
 TEST_P(ReferenceAttention, ARowAloneGivesTheSameBits) {
   const Numbers together = attention.run(q, kSequences, kPositions);
   for (size_t r = 0; r < kPositions.size(); ++r) {
@@ -280,7 +299,7 @@ TEST_P(ReferenceAttention, ARowAloneGivesTheSameBits) {
   }
 }
 
-TEST_P(ReferenceAttention, ANaNBeyondARowsPositionStaysOut) {
+void ReferenceAttention::expect_nan_stays_out() {
   const Numbers clean = attention.run(q, kSequences, kPositions);
   for (Numbers* part : {&attention.k, &attention.v})
     for (const int position : {3, 63, 65}) {
@@ -293,11 +312,22 @@ TEST_P(ReferenceAttention, ANaNBeyondARowsPositionStaysOut) {
       attention.store(0, position);
       for (size_t i = 0; i < out.size(); ++i) {
         const size_t r = i / static_cast<size_t>(width);
-        const bool sees = kSequences[r] == 0 && kPositions[r] >= position;
+        const bool sees = kSequences[r] == 0 && kPositions[r] >= position &&
+                          (attention.window == 0 || kPositions[r] - position < attention.window);
         EXPECT_TRUE(sees ? std::isnan(out[i]) : out[i] == clean[i])
             << (part == &attention.k ? "key " : "value ") << position << ", row " << r << ": " << out[i];
       }
     }
+}
+
+TEST_P(ReferenceAttention, ANaNBeyondARowsPositionStaysOut) { expect_nan_stays_out(); }
+
+TEST_P(ReferenceAttention, ANaNBeforeARowsWindowStaysOut) {
+  for (const int64_t window : {1, 2, 3, 58, 64}) {
+    SCOPED_TRACE(testing::Message() << "window " << window);
+    attention.window = window;
+    expect_nan_stays_out();
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, ReferenceAttention, testing::ValuesIn(kShapes), [](const auto& info) {

@@ -98,6 +98,10 @@ TEST_F(Synth, TheBytesAreThose) {
   SynthOptions options;
   options.type = Type::Q4_K;
   EXPECT_EQ(make(options).sha256(), "1d525b3723ed1fa041aa0843c130787d47f80716f1fccfb6c55a3e65c9b18f86");
+  SynthOptions more;
+  more.tied = more.bias = true;
+  more.kv_heads = 2;
+  EXPECT_EQ(make(more).sha256(), "62e057db852322c452e01fb1dc7c5d2db0e75eb31a7273ad3f22d2312746c03f");
 }
 
 TEST_F(Synth, EveryTypeHasTheSameShape) {
@@ -367,7 +371,6 @@ TEST_F(Synth, RefusesWithTheWayOut) {
     EXPECT_EQ(folder_.entries(), 0u);
   };
   refused([](auto& o) { o.arch = "gpt2"; }, {"--arch", "expected llama", "got gpt2"});
-  refused([](auto& o) { o.experts = 8; }, {"--experts", "got 8"});
   refused([](auto& o) { o.window = 512; }, {"--window", "got 512"});
   refused([](auto& o) { o.vocab = 259; }, {"--vocab", "260", "got 259"});
   refused([](auto& o) { o.dim = 0; }, {"--dim", "got 0"});
@@ -377,8 +380,9 @@ TEST_F(Synth, RefusesWithTheWayOut) {
   refused([](auto& o) { o.heads = 3; }, {"--heads", "divisor of --dim 256", "--head-dim"});
   refused([](auto& o) { o.head_dim = 31; }, {"--head-dim", "even", "got 31"});
   refused([](auto& o) { o.rope_base = std::nanf(""); }, {"--rope-base", "got nan"});
-  for (const char* text : {"yarn", "yarn:4", "yarn:x:4096", "yarn:4:0", "yarn:0.5:4096", "yarn:nan:4096",
-                           "llama3:8", "ntk:2:4096", "linear:2:4096:1", "linear:"})
+  for (const char* text :
+       {"yarn", "yarn:4", "yarn:x:4096", "yarn:4:0", "yarn:0.5:4096", "yarn:nan:4096", "llama3:8",
+        "ntk:2:4096", "linear:2:4096:1", "linear:", "longrope:4", "longrope:4:1"})
     refused([&](auto& o) { o.rope_scaling = text; },
             {"--rope-scaling", "yarn:4:4096", fmt::format("got {}", text)});
   refused([](auto& o) { o.dim = 320, o.type = Type::Q4_K; },
