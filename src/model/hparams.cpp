@@ -102,7 +102,8 @@ class HParamsReader {
  private:
   void read_experts() {
     hp_.experts = keys_.integer("expert_count", kExperts, false).value.value_or(0);
-    hp_.experts_used = keys_.integer("expert_used_count", kExperts, hp_.experts > 0).value.value_or(0);
+    const auto used = keys_.integer("expert_used_count", kExperts, hp_.experts > 0);
+    hp_.experts_used = used.value.value_or(0);
     const auto own = keys_.integer("expert_feed_forward_length", kFfnDim, false);
     hp_.ffn_dim = keys_.integer("feed_forward_length", kFfnDim, hp_.experts == 0 || own.absent, hp_.layers)
                       .value.value_or(0);
@@ -119,7 +120,7 @@ class HParamsReader {
     hp_.expert_ffn_dim = own.or_else(hp_.ffn_dim).value_or(0);
     hp_.normalise_experts = keys_.flag("expert_weights_norm").or_else(true).value_or(true);
     hp_.expert_scale = keys_.real("expert_weights_scale", kScale, false).or_else(1.0).value_or(0.0);
-    if (hp_.experts_used < 1 || hp_.experts_used > hp_.experts)
+    if (used.value && (*used.value < 1 || *used.value > hp_.experts))
       keys_.report("expert_used_count", fmt::format("1 to expert_count ({})", hp_.experts),
                    fmt::format("{}", hp_.experts_used));
   }

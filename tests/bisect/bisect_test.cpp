@@ -328,7 +328,48 @@ TEST_F(Bisect, SelfTestOnTwoTinyShapes) {
     EXPECT_GE(result.exact() * 100, result.plantings.size() * 95) << self_test_text(result);
     EXPECT_EQ(result.clean, 50u);
     EXPECT_TRUE(result.false_alarms.empty()) << self_test_text(result);
-    EXPECT_LE(result.not_planted.size(), 6u) << self_test_text(result);
+    EXPECT_LE(result.not_planted.size(), 15u) << self_test_text(result);  // 9 of them of other architectures
+  }
+}
+
+/// What other architectures add, with the faults that only they can have.
+TEST_F(Bisect, SelfTestOfExpertsWindowsAndCaps) {
+  for (const char* arch : {"qwen3moe", "gemma2", "gemma3"}) {
+    const test::TemporaryFolder folder;
+    SynthOptions synth;
+    synth.arch = arch;
+    synth.dim = 64;
+    synth.layers = 3;
+    synth.ffn_dim = 64;
+    synth.kv_heads = 2;
+    synth.head_dim = 16;
+    synth.vocab = 300;
+    synth.context = 256;
+    synth.type = quant::Type::Q8_0;
+    if (synth.arch.starts_with("gemma")) synth.window = 24;
+    synthesise(synth, folder / "m.gguf", 2);
+    SelfTestOptions o;
+    o.model = folder / "m.gguf";
+    o.subject.text = "cpu";
+    o.plantings = 60;
+    o.clean = 10;
+    o.seed = 5;
+    const SelfTestResult result = self_test(o);
+    EXPECT_EQ(result.detected(), result.plantings.size()) << self_test_text(result);
+    EXPECT_GE(result.exact() * 100, result.plantings.size() * 95) << self_test_text(result);
+    EXPECT_TRUE(result.false_alarms.empty()) << self_test_text(result);
+    const auto planted = [&](std::string_view id) {
+      return std::any_of(result.plantings.begin(), result.plantings.end(),
+                         [&](const auto& p) { return p.id == id; });
+    };
+    const bool mixture = std::string_view(arch) == "qwen3moe";
+    for (const char* id : {"expert-extra", "expert-unnormalised", "experts-exchanged", "router-precision"})
+      EXPECT_EQ(planted(id), mixture) << arch << ' ' << id;
+    for (const char* id : {"window-short", "post-norm-skip", "embed-scale"})
+      EXPECT_EQ(planted(id), !mixture) << arch << ' ' << id;
+    EXPECT_EQ(planted("softcap-dropped"), std::string_view(arch) == "gemma2");
+    EXPECT_EQ(planted("rope-exchange"), std::string_view(arch) == "gemma3");
+    EXPECT_EQ(planted("head-norm-late"), std::string_view(arch) != "gemma2");
   }
 }
 

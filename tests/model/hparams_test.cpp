@@ -374,14 +374,32 @@ INSTANTIATE_TEST_SUITE_P(
 INSTANTIATE_TEST_SUITE_P(
     NotComputed, BrokenMetadata,
     testing::Values(
-        Broken{"experts",
-               [](auto& f) { f.u32("llama.expert_count", 8).u32("llama.expert_used_count", 2); },
-               {"llama.expert_count: expected no such key, or 0, got u32 8 (a mixture of experts: this "
-                "engine does not "
-                "compute it)",
-                "llama.expert_used_count: expected no such key, or 0, got u32 2 (a mixture of experts: this "
-                "engine "
-                "does not compute it)"}},
+        Broken{"experts that every token uses",
+               [](auto& f) { f.u32("llama.expert_shared_count", 1); },
+               {"llama.expert_shared_count: expected no such key, or 0, got u32 1 (experts that every token "
+                "uses: this engine does not compute it)"}},
+        Broken{"another router",
+               [](auto& f) { f.u32("llama.expert_gating_func", 2); },
+               {"llama.expert_gating_func: expected no such key, or 1, got u32 2 (a router other than "
+                "softmax: this engine does not compute it)"}},
+        Broken{
+            "experts without a number used",
+            [](auto& f) { f.u32("llama.expert_count", 8); },
+            {"llama.expert_used_count: expected u32 from 0 to 4096, got no such key (the file's metadata is "
+             "incomplete)"}},
+        Broken{"more experts used than there are",
+               [](auto& f) { f.u32("llama.expert_count", 2).u32("llama.expert_used_count", 3); },
+               {"llama.expert_used_count: expected 1 to expert_count (2), got 3"}},
+        Broken{"experts used of none",
+               [](auto& f) { f.u32("llama.expert_used_count", 3); },
+               {"llama.expert_used_count: expected 0, as there is no expert_count, got 3"}},
+        Broken{
+            "a pattern of another length",
+            [](auto& f) {
+              f.u32("llama.attention.sliding_window", 64).set("llama.attention.sliding_window_pattern", "x");
+            },
+            {"llama.attention.sliding_window_pattern: expected a number of layers, or an array of 2 bools, "
+             "got string \"x\""}},
         Broken{"neutral values",
                [](auto& f) { f.u32("llama.expert_count", 0).boolean("llama.attention.causal", true); },
                {}},
@@ -389,11 +407,6 @@ INSTANTIATE_TEST_SUITE_P(
                [](auto& f) { f.boolean("llama.attention.causal", false); },
                {"llama.attention.causal: expected no such key, or true, got bool false (attention to later "
                 "positions: "
-                "this engine does not compute it)"}},
-        Broken{"window",
-               [](auto& f) { f.u32("llama.attention.sliding_window", 4096); },
-               {"llama.attention.sliding_window: expected no such key, or 0, got u32 4096 (a sliding "
-                "attention window: "
                 "this engine does not compute it)"}},
         Broken{
             "an unknown key that steers attention",
@@ -405,14 +418,14 @@ TEST(HParams, EverythingWrongIsInOneReport) {
   SmallFile small;
   small.u32("llama.block_count", 0).erase("llama.embedding_length").set("llama.feed_forward_length", "64");
   small.u32("llama.attention.head_count_kv", 3).f32("llama.attention.layer_norm_rms_epsilon", kNan);
-  small.u32("llama.expert_count", 8).f32("llama.rope.freq_base", -1.0f).u32("llama.vocab_size", 1);
+  small.u32("llama.expert_shared_count", 8).f32("llama.rope.freq_base", -1.0f).u32("llama.vocab_size", 1);
   const auto file = small.open();
   const auto read = read_hparams(file);
   std::vector<std::string> keys;
   for (const auto& problem : read.problems) keys.push_back(problem.where);
   EXPECT_THAT(keys, ElementsAre("llama.block_count", "llama.embedding_length", "llama.feed_forward_length",
                                 "llama.attention.layer_norm_rms_epsilon", "llama.attention.head_count_kv",
-                                "llama.vocab_size", "llama.rope.freq_base", "llama.expert_count"));
+                                "llama.vocab_size", "llama.rope.freq_base", "llama.expert_shared_count"));
   EXPECT_EQ(read.hp.heads, 4);  // what is sound is there
   EXPECT_EQ(read.hp.context, 1024);
   EXPECT_EQ(read.hp.layers, 0);  // what is not, is 0

@@ -322,7 +322,9 @@ TEST(Plan, UnknownDimensionsSkipOnlyWhatNeedsThem) {
 
 TEST(Plan, ManyMismatchesAreOneReport) {
   SmallFile small(22, 32);
-  small.u32("llama.attention.head_count_kv", 3).u32("llama.vocab_size", 50).u32("llama.expert_count", 8);
+  small.u32("llama.attention.head_count_kv", 3)
+      .u32("llama.vocab_size", 50)
+      .u32("llama.expert_shared_count", 8);
   small.erase_tensor("blk.3.ffn_down.weight").tensor("blk.7.ffn_gate.weight", {32, 96});
   small.tensor("blk.0.ffn_gate_inp.weight", {32, 8}, quant::Type::F32)
       .tensor("output.weight", {32, 48}, quant::Type::Q6_K);
@@ -341,9 +343,9 @@ TEST(Plan, ManyMismatchesAreOneReport) {
     EXPECT_FALSE(problem.expected.empty());
     EXPECT_FALSE(problem.got.empty());
   }
-  EXPECT_THAT(places, ElementsAre("llama.attention.head_count_kv", "llama.vocab_size", "llama.expert_count",
-                                  "--context", "tokenizer", "blk.22-31.*", "output.weight",
-                                  "blk.3.ffn_down.weight", "blk.7.ffn_gate.weight",
+  EXPECT_THAT(places, ElementsAre("llama.attention.head_count_kv", "llama.vocab_size",
+                                  "llama.expert_shared_count", "--context", "tokenizer", "blk.22-31.*",
+                                  "output.weight", "blk.3.ffn_down.weight", "blk.7.ffn_gate.weight",
                                   "blk.0.ffn_gate_inp.weight", "--expect layers", "--expect arch"));
   try {
     require_fit(plan, file);
