@@ -78,11 +78,11 @@ TEST(Softcap, WithinEightUnitsOfItsValue) {
   const auto width = static_cast<int64_t>(x.size());
   Numbers first;
   for (const Device& d : devices()) {
+    double worst = 0.0;
     for (const double cap : {8.0, 30.0, 50.0}) {
       Rows in(*d.backend, 1, x), out(*d.backend, 1, width);
       d.backend->softcap({1, in.view, cap, out.view});
       const Numbers got = out.read();
-      double worst = 0.0;
       for (size_t i = 0; i < x.size(); ++i) {
         const double exact = cap * std::tanh(x[i] / cap);
         EXPECT_TRUE(near(got[i], exact, 8 * d.u * std::fabs(exact) + (cap + 1) * 0x1p-149))

@@ -63,6 +63,8 @@ std::vector<Mode> windows() {
       Mode mode{fmt::format("{}_{}", arch, window), Type::Q8_0};
       mode.shape = small(arch);
       mode.shape.window = window;
+      // Heads with a kv head of their own: one query alone in decode, as many as rows in prefill.
+      if (arch == std::string("gemma2")) mode.shape.kv_heads = mode.shape.heads;
       all.push_back(mode);
     }
   return all;

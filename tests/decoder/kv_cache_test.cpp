@@ -61,11 +61,11 @@ class Watched {
     check();
   }
 
-  void truncate(int64_t s, int64_t length) {
-    length = std::min(length, lengths_[index(s)]);
+  void truncate(int64_t s, int64_t asked) {
+    int64_t length = std::min(asked, lengths_[index(s)]);
     const int64_t sees = hp_.window == 0 ? 0 : std::max<int64_t>(length - hp_.window + 1, 0) / kKvPage;
     if (sees < oldest(s)) length = 0;
-    EXPECT_EQ(cache_.truncate(s, length), length);
+    EXPECT_EQ(cache_.truncate(s, asked), length);
     lengths_[index(s)] = length;
     if (length == 0) oldest(s) = 0;
     check();
