@@ -136,8 +136,8 @@ Hashes run(Engine& engine, const std::vector<TokenId>& ids, int64_t prompt = kPr
 }
 
 Hashes clean_run(const Subject& subject) {
-  static std::map<std::tuple<quant::Type, WeightMode, std::string, int64_t>, Hashes> known;
-  Hashes& hashes = known[{subject.type, subject.weights, subject.device, subject.sequences}];
+  static std::map<std::tuple<std::string, quant::Type, WeightMode, std::string, int64_t>, Hashes> known;
+  Hashes& hashes = known[{subject.arch, subject.type, subject.weights, subject.device, subject.sequences}];
   if (hashes.empty()) hashes = run(*engine_of(subject, nullptr), text_ids());
   return hashes;
 }

@@ -382,11 +382,11 @@ INSTANTIATE_TEST_SUITE_P(
                [](auto& f) { f.u32("llama.expert_gating_func", 2); },
                {"llama.expert_gating_func: expected no such key, or 1, got u32 2 (a router other than "
                 "softmax: this engine does not compute it)"}},
-        Broken{
-            "experts without a number used",
-            [](auto& f) { f.u32("llama.expert_count", 8); },
-            {"llama.expert_used_count: expected u32 from 0 to 4096, got no such key (the file's metadata is "
-             "incomplete)"}},
+        Broken{"experts without a number used",
+               [](auto& f) { f.u32("llama.expert_count", 8); },
+               {"llama.expert_used_count: expected an integer, 0 to 4096, got no such key (the file's "
+                "metadata is "
+                "incomplete)"}},
         Broken{"more experts used than there are",
                [](auto& f) { f.u32("llama.expert_count", 2).u32("llama.expert_used_count", 3); },
                {"llama.expert_used_count: expected 1 to expert_count (2), got 3"}},
