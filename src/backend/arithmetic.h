@@ -28,6 +28,8 @@ class Arithmetic {
   double exp_ulps = 2.0;
   double activation_ulps = 3.0;  ///< of silu and gelu
   double tanh_ulps = 3.0;        ///< of a soft cap's tanh
+  /// gelu as 0.5 x (1 + tanh ...) loses what cancels in the sum: an error of so many u |x|, absolute.
+  double gelu_cancels = 0.0;
   WeightMode weights = WeightMode::stored;
   KvType kv_type = KvType::f16;
 
@@ -47,6 +49,7 @@ class PlainArithmetic : public Arithmetic {
     angle_unit = u;
     kv_type = u < 0x1p-30 ? KvType::f64 : KvType::f32;
     exp_ulps = activation_ulps = tanh_ulps = 8.0;
+    gelu_cancels = 8.0;
   }
   MatmulArithmetic matmul(quant::Type, int64_t k) const override {
     return {OperandRounding::none, static_cast<int>(k) + 1};

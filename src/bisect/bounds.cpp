@@ -287,12 +287,13 @@ Judged judge_add(std::span<const double> a, std::span<const double> b, double u)
 }
 
 Judged judge_glu(Activation activation, std::span<const double> gate, std::span<const double> up,
-                 double activation_ulps, double u) {
+                 double activation_ulps, double gelu_cancels, double u) {
   Judged judged;
   for (size_t i = 0; i < gate.size(); ++i) {
     const double x = gate[i];
     double y = 0.0;
     double relative = (2 * activation_ulps + 1) * u;
+    double absolute = 0.0;
     switch (activation) {
       case Activation::silu:
         y = x / (1.0 + std::exp(-x));
@@ -301,11 +302,12 @@ Judged judge_glu(Activation activation, std::span<const double> gate, std::span<
         const double inner = 0.79788456080286535588 * (x + 0.044715 * x * x * x);
         y = x / (1.0 + std::exp(-2 * inner));  // 0.5 x (1 + tanh(inner)) without its cancellation
         relative += 8 * u * std::abs(inner);   // the argument's relative error, amplified
+        absolute = gelu_cancels * u * std::abs(x);
         break;
       }
     }
     judged.value.push_back(y * up[i]);
-    judged.certain.push_back(relative * std::abs(judged.value.back()) +
+    judged.certain.push_back(relative * std::abs(judged.value.back()) + absolute * std::abs(up[i]) +
                              kSubnormal * (1.0 + (1.0 + std::abs(x)) * std::abs(up[i])));
   }
   return judged;

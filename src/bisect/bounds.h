@@ -82,7 +82,7 @@ Judged judge_add(std::span<const double> a, std::span<const double> b, double u 
 /// activation(gate) * up: the activation's ulps and one product. gelu's tanh form loses up to |x|'s own
 /// rounding inside the exponential; its bound carries the argument's error.
 Judged judge_glu(Activation activation, std::span<const double> gate, std::span<const double> up,
-                 double activation_ulps, double u = 0x1p-24);
+                 double activation_ulps, double gelu_cancels, double u = 0x1p-24);
 
 /// cap * tanh(x / cap): tanh's ulps, the quotient's rounding (tanh never magnifies a relative error) and the
 /// product's.

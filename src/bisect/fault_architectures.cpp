@@ -60,8 +60,7 @@ class ArchitectureKernelFault : public KernelFault {
   /// expert-extra: one more is chosen, and the last of them falls off. expert-unnormalised: the weights are
   /// shares of all experts, or of the chosen ones where the model has them of all.
   void choose_experts(const ChooseExpertsArgs& args) override {
-    if (!here(args.site, args.rows, plant_.stage) || args.site.stage != Stage::experts)
-      return below().choose_experts(args);
+    if (is("router-precision") || !here(args.site, args.rows)) return below().choose_experts(args);
     const int64_t used = args.experts.width;
     const Scratch experts = scratch(args.rows, used);
     const Scratch weights = scratch(args.rows, used);

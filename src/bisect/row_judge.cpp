@@ -162,7 +162,8 @@ Judged judged_stage(const Plan& truth, const Arithmetic& arithmetic, const UnitR
     case Op::add:
       return judge_add(input(0), input(1), u);
     case Op::glu:
-      return judge_glu(hp.activation, input(0), input(1), arithmetic.activation_ulps, u);
+      return judge_glu(hp.activation, input(0), input(1), arithmetic.activation_ulps, arithmetic.gelu_cancels,
+                       u);
     case Op::wire:
       break;
   }
