@@ -35,3 +35,13 @@ build() {
   shift
   (cd "$ROOT" && cmake --preset "$preset" -Wno-dev >/dev/null && cmake --build --preset "$preset" ${1:+--target "$@"})
 }
+
+# transformers_python: prints a Python that has transformers and its torch (6 GB of disk), made on the first call.
+transformers_python() {
+  ensure_packages python3-venv >&2
+  local venv=$ROOT/build/oracles-hf
+  [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check \
+    torch==2.15.0 transformers==5.24.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6 >&2
+  echo "$venv/bin/python"
+}

@@ -5,22 +5,18 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
-ensure_packages python3-venv
-[ -x build/oracles-hf/bin/python ] || python3 -m venv build/oracles-hf
-build/oracles-hf/bin/pip install --quiet --disable-pip-version-check \
-  torch==2.15.0 transformers==5.24.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6
-
+python=$(transformers_python)
 again=$(mktemp -d)
 trap 'rm -rf "$again"' EXIT
 for dtype in float64 float32; do
-  build/oracles-hf/bin/python tools/trace_hf.py tests/golden/models/bf16.gguf -o "$again/bf16_$dtype.safetensors" \
+  "$python" tools/trace_hf.py tests/golden/models/bf16.gguf -o "$again/bf16_$dtype.safetensors" \
     --token-ids 1,75,108,35,100,111,111 --max-tokens 6 --dtype "$dtype"
-  build/oracles-hf/bin/python tools/compare_traces.py "tests/golden/traces/bf16_$dtype.safetensors" \
+  "$python" tools/compare_traces.py "tests/golden/traces/bf16_$dtype.safetensors" \
     "$again/bf16_$dtype.safetensors"
 done
 models=(mixtral qwen2 qwen3 qwen3moe gemma2 gemma3 phi3_longrope olmo2)
 for model in "${models[@]}"; do
-  build/oracles-hf/bin/python tools/trace_hf.py "tests/golden/models/$model.gguf" -o "$again/$model.safetensors" \
+  "$python" tools/trace_hf.py "tests/golden/models/$model.gguf" -o "$again/$model.safetensors" \
     --token-ids 1,75,108,35,100,111,111,40,50,60 --max-tokens 5 --context 64
 done
 echo "scripts/test-traces.sh: 2 traces compared, none differs; ${#models[@]} architectures recorded, numpy agrees"

@@ -33,7 +33,7 @@ every_folder() { find tests -name '*_test.cpp' -printf '%h\n' | sort -u | xargs 
 sanitized() {
   local kind=$1
   shift
-  build "ci-$kind" "${@/%/_tests}" greta
+  build "ci-$kind" "${@/%/_tests}"
   ctest --test-dir "build/$kind" --output-on-failure -j2 -R "^($(IFS='|'; echo "$*"))\\." | tail -n 15
 }
 
@@ -63,6 +63,7 @@ if [ $full = yes ]; then
   step "thread sanitizer, everything" sanitized tsan $(every_folder)
   step "bisect: 300 plantings, 1,000 clean runs" scripts/test-bisect.sh
   step "traces of transformers, recorded again" scripts/test-traces.sh
+  step "Gemma 3 270M against transformers, and its self-test" scripts/test-gemma3.sh
   step "tokenizers: 100,000 random strings a family" scripts/fuzz-tokenizers.sh
 else
   step "address and undefined-behaviour sanitizers" sanitized asan base gguf quant model tokenizer trace cli

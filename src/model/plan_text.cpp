@@ -54,13 +54,27 @@ void add_model(const Plan& plan, const gguf::File& file, Lines& lines) {
   lines.add("dim", "{}", hp.dim);
   lines.add("heads", "{} over {} kv head{}, head_dim {}", hp.heads, hp.kv_heads, hp.kv_heads == 1 ? "" : "s",
             hp.head_dim);
-  lines.add("ffn_dim", "{}, {}", hp.ffn_dim, hp.activation == Activation::silu ? "silu" : "gelu (tanh)");
+  const std::string_view activation = hp.activation == Activation::silu ? "silu" : "gelu (tanh)";
+  if (hp.experts > 0) {
+    lines.add("experts", "{} of {} for each token, ffn_dim {} each, {}; weights {}", hp.experts_used,
+              hp.experts, hp.expert_ffn_dim, activation, hp.normalise_experts ? "of the chosen" : "of all");
+  } else {
+    lines.add("ffn_dim", "{}, {}", hp.ffn_dim, activation);
+  }
   lines.add("vocab", "{}", hp.vocab);
   lines.add("context", "{}", hp.context);
   lines.add("norm epsilon", "{}", hp.norm_eps);
   lines.add("rope", "{} of {} dimensions, {} pairs, base {}, scaling {}", hp.rope.dims, hp.head_dim,
             hp.rope.style == RopeStyle::adjacent ? "adjacent" : "half-split", hp.rope_base,
             hp.rope_scaling.empty() ? "unknown" : hp.rope_scaling);
+  if (!hp.local.empty())
+    lines.add("window", "{} positions in {} of {} layers{}", hp.window,
+              std::count(hp.local.begin(), hp.local.end(), true), hp.layers,
+              hp.local_rope_base == hp.rope_base
+                  ? ""
+                  : fmt::format(", there with rope base {}", hp.local_rope_base));
+  if (hp.attention_softcap > 0) lines.add("soft cap", "{} on attention scores", hp.attention_softcap);
+  if (hp.logits_softcap > 0) lines.add("soft cap", "{} on logits", hp.logits_softcap);
   lines.add("tensors", "{}", tensor_types(file));
   for (const auto& planned : plan.tensors) {
     if (planned.role != Role::head) continue;
