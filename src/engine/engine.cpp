@@ -84,11 +84,7 @@ void Engine::evaluate(std::span<const Feed> feeds, Tap* tap) {
       sequences.push_back(static_cast<int32_t>(feed.sequence));
     }
   }
-  const BatchView batch{total,
-                        tokens.data(),
-                        positions.data(),
-                        sequences.data(),
-                        cache_->sequences()};
+  const BatchView batch{total, tokens.data(), positions.data(), sequences.data(), cache_->sequences()};
   forward(*backend_, model_, *cache_, batch, picked, *workspace_, tap);
 }
 
