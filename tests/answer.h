@@ -1,8 +1,11 @@
 #pragma once
 // The file's own answer (numerics.md section 3): what a mode of a backend makes of a text, against FP64.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "engine/engine.h"
@@ -107,6 +110,38 @@ inline Answer answer_of(const ModelFile& model, const EngineOptions& options, co
   EXPECT_EQ(rows, ids.size());
   answer.mean_kl /= static_cast<double>(rows);
   return answer;
+}
+
+/// A mode of the cpu backend, and whether it must keep the budget of numerics.md section 3.
+struct AnswerMode {
+  const char* name;
+  Activations activations;
+  WeightMode weights;
+  KvType kv;
+  bool in_budget;
+};
+
+/// Runs the modes and prints a line for each. A mode outside the budget must cost something, or it is not the
+/// mode that it says.
+inline void expect_answers(const ModelFile& model, EngineOptions options, std::span<const AnswerMode> modes,
+                           const std::vector<TokenId>& ids, const std::vector<LogProbabilities>& truth) {
+  fmt::print("{:<40} {:>10} {:>10} {:>8} {:>10}\n",
+             fmt::format("{} tokens of prose, cpu against FP64", ids.size()), "mean KL", "largest KL",
+             "changed", "gap");
+  for (const AnswerMode& mode : modes) {
+    options.backend.activations = mode.activations;
+    options.backend.weights = mode.weights;
+    options.backend.kv_type = mode.kv;
+    const Answer a = answer_of(model, options, ids, truth);
+    fmt::print("{:<40} {:>10.1e} {:>10.1e} {:>8} {:>10.4f}\n", mode.name, a.mean_kl, a.largest_kl, a.changed,
+               a.largest_gap);
+    if (mode.in_budget) {
+      EXPECT_TRUE(a.mean_kl <= 1e-5) << mode.name;
+      EXPECT_TRUE(a.largest_gap <= 0.005) << mode.name;
+    } else {
+      EXPECT_TRUE(a.mean_kl > 1e-5) << mode.name << ": a mode that costs nothing is not the mode it says";
+    }
+  }
 }
 
 }  // namespace greta

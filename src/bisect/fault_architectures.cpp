@@ -17,11 +17,7 @@ class ArchitectureKernelFault : public KernelFault {
   /// window-short: the first key of the window is not seen. softcap-dropped.
   void attention(const AttentionArgs& args) override {
     if (!here(args.site, args.batch->rows, Stage::attn_out)) return below().attention(args);
-    Scratch right = healthy(args.batch->rows, args.out.width, [&](const View& out) {
-      AttentionArgs call = args;
-      call.out = out;
-      below().attention(call);
-    });
+    Scratch right = healthy_call(args, args.batch->rows, &Backend::attention);
     AttentionArgs wrong = args;
     if (is("window-short")) wrong.window = std::max<int64_t>(args.window - 1, args.window == 0 ? 0 : 1);
     if (is("softcap-dropped")) wrong.softcap = 0.0;
@@ -31,11 +27,7 @@ class ArchitectureKernelFault : public KernelFault {
 
   void softcap(const SoftcapArgs& args) override {
     if (!here(args.site, args.rows, Stage::logits)) return below().softcap(args);
-    Scratch right = healthy(args.rows, args.out.width, [&](const View& out) {
-      SoftcapArgs call = args;
-      call.out = out;
-      below().softcap(call);
-    });
+    Scratch right = healthy_call(args, args.rows, &Backend::softcap);
     for (int64_t i = 0; i < args.rows; ++i) below().write(args.out, i, 1, row_of(args.x, i).data());
     finish(args.site, Stage::logits, std::move(right), args.out, args.rows);
   }
@@ -140,20 +132,11 @@ class ArchitectureCallFault : public CallFault {
 
  private:
   void exchanged(const RopeArgs& args) {
-    const int64_t rows = args.batch->rows;
-    const ScratchCache clean(below(), args.cache, *args.batch);
-    Scratch q = healthy(rows, args.q_out.width, [&](const View& out) {
-      RopeArgs right = args;
-      right.cache = clean.layer();
-      right.q_out = out;
-      below().rope(right);
+    spoil_rope(args, [&] {
+      RopeArgs wrong = args;
+      wrong.rope = hp_.is_local(plant_.layer) ? &hp_.rope : &hp_.local_rope;
+      below().rope(wrong);
     });
-    RopeArgs wrong = args;
-    wrong.rope = hp_.is_local(plant_.layer) ? &hp_.rope : &hp_.local_rope;
-    below().rope(wrong);
-    if (q.view.data == nullptr) return;
-    log_cached(args.site, Stage::k_post_rope, clean, args.cache);
-    finish(args.site, Stage::q_post_rope, std::move(q), args.q_out, rows);
   }
 
   /// The planted output alone is spoilt: a call of its own.

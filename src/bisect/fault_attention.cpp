@@ -146,11 +146,7 @@ class AttentionFault : public KernelFault {
 
   void attention(const AttentionArgs& args) override {
     if (!here(args.site, args.batch->rows, Stage::attn_out)) return below().attention(args);
-    Scratch right = healthy(args.batch->rows, args.out.width, [&](const View& out) {
-      AttentionArgs call = args;
-      call.out = out;
-      below().attention(call);
-    });
+    Scratch right = healthy_call(args, args.batch->rows, &Backend::attention);
     wrong_(below(), args, hp_);
     finish(args.site, Stage::attn_out, std::move(right), args.out, args.batch->rows);
   }

@@ -110,6 +110,21 @@ void FaultyBackend::log_row(const Site& site, Stage stage, int64_t row, std::vec
                   {std::move(right), std::move(wrong)});
 }
 
+void FaultyBackend::spoil_rope(const RopeArgs& args, const std::function<void()>& wrong) {
+  const int64_t rows = args.batch->rows;
+  const ScratchCache clean(below(), args.cache, *args.batch);
+  Scratch q = healthy(rows, args.q_out.width, [&](const View& out) {
+    RopeArgs right = args;
+    right.cache = clean.layer();
+    right.q_out = out;
+    below().rope(right);
+  });
+  wrong();
+  if (q.view.data == nullptr) return;
+  log_cached(args.site, Stage::k_post_rope, clean, args.cache);
+  finish(args.site, Stage::q_post_rope, std::move(q), args.q_out, rows);
+}
+
 void FaultyBackend::rope(const RopeArgs& args) {
   below().rope(args);
   if (healthy_v_.view.data == nullptr || args.site.layer != plant_.layer) return;

@@ -1,6 +1,7 @@
 #pragma once
 // Inside the fault catalogue: what all planted faults share. They find their call by its Site, compute the
 // wrong rows from the right operator (other arguments, or an edit on the host), and log what they did.
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -80,6 +81,17 @@ class FaultyBackend : public Interposer {
     run(out.view);
     return out;
   }
+  /// What the right call leaves in place of args.out.
+  template <class Args>
+  Scratch healthy_call(const Args& args, int64_t rows, void (Backend::*run)(const Args&)) {
+    return healthy(rows, args.out.width, [&](const View& out) {
+      Args call = args;
+      call.out = out;
+      (below().*run)(call);
+    });
+  }
+  /// Runs `wrong` in place of a rope call and logs the queries and keys that it spoils.
+  void spoil_rope(const RopeArgs& args, const std::function<void()>& wrong);
   /// A matmul's planted output alone.
   Scratch healthy_product(const MatmulArgs& args, const MatmulOutput& output) {
     return healthy_product(args, output, &Backend::matmul);

@@ -117,11 +117,7 @@ class CacheFault : public CallFault {
   }
   void attention(const AttentionArgs& args) override {
     if (!here(args.site, args.batch->rows, Stage::attn_out)) return below().attention(args);
-    Scratch right = healthy(args.batch->rows, args.out.width, [&](const View& out) {
-      AttentionArgs call = args;
-      call.out = out;
-      below().attention(call);
-    });
+    Scratch right = healthy_call(args, args.batch->rows, &Backend::attention);
     if (is("kv-layer-base")) {
       AttentionArgs wrong = args;
       wrong.cache = first_layer_.at(args.cache.pages);

@@ -64,17 +64,7 @@ class ArgumentFault : public KernelFault {
     const int64_t rows = args.batch->rows;
     const bool rotation = plant_.stage == Stage::q_post_rope || plant_.stage == Stage::k_post_rope;
     if (!rotation || !here(args.site, rows)) return below().rope(args);
-    const ScratchCache clean(below(), args.cache, *args.batch);
-    Scratch q = healthy(rows, args.q_out.width, [&](const View& out) {
-      RopeArgs right = args;
-      right.cache = clean.layer();
-      right.q_out = out;
-      below().rope(right);
-    });
-    wrong_rope(args);
-    if (q.view.data == nullptr) return;
-    log_cached(args.site, Stage::k_post_rope, clean, args.cache);
-    finish(args.site, Stage::q_post_rope, std::move(q), args.q_out, rows);
+    spoil_rope(args, [&] { wrong_rope(args); });
   }
 
  private:
@@ -82,11 +72,7 @@ class ArgumentFault : public KernelFault {
   template <class Args>
   void spoil(const Args& args, const Args& wrong, int64_t rows, Stage stage,
              void (Backend::*run)(const Args&)) {
-    Scratch right = healthy(rows, args.out.width, [&](const View& out) {
-      Args call = args;
-      call.out = out;
-      (below().*run)(call);
-    });
+    Scratch right = healthy_call(args, rows, run);
     (below().*run)(wrong);
     finish(args.site, stage, std::move(right), args.out, rows);
   }

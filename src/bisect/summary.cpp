@@ -11,6 +11,7 @@
 #include "bench/limits.h"
 #include "bisect/divergence.h"
 #include "bisect/wiring.h"
+#include "model/hparams_json.h"
 #include "trace/safetensors.h"
 #include "trace/trace.h"
 
@@ -50,14 +51,6 @@ Json finding_json(const Wiring& wiring, const Finding& f, char side) {
   json["bound"] = number(f.certain);
   json["ratio"] = number(f.ratio);
   return json;
-}
-
-Json hparams_json(const HParams& hp) {
-  return {{"name", hp.name},         {"architecture", hp.architecture},
-          {"layers", hp.layers},     {"dim", hp.dim},
-          {"heads", hp.heads},       {"kv_heads", hp.kv_heads},
-          {"head_dim", hp.head_dim}, {"ffn_dim", hp.ffn_dim},
-          {"vocab", hp.vocab}};
 }
 
 Json route_json(const BisectResult& result, char side) {

@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/model_options.h"
 #include "cli/output.h"
+#include "model/hparams_json.h"
 #include "model/plan.h"
 
 namespace greta::cli {
@@ -37,15 +38,6 @@ Json problem_json(const Problem& problem) {
           {"expected", problem.expected},
           {"got", problem.got},
           {"remedy", problem.remedy}};
-}
-
-Json hparams_json(const HParams& hp) {
-  return {{"name", hp.name},           {"architecture", hp.architecture},
-          {"layers", hp.layers},       {"dim", hp.dim},
-          {"heads", hp.heads},         {"kv_heads", hp.kv_heads},
-          {"head_dim", hp.head_dim},   {"ffn_dim", hp.ffn_dim},
-          {"vocab", hp.vocab},         {"context", hp.context},
-          {"rope_dims", hp.rope.dims}, {"rope_scaling", hp.rope_scaling}};
 }
 
 Json memory_json(const Memory& memory) {

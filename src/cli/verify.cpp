@@ -16,6 +16,7 @@
 #include "cli/model_options.h"
 #include "cli/output.h"
 #include "cli/progress.h"
+#include "model/hparams_json.h"
 
 namespace greta::cli {
 namespace {
@@ -74,7 +75,9 @@ Json options_json(const Values& values) {
 
 Json document(const Values& values, const ModelFile& model, const VerifyResult& result, double seconds) {
   const BuildInfo& build = build_info();
-  const HParams& hp = result.hp;
+  Json described = {{"file", model.file.path()}, {"sha256", model.file.sha256()}};
+  described.update(hparams_json(result.hp));
+  described["tokenizer"] = model.tokenizer->description();
   Json json = {{"schema", "greta-verify-1"},
                {"build",
                 {{"version", build.version},
@@ -82,20 +85,7 @@ Json document(const Values& values, const ModelFile& model, const VerifyResult& 
                  {"dirty", build.dirty},
                  {"compiler", build.compiler}}},
                {"machine", {{"cpu", cpu_name()}, {"usable_cpus", usable_cpus()}}},
-               {"model",
-                {{"file", model.file.path()},
-                 {"sha256", model.file.sha256()},
-                 {"name", hp.name},
-                 {"architecture", hp.architecture},
-                 {"layers", hp.layers},
-                 {"dim", hp.dim},
-                 {"heads", hp.heads},
-                 {"kv_heads", hp.kv_heads},
-                 {"head_dim", hp.head_dim},
-                 {"ffn_dim", hp.ffn_dim},
-                 {"vocab", hp.vocab},
-                 {"context", hp.context},
-                 {"tokenizer", model.tokenizer->description()}}},
+               {"model", described},
                {"device", result.device},
                {"options", options_json(values)},
                {"rows", Json::array()}};

@@ -34,31 +34,14 @@ TEST(Gemma3, EveryModeAgainstTheTruth) {
     truth = log_probabilities_of(reference, ids, log_sums, nullptr);
   }
   options.device = "cpu";
-  struct Row {
-    const char* name;
-    Activations activations;
-    WeightMode weights;
-    KvType kv;
-    bool in_budget;
-  };
-  const Row rows[] = {
+  const AnswerMode modes[] = {
       {"default: 16-bit activations, f16 cache", Activations::bits16, WeightMode::stored, KvType::f16, true},
       {"f32 cache", Activations::bits16, WeightMode::stored, KvType::f32, true},
       {"bf16 cache", Activations::bits16, WeightMode::stored, KvType::bf16, false},
       {"8-bit activations", Activations::bits8, WeightMode::stored, KvType::f16, false},
       {"int8 weights", Activations::bits16, WeightMode::int8, KvType::f16, false},
   };
-  for (const Row& row : rows) {
-    options.backend.activations = row.activations;
-    options.backend.weights = row.weights;
-    options.backend.kv_type = row.kv;
-    const Answer a = answer_of(model, options, ids, truth);
-    fmt::print("{:<40} {:>10.1e} {:>10.1e} {:>8} {:>10.4f}\n", row.name, a.mean_kl, a.largest_kl, a.changed,
-               a.largest_gap);
-    if (!row.in_budget) continue;
-    EXPECT_TRUE(a.mean_kl <= 1e-5) << row.name;
-    EXPECT_TRUE(a.largest_gap <= 0.005) << row.name;
-  }
+  expect_answers(model, options, modes, ids, truth);
 }
 
 }  // namespace
