@@ -21,7 +21,18 @@ step() {
 }
 
 check_format() { git ls-files '*.cpp' '*.h' '*.inl' | xargs clang-format --dry-run --Werror; }
-check_tidy() { git ls-files 'src/*.cpp' | grep -v -e _avx512 -e _avx2 | xargs -P2 -n4 clang-tidy --quiet -p build/release --extra-arg=-Wno-unknown-warning-option 2>/dev/null; }
+# tidy_sources: all in a full run; else those that changed, themselves or their header, since scripts/tidy-base, the commit at
+# which all were clean (all where this clone does not have it).
+tidy_sources() {
+  local base
+  base=$(cat scripts/tidy-base)
+  if [ $full = yes ] || ! git cat-file -e "$base^{commit}" 2>/dev/null; then
+    git ls-files 'src/*.cpp'
+  else
+    git diff --name-only --diff-filter=d "$base" -- src | sed -n 's/\.h$/.cpp/p; /\.cpp$/p' | sort -u | xargs -r git ls-files
+  fi | grep -v -e _avx512 -e _avx2 || true
+}
+check_tidy() { tidy_sources | xargs -r -P2 -n2 clang-tidy --quiet -p build/release --extra-arg=-Wno-unknown-warning-option 2>/dev/null; }
 # build_release: with the long tests in a full run.
 build_release() {
   cmake --preset ci -Wno-dev -DGRETA_LONG_TESTS="$([ $full = yes ] && echo ON || echo OFF)" >/dev/null
