@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 
 #include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "base/error.h"
@@ -330,6 +332,33 @@ TEST_F(Bisect, SelfTestOnTwoTinyShapes) {
     EXPECT_TRUE(result.false_alarms.empty()) << self_test_text(result);
     EXPECT_LE(result.not_planted.size(), 15u) << self_test_text(result);  // 9 of them of other architectures
   }
+}
+
+/// Every operator of every architecture inside its bound, on the models that transformers has judged: prompts
+/// past their windows, in calls and token by token.
+TEST_F(Bisect, EveryArchitectureIsClean) {
+  std::set<std::string> architectures;
+  std::ifstream in(test::golden("models/manifest.json"));
+  for (const auto& entry : nlohmann::json::parse(in)) {
+    if (entry.at("name") == "phi3_short") continue;  // the file of phi3_long
+    SCOPED_TRACE(entry.at("name").get<std::string>());
+    architectures.insert(entry.at("architecture"));
+    const std::string path = test::golden("models/" + entry.at("gguf").get<std::string>());
+    const auto file = ModelFile::open(path);
+    auto o = options(path, "reference", "cpu", 0);
+    const auto vocab = file.tokenizer->vocab_size();
+    const int64_t context = truth_plan(file).hp.context;
+    o.prompts = {
+        {"test", "", test::random_tokens(static_cast<size_t>(std::min<int64_t>(56, context - 4)), vocab, 7)}};
+    o.examine.chunk = 23;
+    const auto result = run(o);
+    const PromptVerdict& v = result.prompts.front();
+    EXPECT_EQ(v.kind, FaultKind::none) << v.cause;
+    EXPECT_EQ(v.b.failed, 0u);
+    EXPECT_EQ(v.b.values, v.b.outputs);
+    EXPECT_GT(v.b.calls_replayed, 0u);
+  }
+  EXPECT_EQ(architectures.size(), 8u);
 }
 
 /// What other architectures add, with the faults that only they can have.
