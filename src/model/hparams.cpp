@@ -239,12 +239,13 @@ void HParamsReader::read_rope() {
   } else {
     hp_.rope = make_rope(style, settings);
   }
+  hp_.local_rope_base = *local_base;
+  if (*local_base == settings.base) return;
   // Local layers with a base of their own see short stretches: nothing is scaled there.
   RopeSettings local;
   local.dims = settings.dims;
   local.base = *local_base;
-  hp_.local_rope = *local_base == settings.base ? hp_.rope : make_rope(style, local);
-  hp_.local_rope_base = *local_base;
+  hp_.local_rope = make_rope(style, local);
 }
 
 /// LongRoPE (arXiv 2402.13753), as transformers and ggml compute it: one set of divisors up to the original
@@ -394,10 +395,6 @@ void HParamsReader::read_rest() {
     }
   }
 }
-
-}  // namespace
-
-namespace {
 
 /// What reading the keys under an unknown prefix as a known one's leaves aside.
 std::vector<std::string> keys_not_computed(const gguf::File& file, const std::string& architecture) {

@@ -73,7 +73,7 @@ struct HParams {
   std::vector<bool> local;         ///< [layers], or empty: no layer is local
   Activation activation = Activation::silu;
   RopeSpec rope;        ///< of every layer, or of the global ones
-  RopeSpec local_rope;  ///< of the local layers
+  RopeSpec local_rope;  ///< of the local layers; no dims: they turn as all do
   /// Used in place of `rope` by a run whose context is longer than `long_rope_from`; no dims: there is none.
   RopeSpec long_rope;
   int64_t long_rope_from = 0;
@@ -90,7 +90,9 @@ struct HParams {
   bool is_local(int64_t layer) const { return !local.empty() && local[static_cast<size_t>(layer)]; }
   /// Positions that a row of this layer sees; 0: all.
   int64_t window_of(int64_t layer) const { return is_local(layer) ? window : 0; }
-  const RopeSpec& rope_of(int64_t layer) const { return is_local(layer) ? local_rope : rope; }
+  const RopeSpec& rope_of(int64_t layer) const {
+    return is_local(layer) && local_rope.dims > 0 ? local_rope : rope;
+  }
   /// Width of ffn_gate, or of expert_gate: every chosen expert's.
   int64_t mlp_width() const { return experts > 0 ? experts_used * expert_ffn_dim : ffn_dim; }
 };

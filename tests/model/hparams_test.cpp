@@ -431,6 +431,19 @@ TEST(HParams, EverythingWrongIsInOneReport) {
   EXPECT_EQ(read.hp.layers, 0);  // what is not, is 0
 }
 
+/// Phi-3 with a window and long factors: local layers without a base of their own follow the run's choice.
+TEST(HParams, LocalLayersTakeTheLongFactorsToo) {
+  const auto file =
+      gguf::File::open(std::string(GRETA_SOURCE_DIR) + "/tests/golden/models/phi3_longrope.gguf");
+  HParams hp = read_hparams(file).hp;
+  ASSERT_GT(hp.long_rope.dims, 0);
+  hp.window = 20;
+  hp.local.assign(static_cast<size_t>(hp.layers), true);
+  EXPECT_EQ(hp.rope_of(0).inv_freq, hp.rope.inv_freq);
+  hp.rope = hp.long_rope;  // as the plan does for a long context
+  EXPECT_EQ(hp.rope_of(0).inv_freq, hp.long_rope.inv_freq);
+}
+
 TEST(HParams, HarmlessKeysAreWarnings) {
   SmallFile small;
   small.set("llama.tensor_data_layout", "Meta AI original pth").boolean("llama.rope.scaling.finetuned", true);
