@@ -45,6 +45,12 @@ struct WeightSource {
   int64_t cols = 0;  ///< n_in: contiguous in the file (GGUF's first dimension)
   std::span<const std::byte> bytes;
   int64_t experts = 1;
+
+  /// One expert's matrix of a stack, as a tensor of its own.
+  WeightSource expert(int64_t index) const {
+    const size_t size = bytes.size() / static_cast<size_t>(experts);
+    return {name, type, rows / experts, cols, bytes.subspan(static_cast<size_t>(index) * size, size)};
+  }
 };
 
 /// A tensor resident on a device.

@@ -135,7 +135,7 @@ const Judge::Tensor& Judge::tensor(int unit, Role role, Extent extent, int64_t e
   const auto* t = planned_tensor(plan_, layer_of_unit(unit, hp_.layers), role);
   if (t == nullptr) fail("the judge's plan has no tensor for this operator");
   const WeightSource all = source_of(*t);
-  const WeightSource source = all.experts > 1 ? expert_of(all, expert) : all;
+  const WeightSource source = all.experts > 1 ? all.expert(expert) : all;
   const uint64_t seed = weight_seed(sampling_.seed, unit, role);
   const bool some = extent == Extent::sampled;
   JudgedTensor weight(source, arithmetic_.weights,

@@ -47,7 +47,7 @@ Judged judged_expert_products(const Arithmetic& arithmetic, const WeightSource& 
   Judged all;
   for (size_t s = 0; s < experts.size(); ++s) {
     const size_t first = x.size() == cols ? 0 : s * cols;
-    append(all, judged_products(arithmetic, expert_of(stack, static_cast<int64_t>(experts[s])), {},
+    append(all, judged_products(arithmetic, stack.expert(static_cast<int64_t>(experts[s])), {},
                                 x.subspan(first, cols)));
   }
   return all;
@@ -65,15 +65,6 @@ Judged judged_norms(std::span<const double> x, const std::vector<float>& weight,
 }
 
 }  // namespace
-
-WeightSource expert_of(const WeightSource& stack, int64_t expert) {
-  WeightSource one = stack;
-  one.rows = stack.rows / stack.experts;
-  one.experts = 1;
-  const size_t bytes = stack.bytes.size() / static_cast<size_t>(stack.experts);
-  one.bytes = stack.bytes.subspan(static_cast<size_t>(expert) * bytes, bytes);
-  return one;
-}
 
 std::vector<double> values_of(const StoredRows& rows, int64_t row) {
   std::vector<double> out(static_cast<size_t>(rows.width()));

@@ -17,9 +17,6 @@ Judged judged_stage(const Plan& truth, const Arithmetic& arithmetic, const UnitR
 Judged judged_head(const HParams& hp, const Arithmetic& arithmetic, const UnitRows& data, int64_t row,
                    const RowName& name, const LayerHistory& history, int64_t head);
 
-/// One matrix of a stack, as a tensor of its own.
-WeightSource expert_of(const WeightSource& stack, int64_t expert);
-
 /// A row's values as doubles.
 std::vector<double> values_of(const StoredRows& rows, int64_t row);
 

@@ -117,13 +117,8 @@ namespace {
 std::unique_ptr<CpuWeight> load_stack(const WeightSource& source, WeightMode mode, ThreadPool& pool,
                                       Arena& arena) {
   auto stack = std::make_unique<CpuWeight>();
-  const size_t bytes = source.bytes.size() / static_cast<size_t>(source.experts);
   for (int64_t e = 0; e < source.experts; ++e) {
-    WeightSource one = source;
-    one.rows = source.rows / source.experts;
-    one.experts = 1;
-    one.bytes = source.bytes.subspan(static_cast<size_t>(e) * bytes, bytes);
-    stack->each.push_back(load_weight(one, WeightUse::matmul, mode, pool, arena));
+    stack->each.push_back(load_weight(source.expert(e), WeightUse::matmul, mode, pool, arena));
     stack->resident_bytes += stack->each.back()->resident_bytes;
   }
   const CpuWeight& first = *stack->each.front();
