@@ -1,0 +1,256 @@
+#pragma once
+// NVIDIA, sm_80 and up: the target's own instructions behind the names that every kernel in ../kernels uses.
+// The same names exist in ../hip/target.h (wave 64, MFMA) and ../sim/target.h (the host, either wave). A
+// kernel includes no other header of a target, names no lane count and no matrix instruction.
+// Sources: PTX ISA 8.x, "Warp-level matrix instructions" (fragment layouts of mma.m16n8k16) and
+// "Asynchronous copy".
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "backend/gpu/device.h"
+
+#define GRETA_GPU_TARGET cuda
+#define GRETA_KERNEL __global__
+#define GRETA_DEVICE __device__ __forceinline__
+/// Beside GRETA_KERNEL: at most so many threads a block, at least so many blocks a multiprocessor.
+#define GRETA_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+/// Unrolls the loop that follows.
+#define GRETA_UNROLL _Pragma("unroll")
+
+namespace greta::gpu {
+namespace cuda {
+
+// ---- threads
+// --------------------------------------------------------------------------------------------------
+
+inline constexpr int kWave = 32;
+GRETA_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+GRETA_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
+GRETA_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) & (kWave - 1); }
+GRETA_DEVICE int wave_index() { return static_cast<int>(threadIdx.x) / kWave; }
+GRETA_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
+GRETA_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
+GRETA_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
+GRETA_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
+/// All threads of the block.
+GRETA_DEVICE void barrier() { __syncthreads(); }
+/// The threads of a wave, and their shared memory writes before it.
+GRETA_DEVICE void wave_barrier() { __syncwarp(); }
+/// 32-bit types; all lanes of the wave take part.
+template <class T>
+GRETA_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+template <class T>
+GRETA_DEVICE T shuffle(T value, int from) {
+  return __shfl_sync(0xffffffffu, value, from);
+}
+/// Whether `condition` holds in any thread of the block; all threads call it. A barrier.
+GRETA_DEVICE bool block_any(bool condition) { return __syncthreads_or(condition) != 0; }
+GRETA_DEVICE void atomic_add(unsigned long long* at, unsigned long long value) { atomicAdd(at, value); }
+
+// ---- numbers: each rounds once, to nearest even, nothing is contracted
+// ------------------------------------------
+
+GRETA_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+/// Two f16 in a register: `low` in the low half. Past 65504: infinity.
+GRETA_DEVICE uint32_t pack_f16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+GRETA_DEVICE float low_f16(uint32_t packed) {
+  return __half2float(__ushort_as_half(static_cast<uint16_t>(packed)));
+}
+GRETA_DEVICE float high_f16(uint32_t packed) {
+  return __half2float(__ushort_as_half(static_cast<uint16_t>(packed >> 16)));
+}
+GRETA_DEVICE uint16_t to_f16(float x) { return __half_as_ushort(__float2half_rn(x)); }
+GRETA_DEVICE float from_f16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+GRETA_DEVICE uint16_t to_bf16(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+GRETA_DEVICE float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+GRETA_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+GRETA_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+/// The larger; a NaN only if both are.
+GRETA_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
+/// e^x, at most 2 ulp (CUDA C++ Programming Guide, "Mathematical functions").
+GRETA_DEVICE float exp_of(float x) { return expf(x); }
+GRETA_DEVICE float tanh_of(float x) { return tanhf(x); }
+GRETA_DEVICE float root_of(float x) { return __fsqrt_rn(x); }
+GRETA_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+/// FP64, at most 2 ulp.
+GRETA_DEVICE void sincos_of(double angle, double& sine, double& cosine) { sincos(angle, &sine, &cosine); }
+
+// ---- memory
+// ---------------------------------------------------------------------------------------------------
+
+struct alignas(16) Words4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
+/// Read once, not kept in the first cache: weights.
+GRETA_DEVICE Words4 stream_words4(const void* from) {
+  Words4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
+GRETA_DEVICE Words2 stream_words2(const void* from) {
+  Words2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+  return v;
+}
+GRETA_DEVICE uint32_t stream_word(const void* from) {
+  uint32_t v;
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
+  return v;
+}
+
+/// The block's dynamic shared memory, handed out from its start. Arrays are 16-byte aligned. An array of
+/// shared memory is indexed and sliced, never turned into a pointer: sim checks each access.
+template <class T>
+class SharedArray {
+ public:
+  __device__ __forceinline__ explicit SharedArray(T* data) : data_(data) {}
+  __device__ __forceinline__ T& operator[](int i) const { return data_[i]; }
+  /// From element `first` on.
+  __device__ __forceinline__ SharedArray from(int first) const { return SharedArray(data_ + first); }
+  /// Elements i .. as one 16-byte or 4-byte word; aligned to it.
+  __device__ __forceinline__ Words4 words4(int i) const {
+    return *reinterpret_cast<const Words4*>(data_ + i);
+  }
+  __device__ __forceinline__ uint32_t word(int i) const {
+    return *reinterpret_cast<const uint32_t*>(data_ + i);
+  }
+  __device__ __forceinline__ void put_word(int i, uint32_t v) const {
+    *reinterpret_cast<uint32_t*>(data_ + i) = v;
+  }
+  __device__ __forceinline__ void put_words4(int i, const Words4& v) const {
+    *reinterpret_cast<Words4*>(data_ + i) = v;
+  }
+  __device__ __forceinline__ uint32_t shared_address(int i) const {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(data_ + i));
+  }
+
+ private:
+  T* data_;
+};
+class Shared {
+ public:
+  template <class T>
+  __device__ __forceinline__ SharedArray<T> array(int count) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    T* at = reinterpret_cast<T*>(memory + used_);
+    used_ += (count * static_cast<int>(sizeof(T)) + 15) & ~15;
+    return SharedArray<T>(at);
+  }
+
+ private:
+  int used_ = 0;
+};
+
+/// 16 bytes from global to shared memory, complete after copy_wait; both 16-byte aligned. `valid` false:
+/// zeros, and nothing is read.
+template <class T>
+GRETA_DEVICE void copy_async16(const SharedArray<T>& to, int i, const void* from, bool valid = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.shared_address(i)), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+GRETA_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// This thread's groups but the `Left` newest are complete; others' after a barrier.
+template <int Left>
+GRETA_DEVICE void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+}
+
+// ---- the matrix unit: 16 (m) x kTileN (n), k in steps of 16
+// ----------------------------------------------------
+// A wave holds a tile together. Of each operand a lane has elements at the places that these functions name;
+// elements 2i and 2i + 1 of A and B are neighbours in k and share a register, the lower in its low half.
+
+inline constexpr int kTileN = 8;
+inline constexpr int kFragmentA = 8;  ///< elements of A [16, 16] a lane has
+inline constexpr int kFragmentB = 4;  ///< of B [16, kTileN]
+inline constexpr int kFragmentC = 4;  ///< of C [16, kTileN], FP32
+inline constexpr int kRowsA = 2;      ///< rows of A that a lane has elements of
+__host__ __device__ constexpr int a_row(int lane, int e) { return lane / 4 + 8 * ((e >> 1) & 1); }
+__host__ __device__ constexpr int a_k(int lane, int e) { return 2 * (lane % 4) + (e & 1) + 8 * (e >> 2); }
+__host__ __device__ constexpr int b_n(int lane, int /*e*/) { return lane / 4; }
+__host__ __device__ constexpr int b_k(int lane, int e) { return 2 * (lane % 4) + (e & 1) + 8 * (e >> 1); }
+__host__ __device__ constexpr int c_row(int lane, int i) { return lane / 4 + 8 * (i >> 1); }
+__host__ __device__ constexpr int c_n(int lane, int i) { return 2 * (lane % 4) + (i & 1); }
+
+struct FragmentA {
+  uint32_t word[kFragmentA / 2];
+};
+struct FragmentB {
+  uint32_t word[kFragmentB / 2];
+};
+/// c += a b, f16 operands. Products are exact; the sum truncates (u = 2^-23).
+GRETA_DEVICE void multiply(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
+}
+/// The same on bf16 operands.
+GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
+}
+/// B [k 16, n kTileN] of 16-bit elements from shared memory in which element (k, n) is at n * stride + k;
+/// stride a multiple of 8.
+GRETA_DEVICE FragmentB fragment_b(const SharedArray<uint16_t>& from, int stride) {
+  FragmentB b;
+  const int lane = lane_index();
+  GRETA_UNROLL
+  for (int w = 0; w < kFragmentB / 2; ++w) b.word[w] = from.word(b_n(lane, 2 * w) * stride + b_k(lane, 2 * w));
+  return b;
+}
+/// A [m 16, k 16] likewise: element (m, k) at m * stride + k.
+GRETA_DEVICE FragmentA fragment_a(const SharedArray<uint16_t>& from, int stride) {
+  FragmentA a;
+  const int lane = lane_index();
+  GRETA_UNROLL
+  for (int w = 0; w < kFragmentA / 2; ++w) a.word[w] = from.word(a_row(lane, 2 * w) * stride + a_k(lane, 2 * w));
+  return a;
+}
+
+// ---- launching
+// ------------------------------------------------------------------------------------------------
+
+/// Says which kernel is running, for the report of a fault that comes later (device.h).
+GRETA_DEVICE void entered(const Mark& mark) {
+  if (mark.at != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0)
+    *const_cast<volatile uint32_t*>(mark.at) = mark.id;
+}
+
+/// launch(how, name, kernel, {x, y, z}, threads, shared bytes, arguments...): `kernel` gets a Mark before its
+/// arguments. Errors: the launch was refused (with the kernel's name).
+void check_launch(cudaError_t status, const char* kernel);  // api_device.inl
+template <class... Taken, class... Given>
+void launch(const Launch& how, const char* name, void (*kernel)(Mark, Taken...), Grid grid, int threads,
+            int shared_bytes, Given... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared_bytes > 48 * 1024)
+    check_launch(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+                 name);
+  kernel<<<dim3(grid.x, grid.y, grid.z), dim3(static_cast<unsigned>(threads)), static_cast<size_t>(shared_bytes),
+           static_cast<cudaStream_t>(how.stream)>>>(how.mark(name), static_cast<Taken>(arguments)...);
+  check_launch(cudaGetLastError(), name);
+}
+
+}  // namespace cuda
+}  // namespace greta::gpu
