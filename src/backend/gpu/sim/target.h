@@ -1,0 +1,316 @@
+#pragma once
+// The host as a test target: the names of ../cuda/target.h with the same meaning, over runtime.h. The
+// includer defines GRETA_SIM_WAVE, once for a translation unit: 32 is the view that CUDA has of the kernels,
+// 64 that of HIP on CDNA3.
+#if !defined(GRETA_SIM_WAVE) || (GRETA_SIM_WAVE != 32 && GRETA_SIM_WAVE != 64)
+#error "define GRETA_SIM_WAVE as 32 or 64"
+#endif
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <source_location>
+#include <tuple>
+
+#include "backend/gpu/device.h"
+#include "backend/gpu/sim/runtime.h"
+#include "base/half.h"
+
+#if GRETA_SIM_WAVE == 32
+#define GRETA_GPU_TARGET sim32
+#else
+#define GRETA_GPU_TARGET sim64
+#endif
+#define GRETA_KERNEL inline
+#define GRETA_DEVICE inline
+#define GRETA_BOUNDS(threads, blocks)
+#define GRETA_UNROLL
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+
+/// Where a kernel waits: lanes of a wave, or threads of a block, must wait together.
+using Where = std::source_location;
+
+// ---- threads
+// --------------------------------------------------------------------------------------------------
+
+inline constexpr int kWave = GRETA_SIM_WAVE;
+GRETA_DEVICE int thread_index() { return sim::running->index; }
+GRETA_DEVICE int block_threads() { return sim::place.block_threads; }
+GRETA_DEVICE int lane_index() { return sim::running->index & (kWave - 1); }
+GRETA_DEVICE int wave_index() { return sim::running->index / kWave; }
+GRETA_DEVICE int block_x() { return static_cast<int>(sim::place.block.x); }
+GRETA_DEVICE int block_y() { return static_cast<int>(sim::place.block.y); }
+GRETA_DEVICE int block_z() { return static_cast<int>(sim::place.block.z); }
+GRETA_DEVICE int grid_x() { return static_cast<int>(sim::place.grid.x); }
+/// All threads of the block.
+GRETA_DEVICE void barrier(Where where = Where::current()) { sim::barrier(where); }
+/// The threads of a wave, and their shared memory writes before it.
+GRETA_DEVICE void wave_barrier(Where where = Where::current()) { sim::wave_barrier(where); }
+/// 32-bit types; all lanes of the wave take part. A lane outside of the wave is an error.
+template <class T>
+GRETA_DEVICE T shuffle(T value, int from, Where where = Where::current()) {
+  static_assert(sizeof(T) == 4);
+  return std::bit_cast<T>(sim::shuffle(std::bit_cast<uint32_t>(value), from, where));
+}
+template <class T>
+GRETA_DEVICE T shuffle_xor(T value, int mask, Where where = Where::current()) {
+  return shuffle(value, lane_index() ^ mask, where);
+}
+/// Whether `condition` holds in any thread of the block; all threads call it. A barrier.
+GRETA_DEVICE bool block_any(bool condition, Where where = Where::current()) {
+  return sim::block_any(condition, where);
+}
+GRETA_DEVICE void atomic_add(unsigned long long* at, unsigned long long value) { *at += value; }
+
+// ---- numbers: each rounds once, to nearest even, nothing is contracted
+// ------------------------------------------
+
+GRETA_DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
+/// Two f16 in a register: `low` in the low half. Past 65504: infinity.
+GRETA_DEVICE uint32_t pack_f16(float low, float high) {
+  return static_cast<uint32_t>(f32_to_f16(low)) | (static_cast<uint32_t>(f32_to_f16(high)) << 16);
+}
+GRETA_DEVICE float low_f16(uint32_t packed) { return f16_to_f32(static_cast<uint16_t>(packed)); }
+GRETA_DEVICE float high_f16(uint32_t packed) { return f16_to_f32(static_cast<uint16_t>(packed >> 16)); }
+GRETA_DEVICE uint16_t to_f16(float x) { return f32_to_f16(x); }
+GRETA_DEVICE float from_f16(uint16_t bits) { return f16_to_f32(bits); }
+GRETA_DEVICE uint16_t to_bf16(float x) { return f32_to_bf16(x); }
+GRETA_DEVICE float from_bf16(uint16_t bits) { return bf16_to_f32(bits); }
+GRETA_DEVICE uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
+GRETA_DEVICE float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
+/// The larger; a NaN only if both are. +0 is larger than -0.
+GRETA_DEVICE float larger(float a, float b) {
+  if (std::isnan(a)) return b;
+  if (std::isnan(b)) return a;
+  if (a == b) return std::signbit(a) ? b : a;
+  return a < b ? b : a;
+}
+GRETA_DEVICE float exp_of(float x) { return std::exp(x); }
+GRETA_DEVICE float tanh_of(float x) { return std::tanh(x); }
+GRETA_DEVICE float root_of(float x) { return std::sqrt(x); }
+GRETA_DEVICE float divide(float a, float b) { return a / b; }
+GRETA_DEVICE void sincos_of(double angle, double& sine, double& cosine) {
+  sine = std::sin(angle);
+  cosine = std::cos(angle);
+}
+
+// ---- memory
+// ---------------------------------------------------------------------------------------------------
+
+struct alignas(16) Words4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
+/// A load of the device's own width: misaligned is an error, as it is there.
+template <class T>
+GRETA_DEVICE T load_global(const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(T) != 0) sim::misaligned(from, sizeof(T));
+  T v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+GRETA_DEVICE Words4 stream_words4(const void* from) { return load_global<Words4>(from); }
+GRETA_DEVICE Words2 stream_words2(const void* from) { return load_global<Words2>(from); }
+GRETA_DEVICE uint32_t stream_word(const void* from) { return load_global<uint32_t>(from); }
+
+/// An array of the block's shared memory, or a slice of one. Every access is checked against its bounds.
+template <class T>
+class SharedArray {
+ public:
+  SharedArray(T* data, int count) : data_(data), count_(count) {}
+  T& operator[](int i) const {
+    check(i, 1);
+    return data_[i];
+  }
+  /// From element `first` on.
+  SharedArray from(int first) const {
+    check(first, 0);
+    return SharedArray(data_ + first, count_ - first);
+  }
+  /// Elements i .. as one 16-byte or 4-byte word; aligned to it.
+  Words4 words4(int i) const { return get<Words4>(i); }
+  uint32_t word(int i) const { return get<uint32_t>(i); }
+  void put_word(int i, uint32_t v) const { put(i, v); }
+  void put_words4(int i, const Words4& v) const { put(i, v); }
+  /// 16 bytes from element i on.
+  std::byte* bytes16(int i) const { return at<Words4>(i); }
+
+ private:
+  void check(int i, int elements) const {
+    if (i < 0 || i > count_ - elements) sim::out_of_bounds(i, elements, count_);
+  }
+  template <class Word>
+  std::byte* at(int i) const {
+    static_assert(sizeof(Word) % sizeof(T) == 0);
+    check(i, static_cast<int>(sizeof(Word) / sizeof(T)));
+    T* place = data_ + i;
+    if (reinterpret_cast<uintptr_t>(place) % sizeof(Word) != 0) sim::misaligned(place, sizeof(Word));
+    return reinterpret_cast<std::byte*>(place);
+  }
+  template <class Word>
+  Word get(int i) const {
+    Word v;
+    std::memcpy(&v, at<Word>(i), sizeof v);
+    return v;
+  }
+  template <class Word>
+  void put(int i, const Word& v) const {
+    std::memcpy(at<Word>(i), &v, sizeof v);
+  }
+
+  T* data_;
+  int count_;
+};
+/// The block's shared memory, handed out from its start. Arrays are 16-byte aligned.
+class Shared {
+ public:
+  template <class T>
+  SharedArray<T> array(int count) {
+    const int bytes = count * static_cast<int>(sizeof(T));
+    T* at = reinterpret_cast<T*>(sim::shared_array(used_, bytes));
+    used_ += (bytes + 15) & ~15;
+    return SharedArray<T>(at, count);
+  }
+
+ private:
+  int used_ = 0;
+};
+
+/// 16 bytes from global to shared memory, poison until the copy_wait that covers them; both 16-byte aligned.
+/// `valid` false: zeros, and nothing is read.
+template <class T>
+GRETA_DEVICE void copy_async16(const SharedArray<T>& to, int i, const void* from, bool valid = true) {
+  sim::copy_async16(to.bytes16(i), from, valid);
+}
+GRETA_DEVICE void copy_commit() { sim::copy_commit(); }
+/// This thread's groups but the `Left` newest are complete; others' after a barrier.
+template <int Left>
+GRETA_DEVICE void copy_wait() {
+  sim::copy_wait(Left);
+}
+
+// ---- the matrix unit: 16 (m) x kTileN (n), k in steps of 16
+// ----------------------------------------------------
+// As in ../cuda/target.h. Elements 2i and 2i + 1 of A and B are neighbours in k and share a register.
+
+#if GRETA_SIM_WAVE == 32
+// mma.m16n8k16 (PTX ISA 8.x, "Warp-level matrix instructions").
+inline constexpr int kTileN = 8;
+inline constexpr int kFragmentA = 8;
+inline constexpr int kFragmentB = 4;
+inline constexpr int kFragmentC = 4;
+inline constexpr int kRowsA = 2;
+constexpr int a_row(int lane, int e) { return lane / 4 + 8 * ((e >> 1) & 1); }
+constexpr int a_k(int lane, int e) { return 2 * (lane % 4) + (e & 1) + 8 * (e >> 2); }
+constexpr int b_n(int lane, int /*e*/) { return lane / 4; }
+constexpr int b_k(int lane, int e) { return 2 * (lane % 4) + (e & 1) + 8 * (e >> 1); }
+constexpr int c_row(int lane, int i) { return lane / 4 + 8 * (i >> 1); }
+constexpr int c_n(int lane, int i) { return 2 * (lane % 4) + (i & 1); }
+#else
+// v_mfma_f32_16x16x16_f16 (AMD, "CDNA3 Instruction Set Architecture", "Matrix Arithmetic Instructions", and
+// AMD's matrix instruction calculator). From the documents alone: not proved on a chip.
+inline constexpr int kTileN = 16;
+inline constexpr int kFragmentA = 4;
+inline constexpr int kFragmentB = 4;
+inline constexpr int kFragmentC = 4;
+inline constexpr int kRowsA = 1;
+constexpr int a_row(int lane, int /*e*/) { return lane % 16; }
+constexpr int a_k(int lane, int e) { return 4 * (lane / 16) + e; }
+constexpr int b_n(int lane, int /*e*/) { return lane % 16; }
+constexpr int b_k(int lane, int e) { return 4 * (lane / 16) + e; }
+constexpr int c_row(int lane, int i) { return 4 * (lane / 16) + i; }
+constexpr int c_n(int lane, int /*i*/) { return lane % 16; }
+#endif
+
+constexpr sim::MatrixUnit matrix_unit() {
+  sim::MatrixUnit unit;
+  unit.wave = kWave;
+  unit.tile_n = kTileN;
+  unit.count_a = kFragmentA;
+  unit.count_b = kFragmentB;
+  unit.count_c = kFragmentC;
+  for (int lane = 0; lane < kWave; ++lane) {
+    for (int e = 0; e < kFragmentA; ++e)
+      unit.a[lane * kFragmentA + e] = static_cast<uint8_t>(a_row(lane, e) * 16 + a_k(lane, e));
+    for (int e = 0; e < kFragmentB; ++e)
+      unit.b[lane * kFragmentB + e] = static_cast<uint8_t>(b_k(lane, e) * kTileN + b_n(lane, e));
+    for (int i = 0; i < kFragmentC; ++i)
+      unit.c[lane * kFragmentC + i] = static_cast<uint8_t>(c_row(lane, i) * kTileN + c_n(lane, i));
+  }
+  return unit;
+}
+inline constexpr sim::MatrixUnit kMatrixUnit = matrix_unit();
+
+struct FragmentA {
+  uint32_t word[kFragmentA / 2];
+};
+struct FragmentB {
+  uint32_t word[kFragmentB / 2];
+};
+/// c += a b, f16 operands: FP32 fused multiply-adds in ascending k, to nearest even.
+GRETA_DEVICE void multiply(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b,
+                           Where where = Where::current()) {
+  sim::multiply(c, a.word, b.word, false, kMatrixUnit, where);
+}
+/// The same on bf16 operands.
+GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b,
+                                Where where = Where::current()) {
+  sim::multiply(c, a.word, b.word, true, kMatrixUnit, where);
+}
+/// B [k 16, n kTileN] of 16-bit elements from shared memory in which element (k, n) is at n * stride + k;
+/// stride a multiple of 8.
+GRETA_DEVICE FragmentB fragment_b(const SharedArray<uint16_t>& from, int stride) {
+  FragmentB b;
+  const int lane = lane_index();
+  for (int w = 0; w < kFragmentB / 2; ++w)
+    b.word[w] = from.word(b_n(lane, 2 * w) * stride + b_k(lane, 2 * w));
+  return b;
+}
+/// A [m 16, k 16] likewise: element (m, k) at m * stride + k.
+GRETA_DEVICE FragmentA fragment_a(const SharedArray<uint16_t>& from, int stride) {
+  FragmentA a;
+  const int lane = lane_index();
+  for (int w = 0; w < kFragmentA / 2; ++w)
+    a.word[w] = from.word(a_row(lane, 2 * w) * stride + a_k(lane, 2 * w));
+  return a;
+}
+
+// ---- launching
+// ------------------------------------------------------------------------------------------------
+
+/// Says which kernel is running, for the report of a fault that comes later (device.h).
+GRETA_DEVICE void entered(const Mark& mark) {
+  if (mark.at != nullptr && thread_index() == 0 && block_x() == 0 && block_y() == 0 && block_z() == 0)
+    *mark.at = mark.id;
+}
+
+/// Shared memory of a block: what sm_80 allows (CUDA C++ Programming Guide, "Technical Specifications per
+/// Compute Capability": 163 KiB), and CDNA3's 64 KiB of LDS.
+inline constexpr sim::Traits kTraits =
+    GRETA_SIM_WAVE == 32 ? sim::Traits{"sim:32", 32, 163 * 1024} : sim::Traits{"sim:64", 64, 64 * 1024};
+
+/// launch(how, name, kernel, {x, y, z}, threads, shared bytes, arguments...): `kernel` gets a Mark before its
+/// arguments. Runs at once. Errors: greta::Error with the kernel's name.
+template <class... Taken, class... Given>
+void launch(const Launch& how, const char* name, void (*kernel)(Mark, Taken...), Grid grid, int threads,
+            int shared_bytes, Given... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  struct Bound {
+    void (*kernel)(Mark, Taken...);
+    std::tuple<Mark, Taken...> arguments;
+  };
+  const Bound bound{kernel, {how.mark(name), static_cast<Taken>(arguments)...}};
+  sim::run_grid(
+      kTraits, name, how.stream, grid, threads, shared_bytes,
+      [](const void* at) {
+        const auto& b = *static_cast<const Bound*>(at);
+        std::apply(b.kernel, b.arguments);
+      },
+      &bound);
+}
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET
