@@ -2,6 +2,8 @@
 // How a device's operators round, in numbers: what its judge needs for an operator's error bound
 // (bisect/bounds.h) and may not learn from the kernels. d is the most roundings that any product passes
 // through in the kernel's fixed order.
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "quant/types.h"
@@ -12,18 +14,38 @@ enum class KvType { f16, bf16, f32, f64 };  ///< f64: the reference's own
 enum class WeightMode { stored, f32, int8 };
 enum class Activations { bits16, bits8 };  ///< numerics.md section 3; only for integer weights on the CPU
 
-/// How activations are rounded before integer weights meet them (numerics.md section 3).
-enum class OperandRounding { none, bits16, bits8 };
+/// How activations are rounded before weights meet them (numerics.md section 3). bits16, bits8: the CPU's,
+/// for integer weights. f16_row: the GPU's, f16(x 2^e) 2^-e with one e for a row (row_exponent()).
+enum class OperandRounding { none, bits16, bits8, f16_row };
+/// How a weight row's values are rounded on their way to the matrix unit. f16_row: as above, with an e of the
+/// weight row's own. f16_pair: what that leaves is rounded to a second f16 behind the same e, and added.
+enum class WeightRounding { none, f16_row, f16_pair };
 
 struct MatmulArithmetic {
   OperandRounding operand = OperandRounding::none;
   int roundings = 0;  ///< d
+  WeightRounding weight = WeightRounding::none;
+  WeightRounding resident = WeightRounding::none;  ///< of the values that lie on the device
 };
+
+/// The e of f16_row, by the largest magnitude of a row: largest * 2^e in [2^14, 2^15), where 2^e and 2^-e are
+/// normal FP32 numbers; 0 for a row of zeros and for one with an infinity.
+inline int row_exponent(double largest) {
+  if (!(largest > 0.0) || std::isinf(largest)) return 0;
+  return std::clamp(14 - std::ilogb(largest), -113, 126);
+}
 
 class Arithmetic {
  public:
   virtual ~Arithmetic() = default;
-  double unit = 0x1p-24;        ///< u: 2^-24 for FP32 rounded to nearest, 2^-53 for FP64
+  double unit = 0x1p-24;  ///< u: 2^-24 for FP32 rounded to nearest, 2^-53 for FP64
+  /// u of the sums of products: 2^-23 where a matrix unit truncates, and rounding errors then have a mean.
+  double sum_unit = 0x1p-24;
+  bool sums_truncate = false;
+  OperandRounding query = OperandRounding::none;  ///< of a head's q, before attention's products
+  /// Of attention's p, rounded relative to its split's maximum: relative, and absolute.
+  double probability_relative = 0.0;
+  double probability_absolute = 0.0;
   double angle_unit = 0x1p-53;  ///< relative error of a rotary angle, in which cos and sin are then taken
   double exp_ulps = 2.0;
   double activation_ulps = 3.0;  ///< of silu and gelu
@@ -45,7 +67,7 @@ class Arithmetic {
 class PlainArithmetic : public Arithmetic {
  public:
   explicit PlainArithmetic(double u) {
-    unit = u;
+    unit = sum_unit = u;
     angle_unit = u;
     kv_type = u < 0x1p-30 ? KvType::f64 : KvType::f32;
     exp_ulps = activation_ulps = tanh_ulps = 8.0;

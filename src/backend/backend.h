@@ -280,6 +280,28 @@ struct GatherArgs {
   Site site = {};
 };
 
+/// What the calls of one forward pass share. From begin_pass to end_pass the arrays behind it keep their
+/// place and their values.
+struct Pass {
+  const BatchView* batch = nullptr;
+  std::span<const int32_t> logit_rows;
+  std::span<const KvLayer> layers;
+  int heads = 0;
+  const void* model = nullptr;      ///< the same for all passes over the same weights
+  const void* workspace = nullptr;  ///< the same where every view of the pass is
+  bool observed = false;            ///< somebody reads stages between the calls
+};
+
+/// What scratch_bytes() is asked for: the largest call of a run.
+struct ScratchShape {
+  int64_t rows = 0;
+  int64_t widest = 0;  ///< of any operator's rows
+  int heads = 0;
+  int head_dim = 0;
+  int64_t context = 0;
+  int64_t sequences = 0;
+};
+
 // ---- the table
 // ---------------------------------------------------------------------------------------------------
 
@@ -305,8 +327,8 @@ class Backend {
   virtual uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const = 0;
   /// Bytes of one page of one layer, keys and values each.
   virtual uint64_t kv_page_bytes(int kv_heads, int head_dim) const = 0;
-  /// Bytes of scratch that operators of this width and row count need beside their arguments.
-  virtual uint64_t scratch_bytes(int64_t rows, int64_t widest) const = 0;
+  /// Bytes of scratch that the operators need beside their arguments.
+  virtual uint64_t scratch_bytes(const ScratchShape& shape) const = 0;
   /// Bytes of memory free for us now.
   virtual uint64_t available_bytes() const = 0;
 
@@ -329,6 +351,11 @@ class Backend {
   /// between the forward pass and a backend (planted faults) names what is below.
   virtual Backend& operators() { return *this; }
 
+  /// Around the calls of a forward pass. True: the backend has the whole pass recorded, with the same views,
+  /// and has begun to run it; no operator is to be called, nor end_pass().
+  virtual bool begin_pass(const Pass&) { return false; }
+  virtual void end_pass() {}
+
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rmsnorm(const RmsnormArgs& args) = 0;
   virtual void matmul(const MatmulArgs& args) = 0;
@@ -349,12 +376,12 @@ class Backend {
   virtual void reset_route() { route_.clear(); }
 
  protected:
-  void ran(std::string_view kernel) {
+  void ran(std::string_view kernel, uint64_t times = 1) {
     const auto found = route_.find(kernel);
     if (found != route_.end()) {
-      ++found->second;
+      found->second += times;
     } else {
-      route_.emplace(kernel, 1);
+      route_.emplace(kernel, times);
     }
   }
 

@@ -61,6 +61,19 @@ void quantise_int8(std::span<float> row) {
   }
 }
 
+/// NaN aside.
+template <class T>
+double largest_magnitude(std::span<const T> row) {
+  double largest = 0.0;
+  for (const T value : row) largest = std::max(largest, std::abs(double{value}));
+  return largest;
+}
+
+/// f16(x 2^e) 2^-e: exact in FP64.
+double rounded_f16(double x, int e) {
+  return std::ldexp(double{f16_to_f32(f32_to_f16(static_cast<float>(std::ldexp(x, e))))}, -e);
+}
+
 /// Where a block keeps the factor of its minima: those bytes zeroed leave d q, the others m.
 struct MinimumField {
   size_t scale_offset;
@@ -118,6 +131,11 @@ double worst_ratio(const Judged& judged, std::span<const double> got) {
 std::vector<double> rounded_operand(std::span<const double> x, OperandRounding rounding) {
   std::vector<double> out(x.begin(), x.end());
   if (rounding == OperandRounding::none) return out;
+  if (rounding == OperandRounding::f16_row) {
+    const int e = row_exponent(largest_magnitude(x));
+    for (double& value : out) value = rounded_f16(value, e);
+    return out;
+  }
   for (size_t begin = 0; begin < x.size(); begin += kBlock) {
     const auto block = x.subspan(begin, std::min<size_t>(kBlock, x.size() - begin));
     double largest = 0.0;
@@ -152,30 +170,38 @@ std::span<const std::byte> row_bytes(const WeightSource& source, int64_t row) {
 
 }  // namespace
 
-void judged_row(const WeightSource& source, int64_t row, WeightMode mode, float* out) {
+void judged_row(const WeightSource& source, int64_t row, const WeightForm& form, float* out) {
   quant::dequantize(source.type, row_bytes(source, row).data(), source.cols, out);
-  if (mode == WeightMode::int8) quantise_int8({out, static_cast<size_t>(source.cols)});
+  const std::span<float> values(out, static_cast<size_t>(source.cols));
+  if (form.mode == WeightMode::int8) quantise_int8(values);
+  if (form.rounding == WeightRounding::none) return;
+  const int e = row_exponent(largest_magnitude(std::span<const float>(values)));
+  for (float& w : values) {
+    const double high = rounded_f16(double{w}, e);
+    const double low = form.rounding == WeightRounding::f16_pair ? rounded_f16(double{w} - high, e) : 0.0;
+    w = static_cast<float>(high + low);  // exact: both are multiples of w's own last place or of 2^(-24 - e)
+  }
 }
 
-bool judged_magnitudes(const WeightSource& source, int64_t row, WeightMode mode, float* out) {
+bool judged_magnitudes(const WeightSource& source, int64_t row, const WeightForm& form, float* out) {
   const auto field = minimum_field(source.type);
-  if (mode == WeightMode::stored && field) {
+  if (form.mode == WeightMode::stored && form.rounding == WeightRounding::none && field) {
     const auto bytes = row_bytes(source, row);
     const auto products = dequantised_with_zeroed(source, bytes, field->minimum_offset);
     const auto minima = dequantised_with_zeroed(source, bytes, field->scale_offset);
     for (size_t i = 0; i < products.size(); ++i) out[i] = std::abs(products[i]) + std::abs(minima[i]);
     return true;
   }
-  judged_row(source, row, mode, out);
+  judged_row(source, row, form, out);
   for (int64_t i = 0; i < source.cols; ++i) out[i] = std::abs(out[i]);
   return false;
 }
 
-JudgedWeight judged_weight(const WeightSource& source, int64_t row, WeightMode mode) {
+JudgedWeight judged_weight(const WeightSource& source, int64_t row, const WeightForm& form) {
   std::vector<float> values(static_cast<size_t>(source.cols));
-  judged_row(source, row, mode, values.data());
+  judged_row(source, row, form, values.data());
   JudgedWeight judged{{values.begin(), values.end()}, {}};
-  judged_magnitudes(source, row, mode, values.data());
+  judged_magnitudes(source, row, form, values.data());
   judged.magnitude.assign(values.begin(), values.end());
   return judged;
 }
@@ -235,13 +261,16 @@ Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double
   return judged;
 }
 
-double attention_relative(double delta, int value_roundings, double exp_ulps, double u) {
-  return std::expm1(2 * delta) + 4 * exp_ulps * u + gamma(value_roundings, u);
+double attention_relative(double delta, int value_roundings, const Arithmetic& arithmetic) {
+  return std::expm1(2 * delta) + 4 * arithmetic.exp_ulps * arithmetic.unit +
+         gamma(value_roundings, arithmetic.sum_unit) + arithmetic.probability_relative;
 }
 
-Judged judge_attention(std::span<const double> q, std::span<const double> keys,
+Judged judge_attention(std::span<const double> queries, std::span<const double> keys,
                        std::span<const double> values, double scale, double softcap, int score_roundings,
-                       int value_roundings, double exp_ulps, double tanh_ulps, double u) {
+                       int value_roundings, const Arithmetic& arithmetic) {
+  const auto q = rounded_operand(queries, arithmetic.query);
+  const double u = arithmetic.unit;
   const size_t width = q.size();
   const size_t count = keys.size() / width;
   std::vector<double> score(count);
@@ -253,10 +282,10 @@ Judged judge_attention(std::span<const double> q, std::span<const double> keys,
       score[j] += q[d] * keys[j * width + d] * scale;
       magnitude += std::abs(q[d] * keys[j * width + d]) * scale;
     }
-    double own = gamma(score_roundings, u) * magnitude;
+    double own = gamma(score_roundings, arithmetic.sum_unit) * magnitude;
     if (softcap > 0) {
       score[j] = softcap * std::tanh(score[j] / softcap);
-      own += softcap_error(score[j], tanh_ulps, u);
+      own += softcap_error(score[j], arithmetic.tanh_ulps, u);
     }
     largest = std::max(largest, score[j]);
     // The argument of exp: the score's own error, and the subtraction's rounding of s - m (|s - m| <= 2 max
@@ -266,11 +295,12 @@ Judged judge_attention(std::span<const double> q, std::span<const double> keys,
   double sum = 0.0;
   for (double& s : score) sum += s = std::exp(s - largest);
   Judged judged{std::vector<double>(width, 0.0), std::vector<double>(width, 0.0)};
-  const double relative = attention_relative(delta, value_roundings, exp_ulps, u);
+  const double relative = attention_relative(delta, value_roundings, arithmetic);
   for (size_t j = 0; j < count; ++j)
     for (size_t d = 0; d < width; ++d) {
       judged.value[d] += score[j] / sum * values[j * width + d];
-      judged.certain[d] += score[j] / sum * std::abs(values[j * width + d]) * relative;
+      judged.certain[d] +=
+          (score[j] / sum * relative + arithmetic.probability_absolute) * std::abs(values[j * width + d]);
     }
   // exp underflows to zero in FP32 long before FP64: at most 2^-126 a key of the largest value.
   for (double& bound : judged.certain) bound += 0x1p-126 * static_cast<double>(count) + kSubnormal;

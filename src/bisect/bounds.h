@@ -40,15 +40,23 @@ std::vector<double> rounded_operand(std::span<const double> x, OperandRounding r
 /// Bias may be empty. d: roundings that a product passes through in the kernel's order (the backend states
 /// it). T = sum (|d q| + |m|) |x|: what the kernel adds, minima apart. `weight` row n is the file's,
 /// dequantised here.
-/// Row `row` of a tensor as the device's arithmetic defines it, FP32: [cols].
-void judged_row(const WeightSource& source, int64_t row, WeightMode mode, float* out);
-/// |d q| + |m|, the same; true where it is not simply the magnitude of judged_row().
-bool judged_magnitudes(const WeightSource& source, int64_t row, WeightMode mode, float* out);
+/// A weight's values as a device has them: by its mode, and rounded further.
+struct WeightForm {
+  WeightMode mode = WeightMode::stored;
+  WeightRounding rounding = WeightRounding::none;
+  WeightForm() = default;
+  WeightForm(WeightMode m) : mode(m) {}  // NOLINT(google-explicit-constructor): a mode is a form
+  WeightForm(WeightMode m, WeightRounding r) : mode(m), rounding(r) {}
+};
+/// Row `row` of a tensor in that form, FP32: [cols].
+void judged_row(const WeightSource& source, int64_t row, const WeightForm& form, float* out);
+/// What the kernel adds the magnitudes of: |d q| + |m| where it adds minima apart (true), else |w|.
+bool judged_magnitudes(const WeightSource& source, int64_t row, const WeightForm& form, float* out);
 struct JudgedWeight {
   std::vector<double> value;      ///< dequantised [K]
   std::vector<double> magnitude;  ///< |d q| + |m| [K]
 };
-JudgedWeight judged_weight(const WeightSource& source, int64_t row, WeightMode mode);
+JudgedWeight judged_weight(const WeightSource& source, int64_t row, const WeightForm& form);
 /// `u`: of the arithmetic, here and below.
 void judge_product(const JudgedWeight& weight, std::span<const double> operand, double bias, int roundings,
                    double& value, double& certain, double u = 0x1p-24);
@@ -70,11 +78,12 @@ Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double
 /// value_roundings: that one p_j v_j passes through (the chain over keys and every rescaling).
 /// delta_j = gamma * scale * sum |q||k| + u |s|, and with a cap its own error (softcap_error); bound_i =
 /// sum_j p_j |v_ji| (e^(2 delta) - 1 + exp's ulps + gamma'). Keys and values: those that the row sees.
+/// q and p as the arithmetic rounds them: q as an operand, p with probability_relative and _absolute.
 Judged judge_attention(std::span<const double> q, std::span<const double> keys,
                        std::span<const double> values, double scale, double softcap, int score_roundings,
-                       int value_roundings, double exp_ulps, double tanh_ulps, double u = 0x1p-24);
-/// The relative part of that bound: e^(2 delta) - 1 + exp's ulps + gamma'.
-double attention_relative(double delta, int value_roundings, double exp_ulps, double u);
+                       int value_roundings, const Arithmetic& arithmetic);
+/// The relative part of that bound: e^(2 delta) - 1 + exp's ulps + gamma' + p's own rounding.
+double attention_relative(double delta, int value_roundings, const Arithmetic& arithmetic);
 
 /// out = a + b: one rounding.
 Judged judge_add(std::span<const double> a, std::span<const double> b, double u = 0x1p-24);

@@ -49,7 +49,7 @@ float rounded_up(double bound) {
   return double{near} < bound ? std::nextafter(near, std::numeric_limits<float>::infinity()) : near;
 }
 
-Checksums::Checksums(const WeightSource& source, WeightMode mode, uint64_t seed, ThreadPool& pool)
+Checksums::Checksums(const WeightSource& source, const WeightForm& form, uint64_t seed, ThreadPool& pool)
     : coefficients_(static_cast<size_t>(source.rows)),
       sums_(ceil_div(source.rows, kChecksumGroup), source.cols),
       norms_(sums_.rows, ceil_div(source.cols, kNormBlock)) {
@@ -59,7 +59,7 @@ Checksums::Checksums(const WeightSource& source, WeightMode mode, uint64_t seed,
     coefficients_[i] = (bits & 1) != 0 ? -magnitude : magnitude;
   }
   pool.parallel_for(groups(), 1, [&](int64_t begin, int64_t last, int) {
-    for (int64_t group = begin; group < last; ++group) fill(source, mode, group);
+    for (int64_t group = begin; group < last; ++group) fill(source, form, group);
   });
 }
 
@@ -67,13 +67,13 @@ int64_t Checksums::end(int64_t group) const {
   return std::min(static_cast<int64_t>(coefficients_.size()), (group + 1) * kChecksumGroup);
 }
 
-void Checksums::fill(const WeightSource& source, WeightMode mode, int64_t group) {
+void Checksums::fill(const WeightSource& source, const WeightForm& form, int64_t group) {
   const auto k = static_cast<size_t>(source.cols);
   std::vector<float> values(k), magnitudes(k);
   std::vector<double> sum(k, 0.0), squares(static_cast<size_t>(norms_.cols), 0.0);
   for (int64_t i = first(group); i < end(group); ++i) {
-    judged_row(source, i, mode, values.data());
-    judged_magnitudes(source, i, mode, magnitudes.data());
+    judged_row(source, i, form, values.data());
+    judged_magnitudes(source, i, form, magnitudes.data());
     const double c = coefficient(i);
     for (size_t j = 0; j < k; ++j) {
       sum[j] += c * double{values[j]};
@@ -86,8 +86,11 @@ void Checksums::fill(const WeightSource& source, WeightMode mode, int64_t group)
     norms_.row(group)[b] = rounded_up(std::sqrt(squares[b]) * (1 + 0x1p-40));
 }
 
-double checksum_limit(const ChecksumSizes& sizes, double relative, int roundings, double unit, int64_t k) {
-  const double products = (roundings + 1) * unit * unit + 0x1p-48;
+double checksum_limit(const ChecksumSizes& sizes, double relative, int roundings,
+                      const Arithmetic& arithmetic, int64_t k) {
+  const double d = roundings + 1.0;
+  const double of_each = d * arithmetic.sum_unit * arithmetic.sum_unit;
+  const double products = (arithmetic.sums_truncate ? d * of_each : of_each) + 0x1p-48;
   const double variance = products * sizes.magnitude * sizes.magnitude +
                           relative * relative * sizes.values * sizes.values +
                           sizes.constants * sizes.constants;

@@ -9,7 +9,9 @@
 // zero and bounded (d of them by u T_i, the last by r |y_i|), so the right side is Higham and Mary's bound
 // for it, as the likely bound is for one output (lambda = 7: passed by chance once in 10^10). It is smaller
 // than sum_i |c_i| certain_i by a factor near 64 d / (7 sqrt(64 d)), and may be: a checksum past it accuses
-// nobody. The row is then judged whole, and only an output past its own certain bound is a fault.
+// nobody. Where sums truncate (a GPU's matrix unit) an output's errors have a mean, and d^2 stands for d: the
+// signs of c_i, drawn without regard to the errors, are then what is independent. The row is then judged
+// whole, and only an output past its own certain bound is a fault.
 //
 // What stays hidden: an error of one unsampled output below the right side over |c_i|, 4 to 18 times the
 // certain bound of that output at K of 2,048 and more (docs/summary.md), and errors of several outputs that
@@ -19,6 +21,7 @@
 
 #include "backend/backend.h"
 #include "base/thread_pool.h"
+#include "bisect/bounds.h"
 #include "model/plan.h"
 
 namespace greta {
@@ -61,7 +64,7 @@ float rounded_up(double bound);
 /// One weight's checksums, made in one pass over it.
 class Checksums {
  public:
-  Checksums(const WeightSource& source, WeightMode mode, uint64_t seed, ThreadPool& pool);
+  Checksums(const WeightSource& source, const WeightForm& form, uint64_t seed, ThreadPool& pool);
 
   int64_t groups() const { return sums_.rows; }
   /// Outputs of a group: [first, end).
@@ -76,7 +79,7 @@ class Checksums {
   const Weight& norms() const { return norms_; }
 
  private:
-  void fill(const WeightSource& source, WeightMode mode, int64_t group);
+  void fill(const WeightSource& source, const WeightForm& form, int64_t group);
 
   std::vector<float> coefficients_;
   OwnMatrix sums_, norms_;
@@ -91,6 +94,7 @@ struct ChecksumSizes {
 /// The right side above, with the judge's own rounding: FP32 in sums(), which adds to the d of a product one
 /// rounding of 2^-24 (of sum_i c_i w_ik, whose signs are random: as large as its norm), and FP64 in k
 /// products. `relative`: r.
-double checksum_limit(const ChecksumSizes& sizes, double relative, int roundings, double unit, int64_t k);
+double checksum_limit(const ChecksumSizes& sizes, double relative, int roundings,
+                      const Arithmetic& arithmetic, int64_t k);
 
 }  // namespace greta

@@ -282,6 +282,7 @@ bool SubjectRun::varies(const Prompt& prompt, const Place& place, uint64_t hash)
 std::vector<InputDifference> SubjectRun::check_resident(uint64_t& rows) {
   std::vector<InputDifference> differences;
   const WeightMode mode = subject_.backend.weights;
+  const Arithmetic& arithmetic = engine_->backend().arithmetic();
   const Model& model = engine_->model();
   ThreadPool pool(options_.threads > 0 ? options_.threads : usable_cpus());
   for (const PlannedTensor& planned : truth_.tensors) {
@@ -291,7 +292,8 @@ std::vector<InputDifference> SubjectRun::check_resident(uint64_t& rows) {
     const WeightSource source = source_of(planned);
     if (weight->rows != source.rows || weight->cols != source.cols) continue;
     const bool product = planned.use == WeightUse::matmul || planned.use == WeightUse::experts;
-    const WeightMode held = product ? mode : WeightMode::stored;
+    const WeightForm held =
+        product ? WeightForm(mode, arithmetic.matmul(source.type, source.cols).resident) : WeightForm();
     std::atomic<int64_t> first{source.rows};
     pool.parallel_for(source.rows, 16, [&](int64_t begin, int64_t end, int) {
       std::vector<float> expected(static_cast<size_t>(source.cols)), got(expected.size());

@@ -33,17 +33,17 @@ double ratio_of(double got, double expected, double certain) {
 /// Of the file, as the judged arithmetic has it: all outputs, or those at `places`.
 class JudgedTensor : public Weight {
  public:
-  JudgedTensor(WeightSource from, WeightMode how, std::vector<int64_t> places)
-      : source(std::move(from)), mode(how), places_(std::move(places)) {
+  JudgedTensor(WeightSource from, const WeightForm& how, std::vector<int64_t> places)
+      : source(std::move(from)), form(how), places_(std::move(places)) {
     name = source.name;
     rows = places_.empty() ? source.rows : static_cast<int64_t>(places_.size());
     cols = source.cols;
     file_type = source.type;
   }
   int64_t output(int64_t row) const { return places_.empty() ? row : places_[static_cast<size_t>(row)]; }
-  void read_back(int64_t row, float* out) const override { judged_row(source, output(row), mode, out); }
+  void read_back(int64_t row, float* out) const override { judged_row(source, output(row), form, out); }
   WeightSource source;
-  WeightMode mode;
+  WeightForm form;
 
  private:
   std::vector<int64_t> places_;
@@ -55,7 +55,7 @@ OwnMatrix block_norms(const JudgedTensor& tensor, ThreadPool& pool) {
   pool.parallel_for(norms.rows, 16, [&](int64_t begin, int64_t end, int) {
     std::vector<float> magnitudes(static_cast<size_t>(tensor.cols));
     for (int64_t row = begin; row < end; ++row) {
-      judged_magnitudes(tensor.source, tensor.output(row), tensor.mode, magnitudes.data());
+      judged_magnitudes(tensor.source, tensor.output(row), tensor.form, magnitudes.data());
       for (int64_t b = 0; b < norms.cols; ++b) {
         double squares = 0.0;
         for (int64_t k = b * kNormBlock; k < std::min(tensor.cols, (b + 1) * kNormBlock); ++k)
@@ -138,11 +138,11 @@ const Judge::Tensor& Judge::tensor(int unit, Role role, Extent extent, int64_t e
   const WeightSource source = all.experts > 1 ? all.expert(expert) : all;
   const uint64_t seed = weight_seed(sampling_.seed, unit, role);
   const bool some = extent == Extent::sampled;
-  JudgedTensor weight(source, arithmetic_.weights,
-                      some ? sampled_outputs(source.rows, seed) : std::vector<int64_t>());
+  const WeightForm form(arithmetic_.weights, arithmetic_.matmul(source.type, source.cols).weight);
+  JudgedTensor weight(source, form, some ? sampled_outputs(source.rows, seed) : std::vector<int64_t>());
   OwnMatrix norms = block_norms(weight, *pool_);
   slot = std::make_unique<Tensor>(Tensor{std::move(weight), std::move(norms), nullptr});
-  if (some) slot->checksums = std::make_unique<Checksums>(source, arithmetic_.weights, seed, *pool_);
+  if (some) slot->checksums = std::make_unique<Checksums>(source, form, seed, *pool_);
   return *slot;
 }
 
@@ -313,16 +313,17 @@ void Judge::multiply(Product& p, const StoredRows& in, std::span<const int64_t> 
 
 /// Of an output with this T and this value.
 double Judge::bound(const Product& p, double T, double y) const {
-  const double certain = product_bound(T, y, p.how.roundings, arithmetic_.unit);
+  const double certain = product_bound(T, y, p.how.roundings, arithmetic_.sum_unit);
   return p.cached ? with_cache_rounding(y, certain, arithmetic_.kv_type) : certain;
 }
 
 /// Row r of the block against the run's row, output by output.
 void Judge::judge_products(const Product& p, int64_t r, const StoredRows& got, int64_t row,
                            Worst& worst) const {
-  const double likely_share = p.cached ? 1.0 : std::min(1.0, kLambda / std::sqrt(p.how.roundings));
+  const double likely_share =
+      p.cached || arithmetic_.sums_truncate ? 1.0 : std::min(1.0, kLambda / std::sqrt(p.how.roundings));
   const auto exact_bound = [&](int64_t output, double y, double loose) {
-    const JudgedWeight weight = judged_weight(p.tensor.weight.source, output, p.tensor.weight.mode);
+    const JudgedWeight weight = judged_weight(p.tensor.weight.source, output, p.tensor.weight.form);
     double T = 0.0;
     for (int64_t j = 0; j < p.k(); ++j)
       T += weight.magnitude[static_cast<size_t>(j)] * std::abs(p.x[static_cast<size_t>(r * p.k() + j)]);
@@ -366,7 +367,7 @@ void Judge::check_sums(const Product& p, int64_t r, const StoredRows& got, int64
     }
     const auto at = static_cast<size_t>(r * sums.groups() + group);
     const ChecksumSizes sizes{p.sum_magnitude[at], std::sqrt(values), std::sqrt(coefficients) * constant};
-    const double limit = checksum_limit(sizes, relative, p.how.roundings, arithmetic_.unit, p.k());
+    const double limit = checksum_limit(sizes, relative, p.how.roundings, arithmetic_, p.k());
     const bool holds = all_nan ? nan : std::isfinite(sum) && std::abs(sum - p.sum[at]) <= limit;
     ++worst.at.checksums;
     worst.at.checksums_failed += holds ? 0 : 1;
@@ -456,6 +457,11 @@ void Judge::judge_attention_block(const UnitRows& data, std::span<const RowName>
   const std::vector<int32_t> zeros(block.size(), 0);
   for (int64_t i = 0; i < count; ++i) {
     data.stages.at(Stage::q_post_rope).get(block[static_cast<size_t>(i)], q.data() + i * q_dim);
+    for (int64_t h = 0; h < hp_.heads; ++h) {
+      const std::span<double> head(q.data() + i * q_dim + h * hp_.head_dim,
+                                   static_cast<size_t>(hp_.head_dim));
+      std::ranges::copy(rounded_operand(head, arithmetic_.query), head.begin());
+    }
     positions.push_back(rows[static_cast<size_t>(block[static_cast<size_t>(i)])].position);
   }
   const BatchView batch{count, zeros.data(), positions.data(), zeros.data(), 1};
@@ -498,18 +504,19 @@ void Judge::judge_head(const UnitRows& data, std::span<const RowName> rows, int6
   for (int64_t d = 0; d < head_dim; ++d) squares += q[head * head_dim + d] * q[head * head_dim + d];
   const double score = (1 + 0x1p-20) * std::abs(hp_.attention_scale) * std::sqrt(squares) *
                        cache.largest_k[static_cast<size_t>(last * hp_.kv_heads + kv_head)];
-  double delta = (gamma(arithmetic_.score_roundings(head_dim), u) + 2 * u) * score;
+  double delta = (gamma(arithmetic_.score_roundings(head_dim), arithmetic_.sum_unit) + 2 * u) * score;
   if (hp_.attention_softcap > 0) delta += softcap_error(score, arithmetic_.tanh_ulps, u);
   const double relative = attention_relative(
       delta, arithmetic_.value_roundings(last + 1 - begin, last / kKvPage - begin / kKvPage + 1),
-      arithmetic_.exp_ulps, u);
+      arithmetic_);
   std::vector<double> exact;
   for (int64_t d = 0; d < head_dim; ++d) {
     const int64_t at = head * head_dim + d;
     const double got = data.stages.at(Stage::attn_out).at(row, at);
     double certain =
         relative * cache.largest_v[static_cast<size_t>(last * hp_.kv_dim() + kv_head * head_dim + d)] +
-        0x1p-126 * static_cast<double>(last + 1);
+        (0x1p-126 + arithmetic_.probability_absolute) * static_cast<double>(last + 1) *
+            std::max(1.0, cache.largest_v[static_cast<size_t>(last * hp_.kv_dim() + kv_head * head_dim + d)]);
     if (ratio_of(got, expected[at], certain) > kNearAttention && std::isfinite(expected[at])) {
       if (exact.empty()) exact = judged_head(hp_, arithmetic_, data, row, name, history, head).certain;
       certain = std::max(exact[static_cast<size_t>(d)], kNearAttention * certain);

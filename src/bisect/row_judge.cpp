@@ -34,9 +34,9 @@ Judged judged_products(const Arithmetic& arithmetic, const WeightSource& source,
   Judged judged{std::vector<double>(static_cast<size_t>(source.rows)),
                 std::vector<double>(static_cast<size_t>(source.rows))};
   for (size_t n = 0; n < judged.value.size(); ++n)
-    judge_product(judged_weight(source, static_cast<int64_t>(n), arithmetic.weights), operand,
+    judge_product(judged_weight(source, static_cast<int64_t>(n), {arithmetic.weights, how.weight}), operand,
                   bias.empty() ? 0.0 : double{bias[n]}, how.roundings, judged.value[n], judged.certain[n],
-                  arithmetic.unit);
+                  arithmetic.sum_unit);
   return judged;
 }
 
@@ -101,7 +101,7 @@ Judged judged_head(const HParams& hp, const Arithmetic& arithmetic, const UnitRo
   const int64_t splits = name.position / kKvPage - begin / kKvPage + 1;
   return judge_attention(q, keys, values, hp.attention_scale, hp.attention_softcap,
                          arithmetic.score_roundings(hp.head_dim), arithmetic.value_roundings(count, splits),
-                         arithmetic.exp_ulps, arithmetic.tanh_ulps, arithmetic.unit);
+                         arithmetic);
 }
 
 Judged judged_stage(const Plan& truth, const Arithmetic& arithmetic, const UnitRows& data, int64_t row,

@@ -62,30 +62,11 @@ struct Taps {
   }
 };
 
-}  // namespace
-
-Workspace::Workspace(Backend& backend, const HParams& hp, int64_t rows, int64_t logit_rows)
-    : max_rows(rows), max_logits(logit_rows) {
-  for (const Width& w : widths(hp)) {
-    const int64_t count = w.width * (w.per_logit ? max_logits : max_rows);
-    buffers_.push_back(backend.allocate(static_cast<size_t>(count) * backend.element_bytes()));
-    this->*w.view = {buffers_.back()->data(), w.width};
-  }
-}
-
-uint64_t Workspace::bytes(const HParams& hp, int64_t max_rows, int64_t max_logits, size_t element_bytes) {
-  int64_t elements = 0;
-  for (const Width& w : widths(hp)) elements += w.width * (w.per_logit ? max_logits : max_rows);
-  return static_cast<uint64_t>(elements) * element_bytes;
-}
-
-void forward(Backend& backend, const Model& model, const KvCache& cache, const BatchView& batch,
-             std::span<const int32_t> logit_rows, Workspace& ws, Tap* observer) {
+/// The pass, top to bottom.
+void queue_pass(Backend& backend, const Model& model, std::span<const KvLayer> cache, const BatchView& batch,
+                std::span<const int32_t> logit_rows, Workspace& ws, Tap* observer) {
   const HParams& hp = model.hp;
   const int64_t rows = batch.rows;
-  if (rows > ws.max_rows || static_cast<int64_t>(logit_rows.size()) > ws.max_logits)
-    fail("a call of {} rows with {} rows of logits, the workspace holds {} and {}", rows, logit_rows.size(),
-         ws.max_rows, ws.max_logits);
   const Taps tap{backend, batch, logit_rows, observer};
   const auto at = [&](int layer, Stage stage) { return Site{layer, stage, &batch, nullptr}; };
   const int heads = static_cast<int>(hp.heads);
@@ -110,7 +91,7 @@ void forward(Backend& backend, const Model& model, const KvCache& cache, const B
   for (size_t l = 0; l < model.layers.size(); ++l) {
     const auto w = [&](Role role) { return model.at(l, role); };
     const int layer = static_cast<int>(l);
-    const KvLayer kv = cache.layer(l);
+    const KvLayer& kv = cache[l];
 
     // Attention: residual += norm(wo . attention(rope(norm(q)), rope(norm(k)), v)), each norm where there is
     // one
@@ -220,6 +201,37 @@ void forward(Backend& backend, const Model& model, const KvCache& cache, const B
   if (hp.logits_softcap == 0) return;
   backend.softcap({picked, ws.logits, hp.logits_softcap, ws.logits, at_picked(Stage::logits)});
   tap.picked(Stage::logits, ws.logits);
+}
+
+}  // namespace
+
+Workspace::Workspace(Backend& backend, const HParams& hp, int64_t rows, int64_t logit_rows)
+    : max_rows(rows), max_logits(logit_rows) {
+  for (const Width& w : widths(hp)) {
+    const int64_t count = w.width * (w.per_logit ? max_logits : max_rows);
+    buffers_.push_back(backend.allocate(static_cast<size_t>(count) * backend.element_bytes()));
+    this->*w.view = {buffers_.back()->data(), w.width};
+  }
+}
+
+uint64_t Workspace::bytes(const HParams& hp, int64_t max_rows, int64_t max_logits, size_t element_bytes) {
+  int64_t elements = 0;
+  for (const Width& w : widths(hp)) elements += w.width * (w.per_logit ? max_logits : max_rows);
+  return static_cast<uint64_t>(elements) * element_bytes;
+}
+
+void forward(Backend& backend, const Model& model, const KvCache& cache, const BatchView& batch,
+             std::span<const int32_t> logit_rows, Workspace& ws, Tap* observer) {
+  if (batch.rows > ws.max_rows || static_cast<int64_t>(logit_rows.size()) > ws.max_logits)
+    fail("a call of {} rows with {} rows of logits, the workspace holds {} and {}", batch.rows,
+         logit_rows.size(), ws.max_rows, ws.max_logits);
+  std::vector<KvLayer> layers;
+  for (size_t l = 0; l < model.layers.size(); ++l) layers.push_back(cache.layer(l));
+  if (backend.begin_pass(
+          {&batch, logit_rows, layers, static_cast<int>(model.hp.heads), &model, &ws, observer != nullptr}))
+    return;
+  queue_pass(backend, model, layers, batch, logit_rows, ws, observer);
+  backend.end_pass();
 }
 
 }  // namespace greta

@@ -116,7 +116,8 @@ class CpuBackend : public Backend {
     return static_cast<uint64_t>(kv_heads) * static_cast<uint64_t>(head_dim) * kKvPage *
            static_cast<uint64_t>(element_bytes_);
   }
-  uint64_t scratch_bytes(int64_t rows, int64_t widest) const override {
+  uint64_t scratch_bytes(const ScratchShape& shape) const override {
+    const auto [rows, widest] = std::pair(shape.rows, shape.widest);
     return matmul_.scratch_bytes(rows, widest) + attention_.scratch_bytes(widest) +
            static_cast<uint64_t>(3 * rows + pool_.size() * 8) * static_cast<uint64_t>(widest) * sizeof(float);
   }

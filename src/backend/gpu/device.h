@@ -11,8 +11,8 @@ namespace greta::gpu {
 
 struct Kernels;
 
-/// Where a kernel says that it has begun. After a fault the device's memory is gone, this (host memory, mapped)
-/// is not: it names the kernel that was running.
+/// Where a kernel says that it has begun. After a fault the device's memory is gone, this (host memory,
+/// mapped) is not: it names the kernel that was running.
 struct Mark {
   uint32_t* at = nullptr;
   uint32_t id = 0;

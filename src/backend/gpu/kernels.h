@@ -1,7 +1,8 @@
 #pragma once
-// What a GPU target offers: one function an operator, that launches its kernels on a stream. The functions are
-// compiled from kernels/*.inl once for each target (cuda, hip, sim with waves of 32 and of 64); this header is
-// plain C++ and all that the backend knows of them. Pointers are device memory unless they say host.
+// What a GPU target offers: one function an operator, that launches its kernels on a stream. The functions
+// are compiled from kernels/*.inl once for each target (cuda, hip, sim with waves of 32 and of 64); this
+// header is plain C++ and all that the backend knows of them. Pointers are device memory unless they say
+// host.
 //
 // Rows of activations are FP32 [rows, width], row-major, contiguous. Calls check nothing: the backend has.
 #include <cstdint>
@@ -32,11 +33,11 @@ struct DeviceKv {
 
 /// A matrix as the matmul kernels read it: kernels/packed.h says how it lies.
 struct PackedMatrix {
-  quant::Type type = quant::Type::F16;   ///< what the kernel sees: the file's; F16 for BF16; Q8_0 for int8
-  int64_t rows = 0;                      ///< outputs
+  quant::Type type = quant::Type::F16;  ///< what the kernel sees: the file's; F16 for BF16; Q8_0 for int8
+  int64_t rows = 0;                     ///< outputs
   int64_t cols = 0;
-  const std::byte* data = nullptr;       ///< packed_bytes() of it
-  const float* row_scale = nullptr;      ///< [rows rounded up to 16]: 2^-e, the operand is f16(w 2^e)
+  const std::byte* data = nullptr;   ///< packed_bytes() of it
+  const float* row_scale = nullptr;  ///< [rows rounded up to 16]: 2^-e, the operand is f16(w 2^e)
 };
 
 /// Activations as the matrix units see them: row r is f16(x 2^e) with scale[r] = 2^-e; [rows, stride].
@@ -82,7 +83,7 @@ struct MatmulCall {
 };
 struct RopeCall {
   DeviceBatch batch;
-  bool half;               ///< RopeStyle::half, else adjacent
+  bool half;  ///< RopeStyle::half, else adjacent
   int dims;
   const double* inv_freq;  ///< [dims / 2]
   double magnitude;
@@ -111,9 +112,9 @@ struct AttentionCall {
   float* out;
   const AttentionTile* tiles;  ///< [tile_count]
   int64_t tile_count;
-  int64_t tile_rows;           ///< most rows of a tile
-  int64_t splits;              ///< of the longest row: positions / 64 rounded up, counted from position 0
-  float* partial;              ///< attention_scratch_floats() of room, or null where that is 0
+  int64_t tile_rows;  ///< most rows of a tile
+  int64_t splits;     ///< of the longest row: positions / 64 rounded up, counted from position 0
+  float* partial;     ///< attention_scratch_floats() of room, or null where that is 0
 };
 struct AddCall {
   const float* a;
@@ -164,7 +165,8 @@ struct PackCall {
   quant::Type source_type;
   const std::byte* source;  ///< [rows][source_row_bytes], the file's own bytes
   int64_t source_row_bytes;
-  PackedMatrix to;          ///< data and row_scale are written (through const_cast: it is being made)
+  PackedMatrix to;    ///< data and row_scale are written (through const_cast: it is being made)
+  bool int8 = false;  ///< to.type is Q8_0: quantised from the dequantised values, a Q8_0 source too
   /// Counts elements whose f16(w 2^e) 2^-e is not w, for BF16 sources alone; zeroed by the caller.
   unsigned long long* inexact;
 };
@@ -181,7 +183,8 @@ struct DequantizeCall {
   float* out;
 };
 
-/// A target's table. `threads`-independent: every function gives the same bits whatever else it is called with.
+/// A target's table. `threads`-independent: every function gives the same bits whatever else it is called
+/// with.
 struct Kernels {
   int wave = 0;
   const char* matrix_unit = "";  ///< "mma.m16n8k16", "mfma.16x16x16", for reports
@@ -210,8 +213,8 @@ struct Kernels {
   void (*dequantize)(const Launch&, const DequantizeCall&);
 };
 
-/// K is summed in chunks of so many, each an ascending walk of k16 steps from zero; the chunks' sums are added
-/// in ascending order, the first as it is. Every kernel keeps to this, whatever the number of rows.
+/// K is summed in chunks of so many, each an ascending walk of k16 steps from zero; the chunks' sums are
+/// added in ascending order, the first as it is. Every kernel keeps to this, whatever the number of rows.
 inline constexpr int kChunkK = 256;
 
 }  // namespace greta::gpu

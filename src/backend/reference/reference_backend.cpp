@@ -105,8 +105,8 @@ class ReferenceBackend : public Backend {
     return uint64_t{kKvPage} * static_cast<uint64_t>(kv_heads) * static_cast<uint64_t>(head_dim) *
            sizeof(double);
   }
-  uint64_t scratch_bytes(int64_t, int64_t widest) const override {
-    return static_cast<uint64_t>(pool_.size() * kLanes * widest) * (sizeof(float) + sizeof(double));
+  uint64_t scratch_bytes(const ScratchShape& shape) const override {
+    return static_cast<uint64_t>(pool_.size() * kLanes * shape.widest) * (sizeof(float) + sizeof(double));
   }
   uint64_t available_bytes() const override { return available_memory(); }
 

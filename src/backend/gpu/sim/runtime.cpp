@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <boost/context/detail/fcontext.hpp>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -468,10 +469,9 @@ void Engine::stuck() const {
   std::vector<std::string> details;
   for (const auto& [what, threads] : groups) {
     others += fmt::format("{}{} {}", others.empty() ? "" : ", ", threads.size(), what);
-    details.push_back(
-        fmt::format("{}: thread {}{}", what,
-                    fmt::join(threads.begin(), threads.begin() + std::min<size_t>(threads.size(), 16), " "),
-                    threads.size() > 16 ? " ..." : ""));
+    std::string line = what + ": thread";
+    for (size_t i = 0; i < std::min<size_t>(threads.size(), 16); ++i) line += fmt::format(" {}", threads[i]);
+    details.push_back(line + (threads.size() > 16 ? " ..." : ""));
   }
   throw Error(
       fmt::format("{}: the threads of the block wait for what never comes: {}", kernel_place(), others),

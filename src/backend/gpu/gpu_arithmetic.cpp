@@ -1,0 +1,41 @@
+#include "backend/gpu/gpu_arithmetic.h"
+
+#include "backend/gpu/kernels.h"
+#include "backend/gpu/kernels/orders.h"
+#include "base/checked.h"
+
+namespace greta::gpu {
+
+GpuArithmetic::GpuArithmetic(WeightMode mode, KvType kv) {
+  weights = mode;
+  kv_type = kv;
+  sum_unit = 0x1p-23;
+  sums_truncate = true;
+  query = OperandRounding::f16_row;
+  probability_relative = 0x1p-11;
+  probability_absolute = 0x1p-40;
+  exp_ulps = 2.0;
+  activation_ulps = 4.0;  // e^x, an addition and a division
+  tanh_ulps = 3.0;
+}
+
+MatmulArithmetic GpuArithmetic::matmul(quant::Type file_type, int64_t k) const {
+  const bool wide =
+      weights == WeightMode::f32 || (weights == WeightMode::stored && file_type == quant::Type::F32);
+  const bool as_stored = weights == WeightMode::stored && file_type == quant::Type::F16;
+  MatmulArithmetic how;
+  how.operand = OperandRounding::f16_row;
+  how.weight = wide ? WeightRounding::f16_pair : as_stored ? WeightRounding::none : WeightRounding::f16_row;
+  if (weights == WeightMode::stored && file_type == quant::Type::BF16) how.resident = WeightRounding::f16_row;
+  const int chain = kChunkK + kChunkK / 16;
+  how.roundings = (wide ? 2 : 1) * chain + static_cast<int>(ceil_div(k, kChunkK)) + 1;
+  return how;
+}
+
+int GpuArithmetic::rmsnorm_roundings(int64_t n) const { return gpu::rmsnorm_roundings(n); }
+int GpuArithmetic::score_roundings(int64_t head_dim) const { return gpu::score_roundings(head_dim); }
+int GpuArithmetic::value_roundings(int64_t keys, int64_t splits) const {
+  return gpu::value_roundings(keys, splits);
+}
+
+}  // namespace greta::gpu

@@ -1,0 +1,476 @@
+#include "backend/gpu/gpu_backend.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "backend/gpu/gpu_arithmetic.h"
+#include "backend/gpu/gpu_weights.h"
+#include "backend/gpu/kernels.h"
+#include "backend/gpu/pass_data.h"
+#include "backend/gpu/recordings.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/half.h"
+
+namespace greta {
+namespace gpu {
+namespace {
+
+constexpr size_t kReadAhead = size_t{4} << 20;
+
+const float* floats(const View& view) { return static_cast<const float*>(view.data); }
+float* floats_out(const View& view) { return static_cast<float*>(view.data); }
+const GpuWeight& own(const Weight* weight) { return static_cast<const GpuWeight&>(*weight); }
+const float* vector_of(const Weight* weight) {
+  return weight == nullptr ? nullptr : own(weight).memory.data<float>();
+}
+int64_t stride_of(int64_t width) { return ceil_div(width, int64_t{kChunkK}) * kChunkK; }
+
+class GpuBackend;
+
+struct OwnedBuffer : Buffer {
+  OwnedBuffer(GpuBackend& backend, size_t bytes);
+  ~OwnedBuffer() override;
+  void* data() override { return memory.data(); }
+  size_t bytes() const override { return memory.bytes(); }
+  GpuBackend& owner;
+  DeviceMemory memory;
+};
+
+class GpuBackend : public Backend, private Launch {
+ public:
+  GpuBackend(std::unique_ptr<Device> device, const BackendOptions& options)
+      : device_(std::move(device)),
+        kernels_(device_->kernels()),
+        options_(options),
+        arithmetic_(options.weights, options.kv_type),
+        reader_(*device_, *this),
+        pass_(*device_),
+        loose_(*device_) {
+    if (options.activations == Activations::bits8)
+      fail("--activations 8: {} has 16-bit activations alone (f16 behind a scale for each row)",
+           device_->name());
+    if (options.kv_type != KvType::f16 && options.kv_type != KvType::bf16)
+      fail("--kv-type: the cache on {} is f16 or bf16", device_->name());
+    stream = device_->stream();
+    mark_ = static_cast<uint32_t*>(device_->allocate_host(sizeof(uint32_t)));
+    device_->running = [this] { return names_.name(*mark_); };
+  }
+  ~GpuBackend() override {
+    device_->running = nullptr;
+    device_->release_host(mark_);
+  }
+
+  std::string name() const override { return device_->name(); }
+  std::string description() const override {
+    static constexpr std::string_view kModes[] = {"as stored", "f32", "int8"};
+    return fmt::format("{}, {}, {}, weights {}, f16 activations, KV cache {}", device_->name(),
+                       device_->description(), kernels_.matrix_unit,
+                       kModes[static_cast<size_t>(options_.weights)],
+                       options_.kv_type == KvType::f16 ? "f16" : "bf16 (outside the error budget)");
+  }
+  size_t element_bytes() const override { return sizeof(float); }
+  const Arithmetic& arithmetic() const override { return arithmetic_; }
+
+  std::optional<std::string> refuses(WeightUse, quant::Type type, int64_t rows, int64_t cols) const override {
+    return gpu_weight_refusal(type, rows, cols);
+  }
+  uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const override {
+    return gpu_weight_bytes(kernels_, use, type, rows, cols, options_.weights);
+  }
+  uint64_t kv_page_bytes(int kv_heads, int head_dim) const override {
+    return static_cast<uint64_t>(kv_heads) * static_cast<uint64_t>(head_dim) * kKvPage * sizeof(uint16_t);
+  }
+  uint64_t scratch_bytes(const ScratchShape& shape) const override;
+  uint64_t available_bytes() const override { return device_->free_bytes(); }
+
+  std::unique_ptr<Buffer> allocate(size_t bytes) override {
+    return std::make_unique<OwnedBuffer>(*this, bytes);
+  }
+  std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) override {
+    at("loading", {});
+    return load_gpu_weight(source, use, options_.weights, *device_, *this, staging_, reader_);
+  }
+
+  void read(const View& view, int64_t first, int64_t count, float* out) const override;
+  void read(const View& view, int64_t first, int64_t count, double* out) const override;
+  void write(const View& view, int64_t first, int64_t count, const double* in) override;
+  void read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+               double* out) const override;
+  void write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+                const double* in) override;
+
+  bool begin_pass(const Pass& pass) override;
+  void end_pass() override;
+
+  void embed(const EmbedArgs& args) override;
+  void rmsnorm(const RmsnormArgs& args) override;
+  void matmul(const MatmulArgs& args) override;
+  void rope(const RopeArgs& args) override;
+  void attention(const AttentionArgs& args) override;
+  void add(const AddArgs& args) override;
+  void glu(const GluArgs& args) override;
+  void choose_experts(const ChooseExpertsArgs& args) override;
+  void expert_matmul(const ExpertMatmulArgs& args) override;
+  void combine(const CombineArgs& args) override;
+  void softcap(const SoftcapArgs& args) override;
+  void gather(const GatherArgs& args) override;
+
+ private:
+  friend struct OwnedBuffer;
+
+  /// Launch: what runs is counted, named, and makes what was read of the device old.
+  Mark mark(const char* kernel) const override {
+    auto* self = const_cast<GpuBackend*>(this);
+    self->ran(kernel);
+    self->touched();
+    return {mark_, self->names_.id(kernel, operator_)};
+  }
+  void at(const char* name, const Site& site) { operator_ = {name, site.layer, site.stage}; }
+  void touched() { read_begin_ = nullptr; }
+  /// Scratch of at least so many bytes; recordings know the old place.
+  void reserve(DeviceMemory& memory, size_t bytes) {
+    if (bytes <= memory.bytes()) return;
+    if (recordings_.recording()) fail("scratch had to grow in a recorded pass");
+    recordings_.forget();
+    memory.reserve(*device_, bytes);
+  }
+
+  /// The batch (and a page table) on the device: the pass's own, or put there for this call.
+  const PassData& data_of(const BatchView& batch, const KvLayer* cache, int heads);
+  DeviceKv cache_of(const KvLayer& cache, const PassData& data) const;
+  RoundedRows rounded(const View& x, int64_t rows);
+  const double* frequencies(const RopeSpec& spec);
+  const std::byte* read_bytes(const void* from, size_t bytes) const;
+  std::byte* kv_row(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const;
+
+  std::unique_ptr<Device> device_;
+  const Kernels& kernels_;
+  BackendOptions options_;
+  GpuArithmetic arithmetic_;
+  uint32_t* mark_ = nullptr;
+  KernelNames names_;
+  OperatorName operator_;
+  DeviceMemory staging_, rounded_, partial_, indices_;
+  ReadBack reader_;
+  PassData pass_, loose_;
+  bool in_pass_ = false;
+  Recordings recordings_;
+  std::vector<std::pair<std::vector<double>, DeviceMemory>> frequencies_;
+  std::map<const std::byte*, size_t> allocations_;
+  // What was read last, with what follows it in its buffer: valid until something runs.
+  mutable const std::byte* read_begin_ = nullptr;
+  mutable std::vector<std::byte> read_ahead_;
+  std::vector<float> values_;
+};
+
+OwnedBuffer::OwnedBuffer(GpuBackend& backend, size_t bytes)
+    : owner(backend), memory(*backend.device_, bytes) {
+  owner.allocations_[memory.data()] = bytes;
+}
+OwnedBuffer::~OwnedBuffer() {
+  owner.touched();
+  owner.recordings_.forget();
+  owner.allocations_.erase(memory.data());
+}
+
+uint64_t GpuBackend::scratch_bytes(const ScratchShape& shape) const {
+  const auto rounded =
+      static_cast<uint64_t>(shape.rows) * (static_cast<uint64_t>(stride_of(shape.widest)) * 2 + 4);
+  const int64_t splits =
+      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(ceil_div(shape.context, kKvPage))));
+  int64_t partial = 0;  // the most is not always that of the most rows: those may go another way
+  for (int64_t rows = 1; rows <= shape.rows; rows = rows < 64 ? rows + 1 : rows * 2)
+    partial = std::max(partial, kernels_.attention_scratch_floats(rows, shape.heads, shape.head_dim, splits));
+  return rounded + static_cast<uint64_t>(partial) * sizeof(float) + kStagingBytes +
+         PassData::bytes(shape.rows, shape.sequences, ceil_div(shape.context, kKvPage));
+}
+
+// ---- reading and writing
+// -----------------------------------------------------------------------------------------
+
+/// Reads more than was asked for: who reads a row of a stage will read the next.
+const std::byte* GpuBackend::read_bytes(const void* from, size_t bytes) const {
+  const auto* begin = static_cast<const std::byte*>(from);
+  if (read_begin_ != nullptr && begin >= read_begin_ && begin + bytes <= read_begin_ + read_ahead_.size())
+    return read_ahead_.data() + (begin - read_begin_);
+  size_t length = bytes;
+  if (auto above = allocations_.upper_bound(begin); above != allocations_.begin()) {
+    const auto& [start, size] = *--above;
+    const auto left = static_cast<size_t>(start + size - begin);
+    length = std::max(bytes, std::min(left, kReadAhead));
+  }
+  read_ahead_.resize(length);
+  read_begin_ = nullptr;
+  device_->download(read_ahead_.data(), begin, length);
+  read_begin_ = begin;
+  return read_ahead_.data();
+}
+
+void GpuBackend::read(const View& view, int64_t first, int64_t count, float* out) const {
+  const auto bytes = static_cast<size_t>(count * view.width) * sizeof(float);
+  std::memcpy(out, read_bytes(floats(view) + first * view.width, bytes), bytes);
+}
+
+void GpuBackend::read(const View& view, int64_t first, int64_t count, double* out) const {
+  const auto n = static_cast<size_t>(count * view.width);
+  const std::byte* from = read_bytes(floats(view) + first * view.width, n * sizeof(float));
+  for (size_t i = 0; i < n; ++i) {
+    float value;
+    std::memcpy(&value, from + i * sizeof value, sizeof value);
+    out[i] = value;
+  }
+}
+
+void GpuBackend::write(const View& view, int64_t first, int64_t count, const double* in) {
+  values_.assign(in, in + count * view.width);
+  touched();
+  device_->upload(floats_out(view) + first * view.width, values_.data(), values_.size() * sizeof(float));
+}
+
+/// [kv_heads * head_dim] 16-bit elements, contiguous.
+std::byte* GpuBackend::kv_row(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const {
+  const int32_t position = batch.positions[row];
+  const int64_t slot = int64_t{cache.page_of(batch.sequences[row], position)} * kKvPage + position % kKvPage;
+  auto* base = static_cast<std::byte*>(part == KvPart::k ? cache.k : cache.v);
+  return base + slot * cache.kv_heads * cache.head_dim * static_cast<int64_t>(sizeof(uint16_t));
+}
+
+void GpuBackend::read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+                         double* out) const {
+  const auto width = static_cast<size_t>(cache.kv_heads * cache.head_dim);
+  const std::byte* from = read_bytes(kv_row(cache, part, batch, row), width * sizeof(uint16_t));
+  for (size_t i = 0; i < width; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, from + i * sizeof bits, sizeof bits);
+    out[i] = options_.kv_type == KvType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+  }
+}
+
+void GpuBackend::write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
+                          const double* in) {
+  std::vector<uint16_t> bits(static_cast<size_t>(cache.kv_heads * cache.head_dim));
+  for (size_t i = 0; i < bits.size(); ++i) {
+    const auto value = static_cast<float>(in[i]);
+    bits[i] = options_.kv_type == KvType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
+  }
+  touched();
+  device_->upload(kv_row(cache, part, batch, row), bits.data(), bits.size() * sizeof(uint16_t));
+}
+
+// ---- a pass
+// -----------------------------------------------------------------------------------------------------
+
+bool GpuBackend::begin_pass(const Pass& pass) {
+  touched();
+  in_pass_ = false;
+  recordings_.abort(*device_);
+  const int64_t tile_rows = kernels_.attention_tile_rows(pass.heads, pass.layers.front().kv_heads,
+                                                         pass.layers.front().head_dim, pass.batch->rows);
+  if (pass_.put(*pass.batch, pass.logit_rows, pass.layers, tile_rows)) recordings_.forget();
+  in_pass_ = true;
+  if (pass.observed) return false;
+  const RecordingKey key{pass.model,
+                         pass.workspace,
+                         pass.layers.front().k,
+                         pass.batch->rows,
+                         static_cast<int64_t>(pass.logit_rows.size()),
+                         pass_.tile_count(),
+                         pass_.splits()};
+  if (!recordings_.begin(key, *device_, route())) return false;
+  for (const auto& [kernel, count] : recordings_.route(key)) ran(kernel, count);
+  in_pass_ = false;
+  return true;
+}
+
+void GpuBackend::end_pass() {
+  in_pass_ = false;
+  recordings_.end(*device_, route());
+}
+
+const PassData& GpuBackend::data_of(const BatchView& batch, const KvLayer* cache, int heads) {
+  const int32_t* pages = cache == nullptr ? nullptr : cache->pages;
+  if (in_pass_ && pass_.has(batch, pages)) return pass_;
+  if (recordings_.recording()) fail("a recorded pass was handed a batch that is not its own");
+  const int64_t tile_rows =
+      cache == nullptr ? 1
+                       : kernels_.attention_tile_rows(heads, cache->kv_heads, cache->head_dim, batch.rows);
+  loose_.put(batch, {}, cache == nullptr ? std::span<const KvLayer>() : std::span(cache, 1), tile_rows);
+  return loose_;
+}
+
+DeviceKv GpuBackend::cache_of(const KvLayer& cache, const PassData& data) const {
+  return {static_cast<uint16_t*>(cache.k),  static_cast<uint16_t*>(cache.v), cache.kv_heads,   cache.head_dim,
+          options_.kv_type == KvType::bf16, data.pages(cache.pages),         cache.page_stride};
+}
+
+// ---- operators
+// ---------------------------------------------------------------------------------------------------
+
+void GpuBackend::embed(const EmbedArgs& args) {
+  at("embed", args.site);
+  const GpuWeight& table = own(args.table);
+  for (int64_t r = 0; r < args.batch->rows; ++r)
+    if (args.batch->tokens[r] < 0 || args.batch->tokens[r] >= table.rows)
+      fail("token {} of a vocabulary of {}", args.batch->tokens[r], table.rows);
+  const PassData& data = data_of(*args.batch, nullptr, 0);
+  kernels_.embed(*this, {data.batch(), table.file_type, table.memory.data(), table.row_bytes,
+                         static_cast<float>(args.scale), floats_out(args.out), args.out.width});
+}
+
+void GpuBackend::rmsnorm(const RmsnormArgs& args) {
+  at("rmsnorm", args.site);
+  kernels_.rmsnorm(*this, {floats(args.x), vector_of(args.weight), args.eps, args.rows, args.x.width,
+                           floats_out(args.out)});
+}
+
+RoundedRows GpuBackend::rounded(const View& x, int64_t rows) {
+  RoundedRows to;
+  to.stride = stride_of(x.width);
+  const size_t data = static_cast<size_t>(ceil_div(rows * to.stride * 2, int64_t{256}) * 256);
+  reserve(rounded_, data + static_cast<size_t>(rows) * sizeof(float));
+  to.data = rounded_.data<uint16_t>();
+  to.scale = reinterpret_cast<float*>(rounded_.data() + data);
+  kernels_.round(*this, {floats(x), rows, x.width, to});
+  return to;
+}
+
+void GpuBackend::matmul(const MatmulArgs& args) {
+  if (args.rows == 0) return;
+  at("matmul", args.site);
+  const RoundedRows x = rounded(args.x, args.rows);
+  for (int i = 0; i < args.count; ++i) {
+    const MatmulOutput& o = args.outputs[static_cast<size_t>(i)];
+    operator_.stage = o.stage;
+    kernels_.matmul(*this, {own(o.weight).matrix(), vector_of(o.bias), args.rows, x, nullptr, nullptr,
+                            floats_out(o.out)});
+  }
+}
+
+const double* GpuBackend::frequencies(const RopeSpec& spec) {
+  for (const auto& [values, memory] : frequencies_)
+    if (values == spec.inv_freq) return memory.data<double>();
+  DeviceMemory memory(*device_, spec.inv_freq.size() * sizeof(double));
+  device_->upload(memory.data(), spec.inv_freq.data(), memory.bytes());
+  return frequencies_.emplace_back(spec.inv_freq, std::move(memory)).second.data<double>();
+}
+
+void GpuBackend::rope(const RopeArgs& args) {
+  at("rope", args.site);
+  const PassData& data = data_of(*args.batch, &args.cache, args.heads);
+  kernels_.rope(*this, {data.batch(), args.rope->style == RopeStyle::half, args.rope->dims,
+                        frequencies(*args.rope), args.rope->magnitude, args.heads, floats(args.q),
+                        floats(args.k), floats(args.v), floats_out(args.q_out), cache_of(args.cache, data)});
+}
+
+void GpuBackend::attention(const AttentionArgs& args) {
+  at("attention", args.site);
+  const PassData& data = data_of(*args.batch, &args.cache, args.heads);
+  const int64_t scratch =
+      kernels_.attention_scratch_floats(args.batch->rows, args.heads, args.cache.head_dim, data.splits());
+  reserve(partial_, static_cast<size_t>(scratch) * sizeof(float));
+  kernels_.attention(
+      *this,
+      {data.batch(), args.heads, static_cast<float>(args.scale), static_cast<float>(args.softcap),
+       args.window, floats(args.q), cache_of(args.cache, data), floats_out(args.out), data.tiles(),
+       data.tile_count(), data.tile_rows(), data.splits(), scratch > 0 ? partial_.data<float>() : nullptr});
+}
+
+void GpuBackend::add(const AddArgs& args) {
+  at("add", args.site);
+  kernels_.add(*this, {floats(args.a), floats(args.b), args.rows * args.a.width, floats_out(args.out)});
+}
+
+void GpuBackend::glu(const GluArgs& args) {
+  at("glu", args.site);
+  kernels_.glu(*this, {args.activation == Activation::gelu_tanh, floats(args.gate), floats(args.up),
+                       args.rows * args.gate.width, floats_out(args.out)});
+}
+
+void GpuBackend::choose_experts(const ChooseExpertsArgs& args) {
+  at("choose_experts", args.site);
+  kernels_.choose_experts(
+      *this, {floats(args.logits), args.rows, static_cast<int>(args.logits.width),
+              static_cast<int>(args.experts.width), args.normalised, static_cast<float>(args.scale),
+              floats_out(args.experts), floats_out(args.weights)});
+}
+
+/// Expert by expert in ascending order, the rows that chose it as one product; which rows those are the host
+/// reads back, so a pass with experts is not recorded.
+void GpuBackend::expert_matmul(const ExpertMatmulArgs& args) {
+  at("expert_matmul", args.site);
+  recordings_.refuse(*device_);
+  const int64_t used = args.experts.width;
+  const GpuWeight& first = own(args.outputs[0].weight);
+  const int64_t in = first.cols;
+  const bool shared = args.x.width == in;
+  std::vector<float> ids(static_cast<size_t>(args.rows * used));
+  read(args.experts, 0, args.rows, ids.data());
+  std::vector<std::vector<int32_t>> slots(static_cast<size_t>(first.experts));  // row * used + slot
+  for (size_t i = 0; i < ids.size(); ++i)
+    slots.at(static_cast<size_t>(ids[i])).push_back(static_cast<int32_t>(i));
+
+  std::vector<int32_t> x_rows, y_rows;
+  for (const auto& of : slots)
+    for (const int32_t slot : of) {
+      x_rows.push_back(shared ? slot / static_cast<int32_t>(used) : slot);
+      y_rows.push_back(slot);
+    }
+  const size_t bytes = x_rows.size() * sizeof(int32_t);
+  reserve(indices_, 2 * bytes);
+  device_->upload(indices_.data(), x_rows.data(), bytes);
+  device_->upload(indices_.data() + bytes, y_rows.data(), bytes);
+
+  const RoundedRows x = rounded({args.x.data, in}, shared ? args.rows : args.rows * used);
+  int64_t begin = 0;
+  for (size_t e = 0; e < slots.size(); ++e) {
+    const auto count = static_cast<int64_t>(slots[e].size());
+    for (int o = 0; count > 0 && o < args.count; ++o) {
+      const MatmulOutput& output = args.outputs[static_cast<size_t>(o)];
+      operator_.stage = output.stage;
+      kernels_.matmul(
+          *this, {own(output.weight).matrix(static_cast<int64_t>(e)), nullptr, count, x,
+                  indices_.data<int32_t>() + begin,
+                  reinterpret_cast<const int32_t*>(indices_.data() + bytes) + begin, floats_out(output.out)});
+    }
+    begin += count;
+  }
+}
+
+void GpuBackend::combine(const CombineArgs& args) {
+  at("combine", args.site);
+  kernels_.combine(*this, {floats(args.x), floats(args.weights), args.rows,
+                           static_cast<int>(args.weights.width), args.out.width, floats_out(args.out)});
+}
+
+void GpuBackend::softcap(const SoftcapArgs& args) {
+  at("softcap", args.site);
+  kernels_.softcap(
+      *this, {floats(args.x), static_cast<float>(args.cap), args.rows * args.x.width, floats_out(args.out)});
+}
+
+void GpuBackend::gather(const GatherArgs& args) {
+  at("gather", args.site);
+  const int32_t* from = in_pass_ ? pass_.rows(args.rows) : nullptr;
+  if (from == nullptr) {
+    if (recordings_.recording()) fail("a recorded pass was handed rows that are not its own");
+    reserve(indices_, args.rows.size_bytes());
+    device_->upload(indices_.data(), args.rows.data(), args.rows.size_bytes());
+    from = indices_.data<int32_t>();
+  }
+  kernels_.gather(*this, {floats(args.x), from, static_cast<int64_t>(args.rows.size()), args.x.width,
+                          floats_out(args.out)});
+}
+
+}  // namespace
+}  // namespace gpu
+
+std::unique_ptr<Backend> make_gpu_backend(std::unique_ptr<gpu::Device> device,
+                                          const BackendOptions& options) {
+  return std::make_unique<gpu::GpuBackend>(std::move(device), options);
+}
+
+}  // namespace greta

@@ -1,0 +1,190 @@
+#include "backend/gpu/gpu_weights.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/log.h"
+
+namespace greta::gpu {
+namespace {
+
+constexpr size_t kAlign = 256;
+size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+int64_t file_row_bytes(quant::Type type, int64_t cols) {
+  const quant::Traits& t = quant::traits(type);
+  return cols / t.block * t.bytes;
+}
+size_t scale_bytes(int64_t rows) {
+  return aligned(static_cast<size_t>(ceil_div(rows, 16) * 16) * sizeof(float));
+}
+
+/// The file's rows go over in pieces of whole 16-row tiles; each is packed while the next is on its way.
+/// Returns how many values are not what the file has.
+uint64_t pack_matrix(const WeightSource& source, bool int8, const PackedMatrix& to, Device& device,
+                     const Launch& launch, DeviceMemory& staging) {
+  const Kernels& kernels = device.kernels();
+  const int64_t row_bytes = file_row_bytes(source.type, source.cols);
+  const int64_t piece = std::max<int64_t>(kStagingBytes / row_bytes / 16, 1) * 16;
+  const size_t counter = aligned(static_cast<size_t>(std::min(piece, source.rows) * row_bytes));
+  staging.reserve(device, counter + sizeof(uint64_t));
+  auto* inexact = reinterpret_cast<unsigned long long*>(staging.data() + counter);
+  device.zero(inexact, sizeof *inexact);
+  for (int64_t first = 0; first < source.rows; first += piece) {
+    const int64_t rows = std::min(piece, source.rows - first);
+    device.upload(staging.data(), source.bytes.data() + first * row_bytes,
+                  static_cast<size_t>(rows * row_bytes));
+    PackedMatrix part = to;
+    part.rows = rows;
+    part.data += kernels.packed_bytes(to.type, first, to.cols);
+    part.row_scale += first;
+    kernels.pack(launch, {source.type, staging.data(), row_bytes, part, int8, inexact});
+  }
+  if (source.type != quant::Type::BF16) return 0;
+  unsigned long long count = 0;
+  device.download(&count, inexact, sizeof count);
+  return count;
+}
+
+void load_matrices(const WeightSource& source, WeightMode mode, GpuWeight& weight, Device& device,
+                   const Launch& launch, DeviceMemory& staging) {
+  const Kernels& kernels = device.kernels();
+  const bool int8 = mode == WeightMode::int8;
+  const quant::Type type = kernel_type_of(weight.use, source.type, mode);
+  const int64_t rows = weight.rows_each();
+  const size_t data_bytes = aligned(kernels.packed_bytes(type, rows, source.cols));
+  const size_t each = data_bytes + scale_bytes(rows);
+  weight.memory = DeviceMemory(device, each * static_cast<size_t>(source.experts));
+  uint64_t inexact = 0;
+  for (int64_t e = 0; e < source.experts; ++e) {
+    const std::byte* at = weight.memory.data() + static_cast<size_t>(e) * each;
+    weight.matrices.push_back({type, rows, source.cols, at, reinterpret_cast<const float*>(at + data_bytes)});
+    inexact += pack_matrix(source.experts > 1 ? source.expert(e) : source, int8, weight.matrices.back(),
+                           device, launch, staging);
+  }
+  weight.resident =
+      fmt::format("{}/16x256 tiles ({})", int8 ? "int8" : quant::traits(type).name, kernels.matrix_unit);
+  const int64_t values = source.rows * source.cols;
+  if (inexact > static_cast<uint64_t>(values / kInexact))
+    fail(
+        "{}: {} of its {} BF16 values lie more than 2^31 below their row's largest and f16 cannot hold them; "
+        "expected at most one in {}: run with --weights f32",
+        source.name, inexact, values, kInexact);
+  if (inexact > 0)
+    log::warning("{}: {} of its {} BF16 values were rounded, each by at most 2^-39 of its row's largest",
+                 source.name, inexact, values);
+}
+
+}  // namespace
+
+quant::Type kernel_type_of(WeightUse use, quant::Type type, WeightMode mode) {
+  if (use != WeightUse::matmul && use != WeightUse::experts) return type;
+  if (mode == WeightMode::int8) return quant::Type::Q8_0;
+  if (mode == WeightMode::f32) return quant::Type::F32;
+  return type == quant::Type::BF16 ? quant::Type::F16 : type;
+}
+
+std::optional<std::string> gpu_weight_refusal(quant::Type type, int64_t rows, int64_t cols) {
+  const quant::Traits& t = quant::traits(type);
+  if (rows < 1 || cols < 1)
+    return fmt::format("expected at least one row and column, got {} x {}", rows, cols);
+  if (cols % t.block != 0)
+    return fmt::format("expected rows of a multiple of {} elements ({} blocks), got {}", t.block, t.name,
+                       cols);
+  return std::nullopt;
+}
+
+uint64_t gpu_weight_bytes(const Kernels& kernels, WeightUse use, quant::Type type, int64_t rows, int64_t cols,
+                          WeightMode mode) {
+  switch (use) {
+    case WeightUse::matmul:
+    case WeightUse::experts:
+      return aligned(kernels.packed_bytes(kernel_type_of(use, type, mode), rows, cols)) + scale_bytes(rows);
+    case WeightUse::embedding:
+      return aligned(static_cast<size_t>(rows * file_row_bytes(type, cols)));
+    case WeightUse::vector:
+      return aligned(static_cast<size_t>(rows * cols) * sizeof(float));
+  }
+  fail("a tensor without a use");
+}
+
+std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse use, WeightMode mode,
+                                           Device& device, const Launch& launch, DeviceMemory& staging,
+                                           ReadBack& reader) {
+  if (const auto why = gpu_weight_refusal(source.type, source.rows, source.cols))
+    fail("{}: {}", source.name, *why);
+  const auto expected =
+      quant::bytes_for(source.type, static_cast<uint64_t>(source.rows) * static_cast<uint64_t>(source.cols));
+  if (!expected || *expected != source.bytes.size())
+    fail("{}: expected {} bytes of {} for {} x {}, got {}", source.name, expected.value_or(0),
+         quant::traits(source.type).name, source.rows, source.cols, source.bytes.size());
+  auto weight = std::make_unique<GpuWeight>();
+  weight->name = source.name;
+  weight->use = use;
+  weight->file_type = source.type;
+  weight->rows = source.rows;
+  weight->cols = source.cols;
+  weight->experts = source.experts;
+  weight->file_in_use = false;
+  weight->reader = &reader;
+  switch (use) {
+    case WeightUse::matmul:
+    case WeightUse::experts:
+      load_matrices(source, mode, *weight, device, launch, staging);
+      break;
+    case WeightUse::embedding:
+      weight->row_bytes = file_row_bytes(source.type, source.cols);
+      weight->memory = DeviceMemory(device, aligned(source.bytes.size()));
+      device.upload(weight->memory.data(), source.bytes.data(), source.bytes.size());
+      weight->resident = fmt::format("{} as in the file", quant::traits(source.type).name);
+      break;
+    case WeightUse::vector:
+      weight->memory =
+          DeviceMemory(device, aligned(static_cast<size_t>(source.rows * source.cols) * sizeof(float)));
+      staging.reserve(device, aligned(source.bytes.size()));
+      device.upload(staging.data(), source.bytes.data(), source.bytes.size());
+      device.kernels().dequantize(
+          launch, {source.type, staging.data(), source.rows * source.cols, weight->memory.data<float>()});
+      weight->resident = "F32";
+      break;
+  }
+  weight->resident_bytes = weight->memory.bytes();
+  return weight;
+}
+
+void ReadBack::row(const GpuWeight& weight, int64_t row, float* out) {
+  const std::lock_guard lock(mutex_);
+  const int64_t first = row / kRows * kRows;
+  const auto found =
+      std::ranges::find_if(pieces_, [&](const Piece& p) { return p.weight == &weight && p.first == first; });
+  Piece* piece = found == pieces_.end() ? nullptr : &*found;
+  if (piece == nullptr) {
+    piece = &pieces_[next_++ % pieces_.size()];
+    const int64_t count = std::min(kRows, weight.rows - first);
+    piece->weight = nullptr;
+    piece->values.resize(static_cast<size_t>(count * weight.cols));
+    rows_.reserve(device_, piece->values.size() * sizeof(float));
+    const Kernels& kernels = device_.kernels();
+    for (int64_t r = 0; r < count; ++r) {
+      float* to = rows_.data<float>() + r * weight.cols;
+      if (!weight.matrices.empty()) {
+        const int64_t each = weight.rows_each();
+        kernels.unpack(launch_, {weight.matrix((first + r) / each), (first + r) % each, to});
+      } else if (weight.use == WeightUse::embedding) {
+        kernels.dequantize(launch_, {weight.file_type, weight.memory.data() + (first + r) * weight.row_bytes,
+                                     weight.cols, to});
+      } else {
+        device_.copy(to, weight.memory.data<float>() + (first + r) * weight.cols,
+                     static_cast<size_t>(weight.cols) * sizeof(float));
+      }
+    }
+    device_.download(piece->values.data(), rows_.data(), piece->values.size() * sizeof(float));
+    piece->weight = &weight;
+    piece->first = first;
+  }
+  std::copy_n(piece->values.data() + (row - first) * weight.cols, weight.cols, out);
+}
+
+}  // namespace greta::gpu

@@ -1,0 +1,100 @@
+#pragma once
+// Weights as they lie on a device.
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/gpu/device.h"
+#include "backend/gpu/kernels.h"
+
+namespace greta::gpu {
+
+/// Device memory with an owner.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(Device& device, size_t bytes)
+      : device_(&device), bytes_(bytes), data_(device.allocate(bytes)) {}
+  DeviceMemory(DeviceMemory&& other) noexcept { swap(other); }
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~DeviceMemory() {
+    if (data_ != nullptr) device_->release(data_);
+  }
+  size_t bytes() const { return bytes_; }
+  template <class T = std::byte>
+  T* data() const {
+    return static_cast<T*>(data_);
+  }
+  /// At least so many bytes; what was there is lost if it has to grow.
+  void reserve(Device& device, size_t bytes) {
+    if (bytes > bytes_) *this = DeviceMemory(device, bytes);
+  }
+
+ private:
+  void swap(DeviceMemory& other) {
+    std::swap(device_, other.device_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(data_, other.data_);
+  }
+  Device* device_ = nullptr;
+  size_t bytes_ = 0;
+  void* data_ = nullptr;
+};
+
+/// Rows read back, several at a time: asking a device costs more than the rows.
+class ReadBack {
+ public:
+  explicit ReadBack(Device& device, const Launch& launch) : device_(device), launch_(launch) {}
+  void row(const class GpuWeight& weight, int64_t row, float* out);
+
+ private:
+  static constexpr int64_t kRows = 16;
+  struct Piece {
+    const GpuWeight* weight = nullptr;
+    int64_t first = 0;
+    std::vector<float> values;
+  };
+  std::mutex mutex_;
+  Device& device_;
+  const Launch& launch_;
+  DeviceMemory rows_;
+  std::array<Piece, 16> pieces_;
+  size_t next_ = 0;
+};
+
+class GpuWeight : public Weight {
+ public:
+  void read_back(int64_t row, float* out) const override { reader->row(*this, row, out); }
+  /// One matrix, or an expert's.
+  const PackedMatrix& matrix(int64_t expert = 0) const { return matrices[static_cast<size_t>(expert)]; }
+
+  std::vector<PackedMatrix> matrices;  ///< matmul: one; experts: one each
+  DeviceMemory memory;                 ///< packed matrices and their row scales; an embedding's blocks; FP32
+  int64_t row_bytes = 0;               ///< of an embedding, as the file has it
+  ReadBack* reader = nullptr;
+};
+
+/// What the kernels see of a tensor of this type.
+quant::Type kernel_type_of(WeightUse use, quant::Type type, WeightMode mode);
+std::optional<std::string> gpu_weight_refusal(quant::Type type, int64_t rows, int64_t cols);
+/// Bytes of a tensor (of one expert).
+uint64_t gpu_weight_bytes(const Kernels& kernels, WeightUse use, quant::Type type, int64_t rows, int64_t cols,
+                          WeightMode mode);
+/// Bytes of the file that are on the device at once while a tensor is packed.
+inline constexpr int64_t kStagingBytes = int64_t{64} << 20;
+/// Errors: a byte count unlike the shape; BF16 values that f16 behind the row's scale cannot hold, more than
+/// one in kInexact.
+inline constexpr int64_t kInexact = 1000;
+std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse use, WeightMode mode,
+                                           Device& device, const Launch& launch, DeviceMemory& staging,
+                                           ReadBack& reader);
+
+}  // namespace greta::gpu
