@@ -218,28 +218,34 @@ void accumulate(float* c, const float* a, const float* b) {
   }
 }
 
-void gather(float* matrix, const uint32_t* words, const uint8_t* places, int count, bool bf16) {
-  for (int e = 0; e < count; ++e) {
-    const auto bits = static_cast<uint16_t>(words[e / 2] >> (16 * (e & 1)));
-    matrix[places[e]] = bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+template <int N, class Wide, float (*Number)(uint16_t)>
+void multiply_tile(const std::array<Operands, kMaxWave>& lanes, const MatrixUnit& unit) {
+  float a[256], b[16 * N], c[16 * N];
+  const auto gather = [](float* matrix, const uint32_t* words, const uint8_t* places, int count) {
+    for (int e = 0; e < count; e += 2) {
+      matrix[places[e]] = Number(static_cast<uint16_t>(words[e / 2]));
+      matrix[places[e + 1]] = Number(static_cast<uint16_t>(words[e / 2] >> 16));
+    }
+  };
+  for (int lane = 0; lane < unit.wave; ++lane) {
+    const Operands& own = lanes[lane];
+    gather(a, own.a, &unit.a[lane * unit.count_a], unit.count_a);
+    gather(b, own.b, &unit.b[lane * unit.count_b], unit.count_b);
+    for (int i = 0; i < unit.count_c; ++i) c[unit.c[lane * unit.count_c + i]] = own.c[i];
   }
+  accumulate<N, Wide>(c, a, b);
+  for (int lane = 0; lane < unit.wave; ++lane)
+    for (int i = 0; i < unit.count_c; ++i) lanes[lane].c[i] = c[unit.c[lane * unit.count_c + i]];
 }
 
 void multiply_wave(const std::array<Operands, kMaxWave>& lanes, const MatrixUnit& unit, bool bf16) {
-  float a[256], b[256], c[256];
-  for (int lane = 0; lane < unit.wave; ++lane) {
-    const Operands& own = lanes[lane];
-    gather(a, own.a, &unit.a[lane * unit.count_a], unit.count_a, bf16);
-    gather(b, own.b, &unit.b[lane * unit.count_b], unit.count_b, bf16);
-    for (int i = 0; i < unit.count_c; ++i) c[unit.c[lane * unit.count_c + i]] = own.c[i];
-  }
   if (unit.tile_n == 8) {
-    bf16 ? accumulate<8, double>(c, a, b) : accumulate<8, float>(c, a, b);
+    bf16 ? multiply_tile<8, double, bf16_to_f32>(lanes, unit)
+         : multiply_tile<8, float, f16_to_f32>(lanes, unit);
   } else {
-    bf16 ? accumulate<16, double>(c, a, b) : accumulate<16, float>(c, a, b);
+    bf16 ? multiply_tile<16, double, bf16_to_f32>(lanes, unit)
+         : multiply_tile<16, float, f16_to_f32>(lanes, unit);
   }
-  for (int lane = 0; lane < unit.wave; ++lane)
-    for (int i = 0; i < unit.count_c; ++i) lanes[lane].c[i] = c[unit.c[lane * unit.count_c + i]];
 }
 
 // ---- the scheduler
@@ -297,10 +303,10 @@ class Engine {
   size_t shared_room_ = 0;
 };
 
-Engine& engine() {
-  thread_local const auto one = std::make_unique<Engine>();
-  return *one;
-}
+thread_local constinit Engine* the_engine = nullptr;
+
+/// This host thread's, from its first launch on.
+Engine& engine() { return *the_engine; }
 
 Fiber& self() { return *static_cast<Fiber*>(running); }
 
@@ -602,9 +608,11 @@ void misaligned(const void* at, int bytes) {
 
 void run_grid(const Traits& traits, const char* name, void* stream, Grid grid, int threads, int shared_bytes,
               void (*call)(const void* kernel), const void* kernel) {
+  thread_local const auto own = std::make_unique<Engine>();
+  the_engine = own.get();
   Stream unseeded;
-  engine().run(traits, name, stream == nullptr ? unseeded : *static_cast<Stream*>(stream), grid, threads,
-               shared_bytes, call, kernel);
+  own->run(traits, name, stream == nullptr ? unseeded : *static_cast<Stream*>(stream), grid, threads,
+           shared_bytes, call, kernel);
 }
 
 }  // namespace greta::gpu::sim
