@@ -400,9 +400,15 @@ struct BackendOptions {
   KvType kv_type = KvType::f16;
 };
 
-/// `device`: "cpu" or "reference" ("cuda:0" and "hip:0" in builds that have them). Errors: an unknown device,
-/// an instruction set that this machine lacks, an option that the device does not have (the reference keeps
-/// the file's own weights, unrounded activations and an FP64 cache): each says what there is instead.
+/// Whether a device's name is one of gpu/'s: "cuda:0", "hip:0", "sim:32".
+inline bool is_gpu(std::string_view device) {
+  return device.starts_with("cuda:") || device.starts_with("hip:") || device.starts_with("sim:");
+}
+
+/// `device`: "cpu", "reference", and in builds that have them "cuda:0", "hip:0" and, to try GPU kernels on
+/// the host, "sim:32" and "sim:64". Errors: an unknown device, an instruction set that this machine lacks, an
+/// option that the device does not have (the reference keeps the file's own weights, unrounded activations
+/// and an FP64 cache): each says what there is instead.
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options);
 
 }  // namespace greta

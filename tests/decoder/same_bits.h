@@ -75,6 +75,8 @@ struct Mode {
   WeightMode weights = WeightMode::stored;
   Activations activations = Activations::bits16;
   SynthOptions shape = {};  ///< but for the type
+  std::string device = "cpu";
+  KvType kv_type = KvType::f16;
 };
 
 /// A model of the mode's type in a folder of its own.
@@ -91,6 +93,8 @@ class SameBits : public testing::TestWithParam<Mode> {
     o.sequences = sequences;
     o.context = static_cast<int64_t>(lengths_[0]) + 8;
     o.all_logits = true;
+    o.device = GetParam().device;
+    o.backend.kv_type = GetParam().kv_type;
     o.backend.threads = threads;
     o.backend.weights = GetParam().weights;
     o.backend.activations = GetParam().activations;

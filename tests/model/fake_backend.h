@@ -44,8 +44,8 @@ class FakeBackend : public Backend {
     return uint64_t{kKvPage} * static_cast<uint64_t>(kv_heads * head_dim) *
            (plain.kv_type == KvType::f32 ? 4 : 2);
   }
-  uint64_t scratch_bytes(int64_t rows, int64_t) const override {
-    return static_cast<uint64_t>(rows) * scratch_per_row;
+  uint64_t scratch_bytes(const ScratchShape& shape) const override {
+    return static_cast<uint64_t>(shape.rows) * scratch_per_row;
   }
   uint64_t available_bytes() const override { return available; }
 

@@ -23,6 +23,7 @@ class Launch {
  public:
   virtual ~Launch() = default;
   void* stream = nullptr;
+  bool warpgroups = false;  ///< Device::warpgroups()
   /// Called by the code that launches a kernel, once for each, right before: counts it (Backend::route) and
   /// gives the mark that it will leave.
   virtual Mark mark(const char* kernel) const = 0;
@@ -45,6 +46,8 @@ class Device {
   virtual std::string description() const = 0;  ///< "NVIDIA H100 80GB HBM3, sm_90, driver 580.159"
   virtual const Kernels& kernels() const = 0;
   virtual void* stream() const = 0;
+  /// Whether it runs Hopper's warpgroup instructions.
+  virtual bool warpgroups() const { return false; }
   virtual uint64_t free_bytes() const = 0;
   virtual uint64_t total_bytes() const = 0;
 

@@ -56,6 +56,7 @@ class GpuBackend : public Backend, private Launch {
     if (options.kv_type != KvType::f16 && options.kv_type != KvType::bf16)
       fail("--kv-type: the cache on {} is f16 or bf16", device_->name());
     stream = device_->stream();
+    warpgroups = device_->warpgroups();
     mark_ = static_cast<uint32_t*>(device_->allocate_host(sizeof(uint32_t)));
     device_->running = [this] { return names_.name(*mark_); };
   }

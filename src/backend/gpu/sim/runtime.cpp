@@ -28,7 +28,6 @@ namespace greta::gpu::sim {
 namespace {
 
 namespace fc = boost::context::detail;
-using Where = std::source_location;
 
 constexpr int kMaxWave = 64;
 constexpr int kMaxThreads = 1024;  ///< of a block, on all targets
@@ -114,10 +113,12 @@ class Stacks {
   Stacks(const Stacks&) = delete;
   Stacks& operator=(const Stacks&) = delete;
 
-  /// Tops are staggered, so that they do not all fall into the same cache sets.
-  void give(int thread, Context& to) const {
-    to.bottom = memory_ + kStride * thread + kPage;
+  /// Its top. Tops are staggered, so that they do not all fall into the same cache sets.
+  std::byte* give(int thread, Context& to) const {
+    std::byte* bottom = memory_ + kStride * thread + kPage;
+    to.bottom = bottom;
     to.size = kStackBytes - static_cast<size_t>(thread) * 320 % kPage;
+    return bottom + to.size;
   }
 
  private:
@@ -153,14 +154,12 @@ struct Point {
   Where where;
 
   bool operator==(const Point& other) const {
-    return wait == other.wait && where.line() == other.where.line() &&
-           where.column() == other.where.column() &&
-           (where.file_name() == other.where.file_name() ||
-            std::string_view(where.file_name()) == other.where.file_name());
+    return wait == other.wait && where.line == other.where.line &&
+           (where.file == other.where.file || std::string_view(where.file) == other.where.file);
   }
   std::string text() const {
-    const std::string_view file = where.file_name();
-    return fmt::format("{} ({}:{})", name_of(wait), file.substr(file.rfind('/') + 1), where.line());
+    const std::string_view file = where.file;
+    return fmt::format("{} ({}:{})", name_of(wait), file.substr(file.rfind('/') + 1), where.line);
   }
 };
 
@@ -440,9 +439,8 @@ void Engine::prepare(Fiber& fiber) {
   fiber.group = 0;
   Context& context = fiber.context;
   if (context.at != nullptr) return;
-  stacks_.give(fiber.index, context);
-  const auto top = reinterpret_cast<uintptr_t>(context.bottom) + context.size;
-  context.at = fc::make_fcontext(reinterpret_cast<void*>(top), context.size, enter);
+  std::byte* top = stacks_.give(fiber.index, context);
+  context.at = fc::make_fcontext(top, context.size, enter);
 #if defined(__SANITIZE_THREAD__)
   context.fiber = __tsan_create_fiber(0);
 #endif
@@ -514,8 +512,8 @@ void Engine::run(const Traits& traits, const char* name, Stream& stream, Grid gr
     refuse(fmt::format("a grid of ({}, {}, {}) blocks, of at most (2^31 - 1, 65535, 65535)", grid.x, grid.y,
                        grid.z));
 
-  if (shared_room_ < static_cast<size_t>(shared_bytes)) {
-    shared_room_ = (static_cast<size_t>(shared_bytes) + 127) / 128 * 128;
+  if (shared_ == nullptr || shared_room_ < static_cast<size_t>(shared_bytes)) {
+    shared_room_ = (static_cast<size_t>(shared_bytes) / 128 + 1) * 128;
     shared_.reset(static_cast<std::byte*>(std::aligned_alloc(128, shared_room_)));
     if (shared_ == nullptr) throw std::bad_alloc();
   }

@@ -4,7 +4,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <source_location>
 
 #include "backend/gpu/device.h"
 
@@ -15,6 +14,17 @@ namespace greta::gpu::sim {
 struct Stream {
   uint64_t seed = 0;
   uint64_t launches = 0;
+};
+
+/// A line of a kernel's source: lanes of a wave, or threads of a block, must wait at the same.
+struct Where {
+  const char* file = "";
+  int line = 0;
+
+  /// As a default argument: the caller's.
+  static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
 };
 
 /// A target's own numbers.
@@ -54,15 +64,14 @@ struct MatrixUnit {
 
 // ---- what a kernel calls; errors name the kernel, the block and the thread
 
-void barrier(std::source_location where);
-bool block_any(bool condition, std::source_location where);
-void wave_barrier(std::source_location where);
+void barrier(Where where);
+bool block_any(bool condition, Where where);
+void wave_barrier(Where where);
 /// The value that lane `from` of the wave came with.
-uint32_t shuffle(uint32_t value, int from, std::source_location where);
+uint32_t shuffle(uint32_t value, int from, Where where);
 /// c += a b for the whole wave. Each element of c: one fused FP32 multiply-add for each k, ascending, to
 /// nearest even.
-void multiply(float* c, const uint32_t* a, const uint32_t* b, bool bf16, const MatrixUnit& unit,
-              std::source_location where);
+void multiply(float* c, const uint32_t* a, const uint32_t* b, bool bf16, const MatrixUnit& unit, Where where);
 void copy_async16(std::byte* to, const void* from, bool valid);
 void copy_commit();
 void copy_wait(int left);

@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <source_location>
 #include <tuple>
 
 #include "backend/gpu/device.h"
@@ -29,8 +28,7 @@
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 
-/// Where a kernel waits: lanes of a wave, or threads of a block, must wait together.
-using Where = std::source_location;
+using sim::Where;
 
 // ---- threads
 // --------------------------------------------------------------------------------------------------
@@ -45,21 +43,21 @@ GRETA_DEVICE int block_y() { return static_cast<int>(sim::place.block.y); }
 GRETA_DEVICE int block_z() { return static_cast<int>(sim::place.block.z); }
 GRETA_DEVICE int grid_x() { return static_cast<int>(sim::place.grid.x); }
 /// All threads of the block.
-GRETA_DEVICE void barrier(Where where = Where::current()) { sim::barrier(where); }
+GRETA_DEVICE void barrier(Where where = Where::here()) { sim::barrier(where); }
 /// The threads of a wave, and their shared memory writes before it.
-GRETA_DEVICE void wave_barrier(Where where = Where::current()) { sim::wave_barrier(where); }
+GRETA_DEVICE void wave_barrier(Where where = Where::here()) { sim::wave_barrier(where); }
 /// 32-bit types; all lanes of the wave take part. A lane outside of the wave is an error.
 template <class T>
-GRETA_DEVICE T shuffle(T value, int from, Where where = Where::current()) {
+GRETA_DEVICE T shuffle(T value, int from, Where where = Where::here()) {
   static_assert(sizeof(T) == 4);
   return std::bit_cast<T>(sim::shuffle(std::bit_cast<uint32_t>(value), from, where));
 }
 template <class T>
-GRETA_DEVICE T shuffle_xor(T value, int mask, Where where = Where::current()) {
+GRETA_DEVICE T shuffle_xor(T value, int mask, Where where = Where::here()) {
   return shuffle(value, lane_index() ^ mask, where);
 }
 /// Whether `condition` holds in any thread of the block; all threads call it. A barrier.
-GRETA_DEVICE bool block_any(bool condition, Where where = Where::current()) {
+GRETA_DEVICE bool block_any(bool condition, Where where = Where::here()) {
   return sim::block_any(condition, where);
 }
 GRETA_DEVICE void atomic_add(unsigned long long* at, unsigned long long value) { *at += value; }
@@ -253,12 +251,12 @@ struct FragmentB {
 };
 /// c += a b, f16 operands: FP32 fused multiply-adds in ascending k, to nearest even.
 GRETA_DEVICE void multiply(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b,
-                           Where where = Where::current()) {
+                           Where where = Where::here()) {
   sim::multiply(c, a.word, b.word, false, kMatrixUnit, where);
 }
 /// The same on bf16 operands.
 GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b,
-                                Where where = Where::current()) {
+                                Where where = Where::here()) {
   sim::multiply(c, a.word, b.word, true, kMatrixUnit, where);
 }
 /// B [k 16, n kTileN] of 16-bit elements from shared memory in which element (k, n) is at n * stride + k;

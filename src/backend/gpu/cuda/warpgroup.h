@@ -1,0 +1,117 @@
+#pragma once
+// Hopper's own instructions (sm_90a): warpgroups of four waves, barriers in shared memory. Elsewhere these
+// functions have no body: the host launches no kernel that calls them there (Launch::warpgroups).
+// Source: PTX ISA 8.x, "Asynchronous warpgroup level matrix instructions", "mbarrier", "setmaxnreg".
+#include "backend/gpu/cuda/target.h"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define GRETA_WARPGROUP_CODE
+#endif
+
+namespace greta::gpu::cuda {
+
+inline constexpr int kWarpgroup = 128;  ///< threads
+
+/// A barrier in shared memory: 8 bytes. A phase ends when `count` have arrived.
+class SharedBarrier {
+ public:
+  __device__ __forceinline__ explicit SharedBarrier(const SharedArray<uint64_t>& at, int i)
+      : address_(at.shared_address(i)) {}
+  __device__ __forceinline__ void start(int count) const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_), "r"(count) : "memory");
+  }
+  __device__ __forceinline__ void arrive() const {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address_) : "memory");
+  }
+  /// Until the phase of this parity has ended.
+  __device__ __forceinline__ void wait(uint32_t parity) const {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra over;\n"
+        "bra again;\n"
+        "over:\n"
+        "}\n" ::"r"(address_),
+        "r"(parity)
+        : "memory");
+  }
+
+ private:
+  uint32_t address_;
+};
+/// What this thread wrote to shared memory is there for the matrix unit's own reads, after a barrier.
+GRETA_DEVICE void publish_to_matrix_unit() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// Registers of a thread of this warpgroup from here on; every warpgroup says how many it needs.
+template <int kCount>
+GRETA_DEVICE void take_registers() {
+#ifdef GRETA_WARPGROUP_CODE
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+template <int kCount>
+GRETA_DEVICE void give_registers() {
+#ifdef GRETA_WARPGROUP_CODE
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+
+/// Before the first product that reads registers written since.
+GRETA_DEVICE void warpgroup_begin() {
+#ifdef GRETA_WARPGROUP_CODE
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+GRETA_DEVICE void warpgroup_commit() {
+#ifdef GRETA_WARPGROUP_CODE
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+/// All products but those of the `Left` newest groups are done.
+template <int Left>
+GRETA_DEVICE void warpgroup_wait() {
+#ifdef GRETA_WARPGROUP_CODE
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Left) : "memory");
+#endif
+}
+
+/// B [k 16, n] of f16 in shared memory: rows n of 64 k, 128 bytes each, 16-byte pieces of a row permuted by
+/// swizzled_piece(); 1024-byte aligned. `address`: of its first byte; k16 step `step` of the row's four.
+GRETA_DEVICE uint64_t shared_tile(uint32_t address, int step) {
+  const uint64_t start = ((address + 32u * static_cast<uint32_t>(step)) & 0x3ffffu) >> 4;
+  const uint64_t leading = 1, stride = 1024 >> 4;                         // stride: from 8 rows to the next 8
+  return start | (leading << 16) | (stride << 32) | (uint64_t{1} << 62);  // 128-byte swizzle
+}
+/// Where 16-byte piece `piece` (0 .. 7) of row `row` lies within its 128 bytes.
+GRETA_DEVICE int swizzled_piece(int row, int piece) { return piece ^ (row & 7); }
+
+/// c [64, 128] = a b, or c + a b. c: as C of mma.m16n8k16 for each 8 of n; `b`: shared_tile().
+GRETA_DEVICE void warpgroup_multiply(float (&c)[64], const FragmentA& a, uint64_t b, bool add) {
+#ifdef GRETA_WARPGROUP_CODE
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n"
+      "}\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]),
+        "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
+        "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]),
+        "+f"(c[37]), "+f"(c[38]), "+f"(c[39]), "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]),
+        "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]), "+f"(c[48]), "+f"(c[49]), "+f"(c[50]),
+        "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]), "+f"(c[56]), "+f"(c[57]),
+        "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
+      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "l"(b), "r"(static_cast<int>(add)));
+#endif
+}
+
+}  // namespace greta::gpu::cuda

@@ -1,0 +1,439 @@
+#pragma once
+// The arithmetic of one split of 64 keys for the rows of a block, and how its K and V come: what every
+// attention kernel is made of, so that all leave the same bits.
+//
+// For a pair (row, head): q's operand is f16(q 2^e), e = 14 - floor(log2 max |q|) over the head. S[j] = (acc
+// 2^-e) scale, acc the matrix unit's walk over head_dim in ascending k16 steps, soft-capped where there is a
+// cap; m = max S over the keys that the row sees; p[j] = e^(S[j] - m), 0 for the others; l = the sum of p: 16
+// keys by lanes and a tree, then (0 + 1) + (2 + 3); o = the walk over the split's 64 keys of f16(p 2^15) and
+// V. A bf16 cache takes each step twice: an f16 is exactly the sum of two bf16, the high part first.
+//
+// What a row does not see reaches none of its bits. Its scores are dropped by select; V rows that no row of
+// the block sees are zeros, never read; and where a V row that some see and others do not holds a NaN or an
+// infinity (0 times it is NaN), the block's rows walk one at a time with V as that row sees it.
+#include "backend/gpu/kernels/attention_shape.inl"
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+namespace {
+
+template <bool Bf16>
+GRETA_DEVICE void multiply_operands(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b) {
+  if constexpr (Bf16) {
+    multiply_bf16(c, a, b);
+  } else {
+    multiply(c, a, b);
+  }
+}
+
+/// Two f16 as bf16: their high parts, or what those leave. Both exact.
+GRETA_DEVICE uint32_t bf16_part(uint32_t halves, int part) {
+  const float low = low_f16(halves), high = high_f16(halves);
+  const uint32_t a = to_bf16(low), b = to_bf16(high);
+  if (part == 0) return a | (b << 16);
+  const uint32_t c = to_bf16(low - from_bf16(static_cast<uint16_t>(a)));
+  const uint32_t d = to_bf16(high - from_bf16(static_cast<uint16_t>(b)));
+  return c | (d << 16);
+}
+
+/// Whether one of two 16-bit floats is NaN or infinite.
+template <bool Bf16>
+GRETA_DEVICE bool has_special(uint32_t halves) {
+  constexpr uint32_t kExponent = Bf16 ? 0x7f80 : 0x7c00;
+  return (halves & kExponent) == kExponent || ((halves >> 16) & kExponent) == kExponent;
+}
+
+template <class S>
+struct Block {
+  const AttentionCall& call;
+  const Work& work;
+  SharedArray<uint16_t> room;           ///< slabs as they come, then V in pairs of keys
+  SharedArray<uint16_t> probabilities;  ///< [operands][rows][kProbabilityStride]
+  SharedArray<float> maxima;            ///< [rows][4], a part's each
+  SharedArray<float> sums;              ///< [rows][4], of 16 keys each
+  SharedArray<float> unscales;          ///< [rows] 2^-e
+  int part;                             ///< of the keys, and of head_dim
+  int first_pair;                       ///< of this wave's row tiles
+  int steps;                            ///< k16 steps of head_dim
+
+  FragmentA q[S::kTiles][S::kSteps][S::kOperands];
+  Keys sees[S::kTiles][kRowsC];
+  float unscale[S::kTiles][kRowsC];
+
+  GRETA_DEVICE Block(const AttentionCall& of, const Work& on, Shared& shared)
+      : call(of),
+        work(on),
+        room(shared.array<uint16_t>(2 * S::kSlot + S::kPairs)),
+        probabilities(shared.array<uint16_t>(S::kProbabilities)),
+        maxima(shared.array<float>(4 * S::kRows)),
+        sums(shared.array<float>(4 * S::kRows)),
+        unscales(shared.array<float>(S::kRows)),
+        part(wave_index() % S::kParts),
+        first_pair(wave_index() / S::kParts * S::kTiles * 16),
+        steps((of.cache.head_dim + 15) / 16) {}
+
+  /// Of element i of row tile t.
+  GRETA_DEVICE int pair_of(int t, int i) const { return first_pair + 16 * t + c_row(lane_index(), i); }
+  /// In the split, of element i of this wave's key tile n.
+  GRETA_DEVICE int key_of(int n, int i) const {
+    return part * S::kKeys + n * kTileN + c_n(lane_index(), i);
+  }
+  /// Of the slab, of element i of this wave's value tile n: tiles go round the parts.
+  GRETA_DEVICE int column_of(int n, int i) const {
+    return (n * S::kParts + part) * kTileN + c_n(lane_index(), i);
+  }
+  GRETA_DEVICE SharedArray<uint16_t> slot(bool value, int slab) const {
+    return room.from((S::kSlabs == 1 ? (value ? 1 : 0) : slab) * S::kSlot);
+  }
+  GRETA_DEVICE SharedArray<uint16_t> value_pairs() const { return room.from(2 * S::kSlot); }
+  GRETA_DEVICE int64_t page_of(int split) const {
+    return call.cache.pages[work.tile.sequence * call.cache.page_stride + split];
+  }
+
+  // ---- q
+
+  /// Rounds the block's rows into shared memory, a wave a row; 0 where the block has no such pair.
+  GRETA_DEVICE void stage_queries() const {
+    constexpr int kWords = (S::kQueryStride - 8) / 2 < kWave ? 1 : (S::kQueryStride - 8) / 2 / kWave;
+    constexpr int kRowsAtOnce = 4;
+    static_assert(S::kRows % (kRowsAtOnce * S::kWaves) == 0);
+    const SharedArray<uint16_t> to = room.from(S::kQueriesAt);
+    const int words = call.cache.head_dim / 2;
+    for (int first = wave_index() * kRowsAtOnce; first < S::kRows; first += S::kWaves * kRowsAtOnce) {
+      Words2 x[kRowsAtOnce][kWords];
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const bool valid = first + r < work.pairs;
+        const float* from = call.q + (valid ? work.at(first + r, call.heads) * call.cache.head_dim : 0);
+        GRETA_UNROLL
+        for (int i = 0; i < kWords; ++i) {
+          const int w = lane_index() + i * kWave;
+          x[r][i] = valid && w < words ? stream_words2(from + 2 * w) : Words2{0, 0};
+        }
+      }
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) round_query(x[r], first + r, to);
+    }
+  }
+
+  /// x: a row's elements in pairs, lane's own. The largest magnitude as bits: a NaN's are past all others'.
+  template <int Words>
+  GRETA_DEVICE void round_query(const Words2 (&x)[Words], int pair, const SharedArray<uint16_t>& to) const {
+    uint32_t largest = 0;
+    GRETA_UNROLL
+    for (int i = 0; i < Words; ++i) {
+      const uint32_t a = x[i].x & 0x7fffffffu, b = x[i].y & 0x7fffffffu;
+      largest = a > largest ? a : largest;
+      largest = b > largest ? b : largest;
+    }
+    GRETA_UNROLL
+    for (int mask = 1; mask < kWave; mask *= 2) {
+      const uint32_t other = shuffle_xor(largest, mask);
+      largest = other > largest ? other : largest;
+    }
+    // e = 14 - floor(log2), the exponent field being floor(log2) + 127 (a subnormal's 0), at most 126.
+    const int field = static_cast<int>(largest >> 23);
+    const int e = largest == 0 || field == 255 ? 0 : 141 - field > 126 ? 126 : 141 - field;
+    const float scale = float_of(static_cast<uint32_t>(127 + e) << 23);
+    GRETA_UNROLL
+    for (int i = 0; i < Words; ++i) {
+      const int w = lane_index() + i * kWave;
+      if (w >= steps * 8) continue;
+      const uint32_t halves = pack_f16(float_of(x[i].x) * scale, float_of(x[i].y) * scale);
+      GRETA_UNROLL
+      for (int o = 0; o < S::kOperands; ++o)
+        to.put_word((o * S::kRows + pair) * S::kQueryStride + 2 * w,
+                    S::kBf16 ? bf16_part(halves, o) : halves);
+    }
+    if (lane_index() == 0) unscales[pair] = float_of(static_cast<uint32_t>(127 - e) << 23);
+  }
+
+  /// This wave's operands of q, and what its rows see. After a barrier.
+  GRETA_DEVICE void take_queries() {
+    const SharedArray<uint16_t> from = room.from(S::kQueriesAt);
+    GRETA_UNROLL
+    for (int t = 0; t < S::kTiles; ++t) {
+      GRETA_UNROLL
+      for (int s = 0; s < S::kSteps; ++s) {
+        if (!S::kWhole && s >= steps) continue;
+        GRETA_UNROLL
+        for (int o = 0; o < S::kOperands; ++o)
+          q[t][s][o] = fragment_a(
+              from.from((o * S::kRows + first_pair + 16 * t) * S::kQueryStride + 16 * s), S::kQueryStride);
+      }
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsC; ++r) {
+        const int pair = pair_of(t, r * kSameRowC);
+        sees[t][r] =
+            pair < work.pairs ? visible_at(work.position(pair), call.window) : Keys{0, -1};
+        unscale[t][r] = unscales[pair];
+      }
+    }
+  }
+
+  // ---- K and V on their way
+
+  /// A slab of K or V from its page into its slot, rows that no row of the block sees as zeros; and so what
+  /// lies between head_dim and the next multiple of 16.
+  GRETA_DEVICE void stage(bool value, int slab, int split, int64_t page) const {
+    constexpr int kChunks = S::kSlab / 8;
+    const int head_dim = call.cache.head_dim;
+    const SharedArray<uint16_t> to = slot(value, slab);
+    const uint16_t* from = (value ? call.cache.v : call.cache.k) +
+                           (page * call.cache.kv_heads + work.kv_head) * kSplit * head_dim;
+    const bool chunks = head_dim % 8 == 0;
+    GRETA_UNROLL
+    for (int i = 0; i < kSplit * kChunks; i += S::kThreads) {
+      const int key = (i + thread_index()) / kChunks, chunk = (i + thread_index()) % kChunks * 8;
+      const int d = slab * S::kSlab + chunk;
+      if (!S::kWhole && d >= steps * 16) continue;
+      const bool seen = work.any.has(split * kSplit + key);
+      const uint16_t* at = from + key * head_dim + d;
+      if (chunks) {
+        const bool valid = seen && d < head_dim;
+        copy_async16(to, key * S::kStride + chunk, valid ? at : from, valid);
+      } else {
+        stage_words(to, key * S::kStride + chunk, at, seen ? head_dim - d : 0);
+      }
+    }
+  }
+  /// Eight elements of which `left` are there, head_dim being even but no multiple of 8.
+  GRETA_DEVICE void stage_words(const SharedArray<uint16_t>& to, int i, const uint16_t* from,
+                                int left) const {
+    Words4 v;
+    v.x = left > 0 ? stream_word(from) : 0;
+    v.y = left > 2 ? stream_word(from + 2) : 0;
+    v.z = left > 4 ? stream_word(from + 4) : 0;
+    v.w = left > 6 ? stream_word(from + 6) : 0;
+    to.put_words4(i, v);
+  }
+
+  /// The slab of V in its slot as pairs of keys: word [j][d] = (V[2j][d], V[2j + 1][d]), which is how B wants
+  /// it. Whether a row of V that not every row of the block sees holds a NaN or an infinity.
+  GRETA_DEVICE bool pair_values(int slab, int split) const {
+    constexpr int kChunks = S::kSlab / 8;
+    const SharedArray<uint16_t> from = slot(true, slab), to = value_pairs();
+    const bool check = !work.all.covers(split);
+    bool special = false;
+    GRETA_UNROLL
+    for (int i = 0; i < kSplit / 2 * kChunks; i += S::kThreads) {
+      const int j = (i + thread_index()) / kChunks, d = (i + thread_index()) % kChunks * 8;
+      if (kSplit / 2 * kChunks % S::kThreads != 0 && j >= kSplit / 2) continue;
+      if (!S::kWhole && slab * S::kSlab + d >= steps * 16) continue;
+      const Words4 a = from.words4(2 * j * S::kStride + d), b = from.words4((2 * j + 1) * S::kStride + d);
+      if (check) {
+        const int key = split * kSplit + 2 * j;
+        special = special || (!work.all.has(key) && any_special(a)) || (!work.all.has(key + 1) && any_special(b));
+      }
+      const int at = 2 * (j * S::kStride + d);
+      to.put_words4(at, {lows(a.x, b.x), highs(a.x, b.x), lows(a.y, b.y), highs(a.y, b.y)});
+      to.put_words4(at + 8, {lows(a.z, b.z), highs(a.z, b.z), lows(a.w, b.w), highs(a.w, b.w)});
+    }
+    return special;
+  }
+  static GRETA_DEVICE uint32_t lows(uint32_t a, uint32_t b) { return (a & 0xffffu) | (b << 16); }
+  static GRETA_DEVICE uint32_t highs(uint32_t a, uint32_t b) { return (a >> 16) | (b & 0xffff0000u); }
+  static GRETA_DEVICE bool any_special(const Words4& v) {
+    return has_special<S::kBf16>(v.x) || has_special<S::kBf16>(v.y) || has_special<S::kBf16>(v.z) ||
+           has_special<S::kBf16>(v.w);
+  }
+
+  // ---- scores
+
+  using Scores = float[S::kTiles][S::kKeyTiles][kFragmentC];
+
+  /// acc += this wave's rows times its keys, over the slab of head_dim in its slot.
+  GRETA_DEVICE void add_scores(Scores& acc, int slab) const {
+    const SharedArray<uint16_t> k = slot(false, slab).from(part * S::kKeys * S::kStride);
+    GRETA_UNROLL
+    for (int s = 0; s < S::kSlabSteps; ++s) {
+      const int step = slab * S::kSlabSteps + s;
+      if (!S::kWhole && step >= steps) continue;
+      FragmentB b[S::kKeyTiles];
+      GRETA_UNROLL
+      for (int n = 0; n < S::kKeyTiles; ++n)
+        b[n] = fragment_b(k.from(n * kTileN * S::kStride + 16 * s), S::kStride);
+      GRETA_UNROLL
+      for (int o = 0; o < S::kOperands; ++o)
+        GRETA_UNROLL
+        for (int n = 0; n < S::kKeyTiles; ++n)
+          GRETA_UNROLL
+          for (int t = 0; t < S::kTiles; ++t) multiply_operands<S::kBf16>(acc[t][n], q[t][step][o], b[n]);
+    }
+  }
+
+  /// acc becomes S; each row's largest among this wave's keys goes to `maxima`.
+  GRETA_DEVICE void finish_scores(Scores& acc, int split) const {
+    const bool all = work.all.covers(split);
+    GRETA_UNROLL
+    for (int t = 0; t < S::kTiles; ++t) {
+      float most[kRowsC];
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsC; ++r) most[r] = float_of(0xff800000u);
+      GRETA_UNROLL
+      for (int n = 0; n < S::kKeyTiles; ++n)
+        GRETA_UNROLL
+        for (int i = 0; i < kFragmentC; ++i) {
+          const int r = i / kSameRowC;
+          float s = (acc[t][n][i] * unscale[t][r]) * call.scale;
+          if (call.softcap > 0.0f) s = capped(s, call.softcap);
+          acc[t][n][i] = s;
+          const bool seen = all || sees[t][r].has(split * kSplit + key_of(n, i));
+          most[r] = seen ? larger(most[r], s) : most[r];
+        }
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsC; ++r) {
+        GRETA_UNROLL
+        for (int mask = 1; mask < kRowLanes; mask *= 2)
+          most[r] = larger(most[r], shuffle_xor(most[r], mask));
+        if (lane_index() % kRowLanes == 0) maxima[4 * pair_of(t, r * kSameRowC) + part] = most[r];
+      }
+    }
+  }
+
+  using RowNumbers = float[S::kTiles][kRowsC];
+
+  /// After a barrier: m of each row, p in place of S, its operands and the sums of 16 keys in shared memory.
+  GRETA_DEVICE void probabilities_of(Scores& acc, int split, RowNumbers& m) const {
+    const bool all = work.all.covers(split);
+    GRETA_UNROLL
+    for (int t = 0; t < S::kTiles; ++t) {
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsC; ++r) {
+        const int at = 4 * pair_of(t, r * kSameRowC);
+        m[t][r] = maxima[at];
+        GRETA_UNROLL
+        for (int other = 1; other < S::kParts; ++other) m[t][r] = larger(m[t][r], maxima[at + other]);
+      }
+      GRETA_UNROLL
+      for (int n = 0; n < S::kKeyTiles; ++n) {
+        GRETA_UNROLL
+        for (int i = 0; i < kFragmentC; ++i) {
+          const int r = i / kSameRowC;
+          const bool seen = all || sees[t][r].has(split * kSplit + key_of(n, i));
+          const float p = exp_of(acc[t][n][i] - m[t][r]);
+          acc[t][n][i] = seen ? p : 0.0f;
+        }
+        put_probabilities(acc[t][n], t, n);
+      }
+      sum_groups(acc[t], t);
+    }
+  }
+  GRETA_DEVICE void put_probabilities(const float (&p)[kFragmentC], int t, int n) const {
+    constexpr float kScale = static_cast<float>(1 << kProbability);
+    GRETA_UNROLL
+    for (int i = 0; i < kFragmentC; i += kSameRowC) {
+      const uint32_t halves = pack_f16(p[i] * kScale, kSameRowC == 2 ? p[i + kSameRowC - 1] * kScale : 0.0f);
+      GRETA_UNROLL
+      for (int o = 0; o < S::kOperands; ++o) {
+        const int at = (o * S::kRows + pair_of(t, i)) * S::kProbabilityStride + key_of(n, i);
+        const uint32_t word = S::kBf16 ? bf16_part(halves, o) : halves;
+        if constexpr (kSameRowC == 2) {
+          probabilities.put_word(at, word);
+        } else {
+          probabilities[at] = static_cast<uint16_t>(word);
+        }
+      }
+    }
+  }
+  GRETA_DEVICE void sum_groups(const float (&p)[S::kKeyTiles][kFragmentC], int t) const {
+    GRETA_UNROLL
+    for (int g = 0; g < S::kGroups; ++g)
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsC; ++r) {
+        float sum = 0.0f;  // the first addition is exact
+        GRETA_UNROLL
+        for (int n = 0; n < S::kGroupTiles; ++n)
+          GRETA_UNROLL
+          for (int i = 0; i < kSameRowC; ++i) sum += p[g * S::kGroupTiles + n][r * kSameRowC + i];
+        GRETA_UNROLL
+        for (int mask = 1; mask < kRowLanes; mask *= 2) sum += shuffle_xor(sum, mask);
+        if (lane_index() % kRowLanes == 0)
+          sums[4 * pair_of(t, r * kSameRowC) + part * S::kGroups + g] = sum;
+      }
+  }
+  /// l of a row, after a barrier.
+  GRETA_DEVICE float sum_of(int t, int r) const {
+    const int at = 4 * pair_of(t, r * kSameRowC);
+    return (sums[at] + sums[at + 1]) + (sums[at + 2] + sums[at + 3]);
+  }
+
+  // ---- values
+
+  using Operands = FragmentA[S::kTiles][kSplit / 16][S::kOperands];
+  using Values = float[S::kAtOnce][S::kTiles][kFragmentC];
+
+  GRETA_DEVICE void take_probabilities(Operands& p) const {
+    GRETA_UNROLL
+    for (int t = 0; t < S::kTiles; ++t)
+      GRETA_UNROLL
+      for (int s = 0; s < kSplit / 16; ++s)
+        GRETA_UNROLL
+        for (int o = 0; o < S::kOperands; ++o)
+          p[t][s][o] = fragment_a(
+              probabilities.from((o * S::kRows + first_pair + 16 * t) * S::kProbabilityStride + 16 * s),
+              S::kProbabilityStride);
+  }
+
+  /// V's keys 16 step .. of this wave's value tile n.
+  GRETA_DEVICE FragmentB value_fragment(int n, int step) const {
+    const SharedArray<uint16_t> pairs = value_pairs();
+    const int lane = lane_index(), column = (n * S::kParts + part) * kTileN;
+    FragmentB b;
+    GRETA_UNROLL
+    for (int w = 0; w < kFragmentB / 2; ++w)
+      b.word[w] =
+          pairs.word(2 * ((8 * step + b_k(lane, 2 * w) / 2) * S::kStride + column + b_n(lane, 2 * w)));
+    return b;
+  }
+
+  /// o of this wave's value tiles n ..; what tiles past head_dim hold is of no use to anyone.
+  GRETA_DEVICE void walk_values(Values& o, const Operands& p, int n) const {
+    GRETA_UNROLL
+    for (int s = 0; s < kSplit / 16; ++s) {
+      FragmentB b[S::kAtOnce];
+      GRETA_UNROLL
+      for (int j = 0; j < S::kAtOnce; ++j) b[j] = value_fragment(n + j, s);
+      GRETA_UNROLL
+      for (int part_of_p = 0; part_of_p < S::kOperands; ++part_of_p)
+        GRETA_UNROLL
+        for (int j = 0; j < S::kAtOnce; ++j)
+          GRETA_UNROLL
+          for (int t = 0; t < S::kTiles; ++t)
+            multiply_operands<S::kBf16>(o[j][t], p[t][s][part_of_p], b[j]);
+    }
+  }
+
+  /// The same, each row of the tile with those keys' V as zeros that it does not see.
+  GRETA_DEVICE void walk_values_by_row(Values& o, const Operands& p, int n, int split) const {
+    GRETA_UNROLL
+    for (int t = 0; t < S::kTiles; ++t) {
+      const int begin = first_pair + 16 * t;
+      const int end = begin + 16 < work.pairs ? begin + 16 : work.pairs;
+      for (int row = work.row(begin); begin < end && row <= work.row(end - 1); ++row) {
+        const Keys keys = visible_at(work.tile.first_position + row, call.window);
+        GRETA_UNROLL
+        for (int j = 0; j < S::kAtOnce; ++j) {
+          float own[kFragmentC] = {};
+          GRETA_UNROLL
+          for (int s = 0; s < kSplit / 16; ++s) {
+            FragmentB b = value_fragment(n + j, s);
+            GRETA_UNROLL
+            for (int w = 0; w < kFragmentB / 2; ++w) {
+              const int key = split * kSplit + 16 * s + b_k(lane_index(), 2 * w);
+              b.word[w] &= (keys.has(key) ? 0xffffu : 0u) | (keys.has(key + 1) ? 0xffff0000u : 0u);
+            }
+            GRETA_UNROLL
+            for (int part_of_p = 0; part_of_p < S::kOperands; ++part_of_p)
+              multiply_operands<S::kBf16>(own, p[t][s][part_of_p], b);
+          }
+          GRETA_UNROLL
+          for (int i = 0; i < kFragmentC; ++i)
+            o[j][t][i] = work.row(pair_of(t, i)) == row ? own[i] : o[j][t][i];
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace greta::gpu::GRETA_GPU_TARGET

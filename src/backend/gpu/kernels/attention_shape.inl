@@ -1,0 +1,142 @@
+#pragma once
+// How an attention block is cut into waves, and what it works on.
+#include "backend/gpu/kernels/elementary.inl"
+#include "backend/gpu/kernels/launchers.h"
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+namespace {
+
+inline constexpr int kSplit = 64;        ///< keys; aligned to absolute position (kKvPage)
+inline constexpr int kProbability = 15;  ///< the operand of p is f16(p 2^15)
+inline constexpr float kUndoProbability = 0x1p-15f;
+
+// Elements of C [16, kTileN] that a lane has: kRowsC rows, of each kSameRowC neighbours; element i is of row
+// i / kSameRowC. kRowLanes consecutive lanes hold a row.
+inline constexpr int kSameRowC = c_row(0, 1) == c_row(0, 0) ? 2 : 1;
+inline constexpr int kRowsC = kFragmentC / kSameRowC;
+inline constexpr int kRowLanes = kTileN / kSameRowC;
+
+constexpr bool c_is_as_stated() {
+  for (int lane = 0; lane < kWave; ++lane)
+    for (int i = 0; i < kFragmentC; ++i) {
+      if (c_row(lane, i) != c_row(lane / kRowLanes * kRowLanes, i / kSameRowC * kSameRowC)) return false;
+      if (c_n(lane, i) != lane % kRowLanes * kSameRowC + i % kSameRowC) return false;
+    }
+  return true;
+}
+static_assert(c_is_as_stated());
+static_assert(16 % kTileN == 0);
+
+/// A block has kRows pairs (row, head), 16 to a row tile. kParts waves share kTiles row tiles: each takes its
+/// part of the keys for the scores, and its part of head_dim for the values. Small: one row tile, for few
+/// rows. K and V come in slabs of 64 keys and kSlab of head_dim's at most HeadDim elements.
+template <int HeadDim, bool IsBf16, bool Small, bool Whole>
+struct Shape {
+  static constexpr bool kBf16 = IsBf16;
+  static constexpr bool kSmall = Small;
+  static constexpr bool kWhole = Whole;  ///< head_dim is HeadDim
+  static constexpr int kSlab = HeadDim < 128 ? HeadDim : 128;
+  static constexpr int kSlabs = HeadDim / kSlab;
+  static constexpr int kStride = kSlab + 8;  ///< of a key in a slab: no two lanes meet in a bank
+  static constexpr int kSteps = HeadDim / 16;
+  static constexpr int kSlabSteps = kSlab / 16;
+  static constexpr int kOperands = IsBf16 ? 2 : 1;  ///< an f16 is the sum of two bf16, a high and a low one
+
+  static constexpr int kParts = Small || (IsBf16 && HeadDim > 128) ? 4 : 2;
+  static constexpr int kTiles = Small || IsBf16 || HeadDim > 128 ? 1 : 2;
+  static constexpr int kWaves = Small ? kParts : 256 / kWave;
+  static constexpr int kThreads = kWaves * kWave;
+  static constexpr int kRows = kWaves / kParts * kTiles * 16;
+  static constexpr int kKeys = kSplit / kParts;        ///< of a wave
+  static constexpr int kKeyTiles = kKeys / kTileN;     ///< of a wave
+  static constexpr int kGroups = kKeys / 16;           ///< of a wave: 16 keys are summed first
+  static constexpr int kGroupTiles = 16 / kTileN;
+  static constexpr int kValueTiles = kSlab / kTileN / kParts;  ///< of a wave, in a slab
+  static constexpr int kAtOnce = kValueTiles < 4 ? kValueTiles : 4;
+
+  // Shared memory, in 16-bit elements: two slabs as they come; a slab of V in pairs of keys; P; then floats.
+  static constexpr int kSlot = kSplit * kStride;
+  static constexpr int kPairs = kSplit * kStride;
+  static constexpr int kQueryStride = HeadDim + 8;
+  static constexpr int kQueries = kOperands * kRows * kQueryStride;
+  /// The operands of q pass through: a small block's where V's pairs will be, so that K and V can be on their
+  /// way; others' where the slabs will be.
+  static constexpr int kQueriesAt = Small ? 2 * kSlot : 0;
+  static_assert(kQueries <= (Small ? kPairs : 2 * kSlot));
+  static constexpr int kProbabilityStride = kSplit + 8;
+  static constexpr int kProbabilities = kOperands * kRows * kProbabilityStride;
+  static constexpr int kSharedBytes = 2 * (2 * kSlot + kPairs + kProbabilities) + 4 * (4 + 4 + 1) * kRows;
+};
+
+/// A range of keys, last included; empty where last < first.
+struct Keys {
+  int first;
+  int last;
+
+  GRETA_DEVICE bool has(int key) const { return first <= key && key <= last; }
+  GRETA_DEVICE bool meets(int split) const {
+    return first <= last && first < (split + 1) * kSplit && last >= split * kSplit;
+  }
+  GRETA_DEVICE bool covers(int split) const {
+    return first <= split * kSplit && last >= (split + 1) * kSplit - 1;
+  }
+};
+
+/// The keys that a row at `position` sees.
+GRETA_DEVICE Keys visible_at(int position, int64_t window) {
+  const int64_t first = window == 0 ? 0 : position - window + 1;
+  return {first < 0 ? 0 : static_cast<int>(first), position};
+}
+
+/// What a block works on: of a tile's rows and the `group` heads of a kv head, in pairs (row, head) with the
+/// head running faster, `pairs` from pair `first` on.
+struct Work {
+  AttentionTile tile;
+  int kv_head;
+  int group;
+  int first;
+  int pairs;
+  Keys any;  ///< that some row sees
+  Keys all;  ///< that every row sees
+
+  GRETA_DEVICE int row(int pair) const { return (first + pair) / group; }  ///< of the tile
+  GRETA_DEVICE int position(int pair) const { return tile.first_position + row(pair); }
+  /// Index of (row, head) in q and out: [rows * heads].
+  GRETA_DEVICE int64_t at(int pair, int heads) const {
+    const int of = row(pair);
+    return (static_cast<int64_t>(tile.first_row) + of) * heads + kv_head * group + (first + pair - of * group);
+  }
+};
+
+/// Block (part of a tile, kv head). Tiles from the last on: they tend to see most keys, and whoever takes
+/// longest should begin first. False: nothing to do here.
+template <class S>
+GRETA_DEVICE bool find_work(const AttentionCall& call, int tile_blocks, Work& work) {
+  const int index = grid_x() - 1 - block_x();
+  work.tile = call.tiles[index / tile_blocks];
+  work.kv_head = block_y();
+  work.group = call.heads / call.cache.kv_heads;
+  work.first = index % tile_blocks * S::kRows;
+  work.pairs = work.tile.count * work.group - work.first;
+  if (work.pairs <= 0) return false;
+  if (work.pairs > S::kRows) work.pairs = S::kRows;
+  const Keys low = visible_at(work.position(0), call.window);
+  const Keys high = visible_at(work.position(work.pairs - 1), call.window);
+  work.any = {low.first, high.last};
+  work.all = {high.first, low.last};
+  return true;
+}
+
+/// What merging a split into the state takes: (M, L, O) -> (largest, fused(L, a, l b), fused(O, a, o b)).
+struct Merging {
+  float largest;
+  float a;
+  float b;
+};
+GRETA_DEVICE Merging merging(float before, float of_split) {
+  const float largest = larger(before, of_split);
+  return {largest, exp_of(before - largest), exp_of(of_split - largest)};
+}
+
+}  // namespace
+}  // namespace greta::gpu::GRETA_GPU_TARGET

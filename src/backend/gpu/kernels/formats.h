@@ -1,0 +1,300 @@
+#pragma once
+// From packed codes to the operands of the matrix unit, in registers. Included after a target's target.h.
+//
+// A weight is dequantised in FP32 by the file's own operations (quant/types.h), multiplied by its row's 2^e and
+// rounded once to f16. 2^e is folded into d and m: they are f16 times small integers, so that nothing leaves
+// the normal numbers of FP32 and the product with 2^e commutes with every rounding. And d * code is exact in
+// FP32 (11 bits of d, at most 12 of scale and code together), so that d * code + m may be one fused operation.
+#include "backend/gpu/kernels/packed.h"
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+
+// ---- powers of two
+// ---------------------------------------------------------------------------------------------
+
+/// 2^e for a row whose largest finite magnitude is amax: amax 2^e lies in [2^14, 2^15), e in [-113, 126];
+/// e = 0 for zeros and infinities.
+GRETA_DEVICE float row_power(float amax) {
+  const uint32_t bits = bits_of(amax);
+  const int exponent = static_cast<int>(bits >> 23);
+  if (bits == 0 || exponent == 255) return 1.0f;
+  const int e = 141 - exponent;
+  return float_of(static_cast<uint32_t>((e < 126 ? e : 126) + 127) << 23);
+}
+/// Of a power of two within [2^-126, 2^126]: 1 / x.
+GRETA_DEVICE float inverse_power(float x) { return float_of(0x7f000000u - bits_of(x)); }
+
+GRETA_DEVICE float magnitude_of(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
+
+/// The largest of all threads' values; `shared` has an element for each wave.
+GRETA_DEVICE float block_largest(float value, const SharedArray<float>& shared) {
+  GRETA_UNROLL
+  for (int mask = kWave / 2; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
+  if (lane_index() == 0) shared[wave_index()] = value;
+  barrier();
+  value = shared[0];
+  for (int w = 1; w < block_threads() / kWave; ++w) value = larger(value, shared[w]);
+  return value;
+}
+
+// ---- what a lane loads
+// -----------------------------------------------------------------------------------------
+
+/// kWords words of a lane from word `first` on, of a plane in which it has kTotal; first is a multiple of
+/// kWords or both are within one group.
+template <int kTotal, int kWords>
+GRETA_DEVICE void load_plane(const std::byte* plane, int first, uint32_t (&to)[kWords]) {
+  constexpr int kGroup = Plane<kTotal>::kGroup;
+  constexpr int kWide = kWords < kGroup ? kWords : kGroup;
+  const int lane = lane_index();
+  GRETA_UNROLL
+  for (int i = 0; i < kWords; i += kWide) {
+    const std::byte* at = plane + 4 * Plane<kTotal>::at(first + i, lane);
+    if constexpr (kWide == 4) {
+      const Words4 v = stream_words4(at);
+      to[i] = v.x;
+      to[i + 1] = v.y;
+      to[i + 2] = v.z;
+      to[i + 3] = v.w;
+    } else if constexpr (kWide == 2) {
+      const Words2 v = stream_words2(at);
+      to[i] = v.x;
+      to[i + 1] = v.y;
+    } else {
+      to[i] = stream_word(at);
+    }
+  }
+}
+
+/// kCount consecutive k64 steps of a tile, as a lane has them.
+template <quant::Type T, int kCount>
+struct Piece {
+  using F = Format<T>;
+  static constexpr int kLow = kCount * F::kLowWords / kStepsK64;
+  static constexpr int kHigh = F::kHighBits == 0                             ? 0
+                               : kCount * F::kHighWords < kStepsK64 ? 1
+                                                                    : kCount * F::kHighWords / kStepsK64;
+  static constexpr int kParams = kCount * F::kParamWords;
+  static constexpr int kHeads = !F::kSuper ? 0 : F::kMinimum ? kRowsA : 1;
+  uint32_t low[kLow];
+  uint32_t high[kHigh == 0 ? 1 : kHigh];
+  uint32_t params[kRowsA][kParams == 0 ? 1 : kParams];
+  uint32_t heads[kHeads == 0 ? 1 : kHeads];
+};
+
+/// From k64 step `first` of the tile on.
+template <quant::Type T, int kCount>
+GRETA_DEVICE void load_piece(const std::byte* tile, int first, Piece<T, kCount>& piece) {
+  using P = Piece<T, kCount>;
+  using F = Format<T>;
+  load_plane<F::kLowWords>(tile, first * F::kLowWords / kStepsK64, piece.low);
+  if constexpr (P::kHigh > 0)
+    load_plane<F::kHighWords>(tile + F::kHighAt, first * F::kHighWords / kStepsK64, piece.high);
+  const int lane = lane_index();
+  GRETA_UNROLL
+  for (int i = 0; i < kRowsA; ++i) {
+    const int row = a_row(lane, 2 * i);
+    if constexpr (P::kParams > 0) {
+      const std::byte* at = tile + F::kParamsAt + 4 * F::kParamWords * (row * kStepsK64 + first);
+      if constexpr (P::kParams == 1) {
+        piece.params[i][0] = stream_word(at);
+      } else if constexpr (P::kParams == 2) {
+        const Words2 v = stream_words2(at);
+        piece.params[i][0] = v.x;
+        piece.params[i][1] = v.y;
+      } else {
+        GRETA_UNROLL
+        for (int p = 0; p < P::kParams; p += 4) {
+          const Words4 v = stream_words4(at + 4 * p);
+          piece.params[i][p] = v.x;
+          piece.params[i][p + 1] = v.y;
+          piece.params[i][p + 2] = v.z;
+          piece.params[i][p + 3] = v.w;
+        }
+      }
+    }
+    if constexpr (P::kHeads == kRowsA && F::kMinimum)
+      piece.heads[i] = stream_word(tile + F::kHeadsAt + 4 * row);
+  }
+  if constexpr (F::kSuper && !F::kMinimum) {
+    // Rows r and r + 8 share a word. A lane with one row brings its d to the low half.
+    const int row = a_row(lane, 0);
+    const uint32_t word = stream_word(tile + F::kHeadsAt + 4 * (row % 8));
+    piece.heads[0] = kRowsA == 2 ? word : word >> (2 * (row & 8));
+  }
+}
+
+// ---- parameters of sub-blocks
+// ----------------------------------------------------------------------------------
+
+/// For one k64 step: a pair of parity o in sub-block b is code * d[b][o] + m[b][o]. Codes with a minimum are
+/// taken as f16 subnormals, q 2^-24 (odd pairs: q 2^-20); those with an offset as integers (odd pairs: 16 q).
+/// d makes up for it.
+template <quant::Type T>
+struct Scales {
+  static constexpr int kBlocks = Format<T>::kCodes ? 64 / Format<T>::kBlock : 1;
+  float d[kBlocks][2];
+  float m[kBlocks][2];
+};
+
+inline constexpr uint32_t kTwo1024 = 0x64006400u;  ///< two f16, 1024 each: | q is 1024 + q for q < 1024
+
+/// d and m of a row's sub-blocks in the k64 step that `params` holds; d times `up_d`, m times `up`: powers of
+/// two.
+template <quant::Type T>
+GRETA_DEVICE void row_scales(const uint32_t* params, uint32_t head, float up_d, float up,
+                             float (&d)[Scales<T>::kBlocks], float (&m)[Scales<T>::kBlocks]) {
+  using F = Format<T>;
+  constexpr float kSubnormal = 0x1p24f;
+  if constexpr (!F::kSuper && !F::kMinimum) {
+    d[0] = low_f16(params[0]) * up_d;
+    d[1] = high_f16(params[0]) * up_d;
+  } else if constexpr (!F::kSuper) {
+    GRETA_UNROLL
+    for (int b = 0; b < 2; ++b) {
+      d[b] = low_f16(params[b]) * (up_d * kSubnormal);
+      m[b] = high_f16(params[b]) * up;
+    }
+  } else if constexpr (T == quant::Type::Q2_K) {
+    const float scale = low_f16(head) * (up_d * (kSubnormal * kSubnormal));
+    const float minimum = high_f16(head) * (up * -kSubnormal);
+    GRETA_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t sc = (params[0] >> (8 * h)) & 0x000f000fu;
+      const uint32_t mm = (params[0] >> (8 * h + 4)) & 0x000f000fu;
+      d[h] = low_f16(sc) * scale;
+      d[h + 2] = high_f16(sc) * scale;
+      m[h] = low_f16(mm) * minimum;
+      m[h + 2] = high_f16(mm) * minimum;
+    }
+  } else if constexpr (F::kMinimum) {  // Q4_K, Q5_K
+    const float scale = low_f16(head) * (up_d * (kSubnormal * kSubnormal));
+    const float minimum = high_f16(head) * (up * -kSubnormal);
+    const uint32_t sc = params[0] & 0x00ff00ffu;
+    const uint32_t mm = (params[0] >> 8) & 0x00ff00ffu;
+    d[0] = low_f16(sc) * scale;
+    d[1] = high_f16(sc) * scale;
+    m[0] = low_f16(mm) * minimum;
+    m[1] = high_f16(mm) * minimum;
+  } else {  // Q3_K, Q6_K
+    constexpr float kZero = 1024.0f + static_cast<float>(F::kScaleOffset);
+    const float scale = low_f16(head) * up_d;
+    GRETA_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t sc = ((params[0] >> (8 * h)) & 0x00ff00ffu) | kTwo1024;
+      d[h] = (low_f16(sc) - kZero) * scale;
+      d[h + 2] = (high_f16(sc) - kZero) * scale;
+    }
+  }
+}
+
+/// Of the piece's k64 step `local`, with up[i] = 2^e of the lane's row i.
+template <quant::Type T, int kCount>
+GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const float (&up)[kRowsA]) {
+  using F = Format<T>;
+  Scales<T> scales;
+  if constexpr (F::kCodes) {
+    constexpr int kBlocks = Scales<T>::kBlocks;
+    constexpr float kOdd = F::kLowBits == 8 ? 1.0f : 0.0625f;
+    float d[kBlocks], m[kBlocks];
+    GRETA_UNROLL
+    for (int i = 0; i < kRowsA; ++i) {  // with two rows, the pairs of parity i are row i's
+      uint32_t head = 0;
+      if constexpr (F::kSuper) head = F::kMinimum ? piece.heads[i] : piece.heads[0] >> (16 * i);
+      row_scales<T>(piece.params[i] + local * F::kParamWords, head, i == 1 ? up[i] * kOdd : up[i], up[i], d, m);
+      GRETA_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        scales.d[b][i] = d[b];
+        if constexpr (F::kMinimum) scales.m[b][i] = m[b];
+        if constexpr (kRowsA == 1) {
+          scales.d[b][1] = d[b] * kOdd;
+          if constexpr (F::kMinimum) scales.m[b][1] = m[b];
+        }
+      }
+    }
+  }
+  return scales;
+}
+
+// ---- elements
+// --------------------------------------------------------------------------------------------------
+
+/// The b-bit fields of pair `slot` of a word, moved to bits `target` and 16 + target, all else 0.
+template <int Bits>
+GRETA_DEVICE uint32_t fields(uint32_t word, int slot, int target) {
+  const int right = slot_bit<Bits>(slot) - target;
+  const uint32_t moved = right >= 0 ? word >> right : word << -right;
+  return moved & (((1u << Bits) - 1) * 0x00010001u << target);
+}
+
+/// Both elements of pair `pair` (of the k64 step; even element first) of a code format: dequantised, times
+/// the row's 2^e. `first` is the piece's first k64 step, `local` the step within it.
+template <quant::Type T, int kCount>
+GRETA_DEVICE void code_values(const Piece<T, kCount>& piece, const Scales<T>& scales, int first, int local,
+                              int pair, float& even, float& odd) {
+  using F = Format<T>;
+  const int parity = pair % 2;
+  const int block = pair / kPairs * 16 / F::kBlock;
+  const int p = (first + local) * kPairsK64 + pair;  // of the chunk
+  constexpr int kLowSlots = 16 / F::kLowBits;
+  const int shift = F::kLowBits == 8 ? 0 : 4 * parity;
+  uint32_t q = fields<F::kLowBits>(piece.low[p / kLowSlots - first * kPairsK64 / kLowSlots], p % kLowSlots, shift);
+  if constexpr (F::kHighBits > 0) {
+    constexpr int kHighSlots = 16 / F::kHighBits;
+    q |= fields<F::kHighBits>(piece.high[p / kHighSlots - first * kPairsK64 / kHighSlots], p % kHighSlots,
+                              shift + F::kLowBits);
+  }
+  if constexpr (F::kMinimum) {
+    even = fused(low_f16(q), scales.d[block][parity], scales.m[block][parity]);
+    odd = fused(high_f16(q), scales.d[block][parity], scales.m[block][parity]);
+  } else {
+    const float zero = 1024.0f + static_cast<float>(F::kOffset << shift);
+    even = (low_f16(q | kTwo1024) - zero) * scales.d[block][parity];
+    odd = (high_f16(q | kTwo1024) - zero) * scales.d[block][parity];
+  }
+}
+
+/// What stands for a weight in the product: one f16; for F32 two, the high part is multiplied first.
+template <quant::Type T>
+inline constexpr int kParts = T == quant::Type::F32 ? 2 : 1;
+template <quant::Type T>
+struct Operand {
+  FragmentA part[kParts<T>];
+};
+
+/// The operand of k16 step `step` within k64 step `local` of a piece that begins at k64 step `first`. All
+/// three are known to the compiler where loops are unrolled.
+template <quant::Type T, int kCount>
+GRETA_DEVICE void unpack_k16(const Piece<T, kCount>& piece, const Scales<T>& scales, const float (&up)[kRowsA],
+                             int first, int local, int step, Operand<T>& to) {
+  GRETA_UNROLL
+  for (int w = 0; w < kPairs; ++w) {
+    const int pair = step * kPairs + w;
+    if constexpr (T == quant::Type::F16) {
+      to.part[0].word[w] = piece.low[local * kPairsK64 + pair];
+    } else if constexpr (T == quant::Type::F32) {
+      const int at = 2 * (local * kPairsK64 + pair);
+      const float scale = up[w % kRowsA];
+      const float even = float_of(piece.low[at]) * scale;
+      const float odd = float_of(piece.low[at + 1]) * scale;
+      const uint32_t high = pack_f16(even, odd);
+      to.part[0].word[w] = high;
+      to.part[1].word[w] = pack_f16(even - low_f16(high), odd - high_f16(high));
+    } else {
+      float even, odd;
+      code_values(piece, scales, first, local, pair, even, odd);
+      to.part[0].word[w] = pack_f16(even, odd);
+    }
+  }
+}
+
+/// The four k16 steps of k64 step `local`.
+template <quant::Type T, int kCount>
+GRETA_DEVICE void unpack_k64(const Piece<T, kCount>& piece, const float (&up)[kRowsA], int first, int local,
+                             Operand<T> (&to)[4]) {
+  const Scales<T> scales = scales_of(piece, local, up);
+  GRETA_UNROLL
+  for (int step = 0; step < 4; ++step) unpack_k16(piece, scales, up, first, local, step, to[step]);
+}
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET

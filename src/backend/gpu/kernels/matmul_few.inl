@@ -1,0 +1,148 @@
+// The product for few tokens (decode): bound by the reading of the weights. A block is one tile of 16 outputs;
+// its waves share the chunks of K, so that all of them are in flight at once, and leave each chunk's sums in
+// shared memory, where they are added in the one order (matmul.h).
+#include <algorithm>
+
+#include "backend/gpu/kernels/matmul.h"
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+namespace {
+
+constexpr int kFewThreads = 512;
+/// Of shared memory, for chunks' sums.
+constexpr int kFewSumsBytes = 40 * 1024;
+/// Floats between two tokens' 16 outputs: a fragment of C is stored without bank conflicts.
+constexpr int kOutputStride = kTileRows + 4;
+
+/// k64 steps that a lane loads at a time: two such pieces are in registers.
+template <quant::Type T>
+constexpr int kFewPiece = T == quant::Type::F32 ? 1 : T == quant::Type::F16 ? 2 : 4;
+
+/// c += the product of k64 step `local` of a piece with the tokens' activations from element k on.
+template <quant::Type T, int kTiles>
+GRETA_DEVICE void multiply_k64(const Piece<T, kFewPiece<T>>& piece, const float (&up)[kRowsA], int first,
+                               int local, const uint32_t* const (&x)[kTiles], int k,
+                               float (&c)[kTiles][kFragmentC]) {
+  Operand<T> a[4];
+  unpack_k64(piece, up, first, local, a);
+  const int lane = lane_index();
+  GRETA_UNROLL
+  for (int tile = 0; tile < kTiles; ++tile) {
+    FragmentB b[4];
+    GRETA_UNROLL
+    for (int step = 0; step < 4; ++step) {
+      GRETA_UNROLL
+      for (int w = 0; w < kFragmentB / 2; ++w)
+        b[step].word[w] = x[tile] == nullptr ? 0 : x[tile][(k + 16 * step + b_k(lane, 2 * w)) / 2];
+    }
+    GRETA_UNROLL
+    for (int step = 0; step < 4; ++step) {
+      GRETA_UNROLL
+      for (int part = 0; part < kParts<T>; ++part) multiply(c[tile], a[step].part[part], b[step]);
+    }
+  }
+}
+
+/// Chunks first, first + waves, .. below `end`: chunk i's sums go to sums[(i - base) ..][tokens][outputs].
+template <quant::Type T, int kTiles>
+GRETA_DEVICE void sum_chunks(const std::byte* tiles, const float (&up)[kRowsA],
+                             const uint32_t* const (&x)[kTiles], int first, int waves, int base, int end,
+                             const SharedArray<float>& sums) {
+  constexpr int kPiece = kFewPiece<T>;
+  const int lane = lane_index();
+  Piece<T, kPiece> now = {};
+  if (first < end) load_piece(tiles + static_cast<int64_t>(first) * Format<T>::kTileBytes, 0, now);
+  for (int chunk = first; chunk < end; chunk += waves) {
+    float c[kTiles][kFragmentC] = {};
+    GRETA_UNROLL
+    for (int j = 0; j < kStepsK64; j += kPiece) {
+      const bool last = j + kPiece == kStepsK64;
+      const int next_chunk = last ? chunk + waves : chunk;
+      Piece<T, kPiece> next = now;
+      if (next_chunk < end)
+        load_piece(tiles + static_cast<int64_t>(next_chunk) * Format<T>::kTileBytes, last ? 0 : j + kPiece,
+                   next);
+      GRETA_UNROLL
+      for (int local = 0; local < kPiece; ++local)
+        multiply_k64<T>(now, up, j, local, x, chunk * kChunkK + 64 * (j + local), c);
+      now = next;
+    }
+    GRETA_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      GRETA_UNROLL
+      for (int i = 0; i < kFragmentC; ++i) {
+        const int token = tile * kTileN + c_n(lane, i);
+        sums[((chunk - base) * kTiles * kTileN + token) * kOutputStride + c_row(lane, i)] = c[tile][i];
+      }
+    }
+  }
+}
+
+/// `slots`: chunks whose sums shared memory holds at once. Grid: tiles of outputs, tiles of tokens.
+template <quant::Type T, int kTiles>
+GRETA_KERNEL void GRETA_BOUNDS(kFewThreads, 1) matmul_few(Mark mark, MatmulCall call, int slots) {
+  entered(mark);
+  constexpr int kTokens = kTiles * kTileN;
+  constexpr int kSlot = kTokens * kOutputStride;
+  Shared shared;
+  const SharedArray<float> sums = shared.array<float>(slots * kSlot);
+  const SharedArray<float> totals = shared.array<float>(kSlot);
+  const int lane = lane_index();
+  const int chunks = chunks_of(call.weight.cols);
+  const int output0 = block_x() * kTileRows;
+  const int token0 = block_y() * kTokens;
+  const std::byte* tiles = call.weight.data + static_cast<int64_t>(block_x()) * chunks * Format<T>::kTileBytes;
+  const uint32_t* x[kTiles];
+  GRETA_UNROLL
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const int row = x_row_of(call, token0 + tile * kTileN + b_n(lane, 0));
+    x[tile] = row < 0 ? nullptr : reinterpret_cast<const uint32_t*>(call.x.data + row * call.x.stride);
+  }
+  float up[kRowsA];
+  GRETA_UNROLL
+  for (int i = 0; i < kRowsA; ++i) up[i] = inverse_power(call.weight.row_scale[output0 + a_row(lane, 2 * i)]);
+
+  const int tokens = static_cast<int>(call.rows) - token0 < kTokens ? static_cast<int>(call.rows) - token0 : kTokens;
+  for (int base = 0; base < chunks; base += slots) {
+    const int end = base + slots < chunks ? base + slots : chunks;
+    sum_chunks<T, kTiles>(tiles, up, x, base + wave_index(), block_threads() / kWave, base, end, sums);
+    barrier();
+    for (int i = thread_index(); i < tokens * kTileRows; i += block_threads()) {
+      const int at = i / kTileRows * kOutputStride + i % kTileRows;
+      float total = base == 0 ? sums[at] : totals[at] + sums[at];
+      for (int slot = 1; slot < end - base; ++slot) total = total + sums[slot * kSlot + at];
+      if (end < chunks) {
+        totals[at] = total;
+      } else if (output0 + i % kTileRows < call.weight.rows) {
+        store_output(call, output0 + i % kTileRows, token0 + i / kTileRows, total);
+      }
+    }
+    if (end < chunks) barrier();
+  }
+}
+
+template <quant::Type T, int kTiles>
+void launch_few(const Launch& how, const MatmulCall& call) {
+  constexpr int kTokens = kTiles * kTileN;
+  constexpr int kSlotBytes = kTokens * kOutputStride * static_cast<int>(sizeof(float));
+  const auto chunks = static_cast<int>((call.weight.cols + kChunkK - 1) / kChunkK);
+  const int slots = std::min(chunks, kFewSumsBytes / kSlotBytes);
+  // A whole number of 64 threads.
+  const int threads = std::min(kFewThreads, (slots * kWave + 63) / 64 * 64);
+  const Grid grid{static_cast<unsigned>((call.weight.rows + kTileRows - 1) / kTileRows),
+                  static_cast<unsigned>((call.rows + kTokens - 1) / kTokens)};
+  launch(how, kernel_name<T>("matmul_few"), matmul_few<T, kTiles>, grid, threads, (slots + 1) * kSlotBytes, call,
+         slots);
+}
+
+}  // namespace
+
+void run_matmul_few(const Launch& how, const MatmulCall& call) {
+  for_type(call.weight.type, [&]<quant::Type T>() {
+    if (call.rows <= kTileN) return launch_few<T, 1>(how, call);
+    if (call.rows <= 2 * kTileN) return launch_few<T, 2>(how, call);
+    return launch_few<T, 4>(how, call);
+  });
+}
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET

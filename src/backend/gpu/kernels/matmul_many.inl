@@ -1,0 +1,178 @@
+// The product for many tokens (prefill): bound by the matrix unit. A block is 128 tokens x 128 outputs (F32: 64);
+// activations go through shared memory, three k64 stages deep; weights from the packed tiles straight into the
+// registers of the waves that multiply them. After each chunk its sums are added to the totals, also in
+// registers: the one order (matmul.h).
+#include "backend/gpu/kernels/matmul.h"
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+namespace {
+
+constexpr int kManyTokens = 128;
+constexpr int kWavesM = 4;  ///< across the outputs
+constexpr int kWavesN = 2;  ///< across the tokens
+constexpr int kManyThreads = kWavesM * kWavesN * kWave;
+constexpr int kTilesN = kManyTokens / kWavesN / kTileN;
+/// 16-output tiles of a wave.
+template <quant::Type T>
+constexpr int kTilesM = T == quant::Type::F32 ? 1 : 2;
+
+constexpr int kStages = 3;
+/// Elements between two tokens in shared memory: 8 more than a k64 step has, so that rows of a fragment of B
+/// lie in different banks.
+constexpr int kTokenStride = 64 + 8;
+constexpr int kStageElements = kManyTokens * kTokenStride;
+/// 16-byte copies of a thread for one stage.
+constexpr int kCopies = kManyTokens * 8 / kManyThreads;
+
+/// The activations' side of a block: which rows its threads copy.
+struct TokenCopies {
+  const uint16_t* from[kCopies];  ///< null: a row of zeros
+  int at[kCopies];                ///< in a stage
+};
+
+GRETA_DEVICE TokenCopies token_copies(const MatmulCall& call, int token0) {
+  TokenCopies copies;
+  GRETA_UNROLL
+  for (int i = 0; i < kCopies; ++i) {
+    const int piece = thread_index() + i * kManyThreads;
+    const int row = x_row_of(call, token0 + piece / 8);
+    copies.from[i] = row < 0 ? nullptr : call.x.data + row * call.x.stride + piece % 8 * 8;
+    copies.at[i] = piece / 8 * kTokenStride + piece % 8 * 8;
+  }
+  return copies;
+}
+
+/// Starts the copy of k64 step `step` where there is one; a group of its own in any case.
+GRETA_DEVICE void copy_step(const TokenCopies& copies, const SharedArray<uint16_t>& stages, int step, int steps) {
+  if (step < steps) {
+    const SharedArray<uint16_t> stage = stages.from(step % kStages * kStageElements);
+    GRETA_UNROLL
+    for (int i = 0; i < kCopies; ++i) {
+      const bool valid = copies.from[i] != nullptr;
+      copy_async16(stage, copies.at[i], valid ? copies.from[i] + 64 * step : nullptr, valid);
+    }
+  }
+  copy_commit();
+}
+
+/// Of the wave's tiles, one k64 step.
+template <quant::Type T>
+struct WeightStep {
+  Piece<T, 1> tile[kTilesM<T>];
+};
+
+/// c += the product of k64 step `j` of a chunk.
+template <quant::Type T>
+GRETA_DEVICE void multiply_step(const WeightStep<T>& weights, const float (&up)[kTilesM<T>][kRowsA], int j,
+                                const SharedArray<uint16_t>& tokens,
+                                float (&c)[kTilesM<T>][kTilesN][kFragmentC]) {
+  Scales<T> scales[kTilesM<T>];
+  GRETA_UNROLL
+  for (int m = 0; m < kTilesM<T>; ++m) scales[m] = scales_of(weights.tile[m], 0, up[m]);
+  GRETA_UNROLL
+  for (int step = 0; step < 4; ++step) {
+    Operand<T> a[kTilesM<T>];
+    GRETA_UNROLL
+    for (int m = 0; m < kTilesM<T>; ++m) unpack_k16(weights.tile[m], scales[m], up[m], j, 0, step, a[m]);
+    GRETA_UNROLL
+    for (int n = 0; n < kTilesN; ++n) {
+      const FragmentB b = fragment_b(tokens.from(n * kTileN * kTokenStride + 16 * step), kTokenStride);
+      GRETA_UNROLL
+      for (int m = 0; m < kTilesM<T>; ++m) {
+        GRETA_UNROLL
+        for (int part = 0; part < kParts<T>; ++part) multiply(c[m][n], a[m].part[part], b);
+      }
+    }
+  }
+}
+
+/// Grid: tiles of tokens, tiles of outputs.
+template <quant::Type T>
+GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCall call) {
+  entered(mark);
+  constexpr int kM = kTilesM<T>;
+  Shared shared;
+  const SharedArray<uint16_t> stages = shared.array<uint16_t>(kStages * kStageElements);
+  const int lane = lane_index();
+  const int chunks = chunks_of(call.weight.cols);
+  const int steps = chunks * kStepsK64;
+  const int token0 = block_x() * kManyTokens;
+  const int wave_tokens = wave_index() / kWavesM * (kTilesN * kTileN);
+  const TokenCopies copies = token_copies(call, token0);
+
+  // Tiles behind the last are the last once more; nothing of them is stored.
+  const int tile0 = (block_y() * kWavesM + wave_index() % kWavesM) * kM;
+  const int last_tile = static_cast<int>((call.weight.rows + kTileRows - 1) / kTileRows) - 1;
+  const std::byte* tiles[kM];
+  float up[kM][kRowsA];
+  GRETA_UNROLL
+  for (int m = 0; m < kM; ++m) {
+    const int tile = tile0 + m < last_tile ? tile0 + m : last_tile;
+    tiles[m] = call.weight.data + static_cast<int64_t>(tile) * chunks * Format<T>::kTileBytes;
+    GRETA_UNROLL
+    for (int i = 0; i < kRowsA; ++i)
+      up[m][i] = inverse_power(call.weight.row_scale[tile * kTileRows + a_row(lane, 2 * i)]);
+  }
+
+  copy_step(copies, stages, 0, steps);
+  copy_step(copies, stages, 1, steps);
+  WeightStep<T> now;
+  GRETA_UNROLL
+  for (int m = 0; m < kM; ++m) load_piece(tiles[m], 0, now.tile[m]);
+
+  float total[kM][kTilesN][kFragmentC];
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    float c[kM][kTilesN][kFragmentC] = {};
+    GRETA_UNROLL
+    for (int j = 0; j < kStepsK64; ++j) {
+      const int step = chunk * kStepsK64 + j;
+      copy_wait<1>();
+      barrier();  // stage `step` is there, and nobody reads the one before it any more
+      copy_step(copies, stages, step + 2, steps);
+      WeightStep<T> next = now;
+      const int to = j + 1 == kStepsK64 ? chunk + 1 : chunk;
+      if (to < chunks) {
+        GRETA_UNROLL
+        for (int m = 0; m < kM; ++m)
+          load_piece(tiles[m] + static_cast<int64_t>(to) * Format<T>::kTileBytes, (j + 1) % kStepsK64, next.tile[m]);
+      }
+      multiply_step<T>(now, up, j, stages.from(step % kStages * kStageElements + wave_tokens * kTokenStride), c);
+      now = next;
+    }
+    GRETA_UNROLL
+    for (int m = 0; m < kM; ++m) {
+      GRETA_UNROLL
+      for (int n = 0; n < kTilesN; ++n) {
+        GRETA_UNROLL
+        for (int i = 0; i < kFragmentC; ++i)
+          total[m][n][i] = chunk == 0 ? c[m][n][i] : total[m][n][i] + c[m][n][i];
+      }
+    }
+  }
+  GRETA_UNROLL
+  for (int m = 0; m < kM; ++m) {
+    GRETA_UNROLL
+    for (int n = 0; n < kTilesN; ++n) {
+      GRETA_UNROLL
+      for (int i = 0; i < kFragmentC; ++i) {
+        const int output = (tile0 + m) * kTileRows + c_row(lane, i);
+        const int token = token0 + wave_tokens + n * kTileN + c_n(lane, i);
+        if (output < call.weight.rows && token < call.rows) store_output(call, output, token, total[m][n][i]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void run_matmul_many(const Launch& how, const MatmulCall& call) {
+  for_type(call.weight.type, [&]<quant::Type T>() {
+    constexpr int kOutputs = kTilesM<T> * kWavesM * kTileRows;
+    const Grid grid{static_cast<unsigned>((call.rows + kManyTokens - 1) / kManyTokens),
+                    static_cast<unsigned>((call.weight.rows + kOutputs - 1) / kOutputs)};
+    launch(how, kernel_name<T>("matmul_many"), matmul_many<T>, grid, kManyThreads,
+           kStages * kStageElements * static_cast<int>(sizeof(uint16_t)), call);
+  });
+}
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET

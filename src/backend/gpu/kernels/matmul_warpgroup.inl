@@ -1,0 +1,188 @@
+// Products of many rows on Hopper: wgmma with the weights as A from registers, unpacked there, and the
+// rounded rows as B from shared memory. The same packed layout, the same order of addition and so the same
+// bits as the other kernels (matmul.inl): a warpgroup's 64 rows of A are four 16-row tiles, and what a lane
+// holds of each is what it holds for mma.m16n8k16. Included by matmul.inl where the target has warpgroups.
+//
+// A block: kOutputs outputs x kTokens rows; one warpgroup brings rows of x, each of the others multiplies 64
+// outputs. x passes through kStages pieces of 64 k; `full` and `empty` say whose turn each piece is.
+#include "backend/gpu/cuda/warpgroup.h"
+#include "backend/gpu/kernels/formats.h"
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+namespace {
+
+namespace warpgroup {
+constexpr int kConsumers = 2;
+constexpr int kOutputs = 64 * kConsumers;
+constexpr int kTokens = 128;
+constexpr int kStages = 6;
+constexpr int kLag = 3;                        ///< pieces on their way before the first is waited for
+constexpr int kPieceBytes = kTokens * 64 * 2;  ///< [kTokens][64 k], 128 bytes a row, swizzled
+constexpr int kThreads = kWarpgroup * (kConsumers + 1);
+constexpr int kSharedBytes = 1024 + kStages * kPieceBytes + 2 * kStages * 8;
+constexpr int kProducerRegisters = 40;
+constexpr int kConsumerRegisters = 232;
+}  // namespace warpgroup
+
+/// What a block needs to know of a call; rows as in MatmulCall.
+struct WarpgroupProduct {
+  const std::byte* weight;
+  const float* row_scale;
+  const float* bias;
+  const uint16_t* x;
+  const float* x_scale;
+  const int32_t* x_rows;
+  const int32_t* y_rows;
+  float* y;
+  int64_t rows, outputs, stride;
+  int chunks, k64;  ///< of K
+};
+
+struct WarpgroupShared {
+  SharedArray<uint16_t> x;  ///< begins on 1024 bytes
+  SharedArray<uint64_t> barriers;
+  GRETA_DEVICE SharedBarrier full(int stage) const { return SharedBarrier(barriers, stage); }
+  GRETA_DEVICE SharedBarrier empty(int stage) const {
+    return SharedBarrier(barriers, warpgroup::kStages + stage);
+  }
+};
+
+/// Brings piece after piece; the matrix unit may read one when all threads have arrived at `full`.
+GRETA_DEVICE void bring_rows(const WarpgroupProduct& p, const WarpgroupShared& shared) {
+  using namespace warpgroup;
+  constexpr int kCopies = kTokens * 8 / kWarpgroup;  // 16 bytes each
+  const int piece = thread_index() % 8;
+  const int first = thread_index() / 8;
+  const uint16_t* from[kCopies];
+  bool valid[kCopies];
+  GRETA_UNROLL
+  for (int i = 0; i < kCopies; ++i) {
+    const int64_t row = static_cast<int64_t>(block_x()) * kTokens + first + i * (kWarpgroup / 8);
+    valid[i] = row < p.rows;
+    const int64_t source = !valid[i] ? 0 : p.x_rows == nullptr ? row : p.x_rows[row];
+    from[i] = p.x + source * p.stride + piece * 8;
+  }
+  for (int step = 0; step < p.k64 + kLag; ++step) {
+    if (step < p.k64) {
+      const int stage = step % kStages;
+      if (step >= kStages) shared.empty(stage).wait(static_cast<uint32_t>(step / kStages - 1) & 1u);
+      GRETA_UNROLL
+      for (int i = 0; i < kCopies; ++i) {
+        const int row = first + i * (kWarpgroup / 8);
+        copy_async16(shared.x, stage * (kPieceBytes / 2) + row * 64 + swizzled_piece(row, piece) * 8,
+                     from[i] + static_cast<int64_t>(step) * 64, valid[i]);
+      }
+    }
+    copy_commit();
+    copy_wait<kLag>();
+    if (step >= kLag) {
+      publish_to_matrix_unit();
+      shared.full((step - kLag) % kStages).arrive();
+    }
+  }
+}
+
+/// One consumer's 64 outputs.
+template <quant::Type T>
+GRETA_DEVICE void multiply_rows(const WarpgroupProduct& p, const WarpgroupShared& shared, int consumer) {
+  using namespace warpgroup;
+  const int lane = lane_index();
+  const int64_t row_tiles = (p.outputs + kTileRows - 1) / kTileRows;
+  const int64_t wanted =
+      static_cast<int64_t>(block_y()) * (kOutputs / kTileRows) + consumer * 4 + wave_index() % 4;
+  const int64_t row_tile =
+      wanted < row_tiles ? wanted : row_tiles - 1;  // past the end: computed, not written
+  const std::byte* tiles = p.weight + row_tile * p.chunks * Format<T>::kTileBytes;
+  float up[kRowsA];
+  GRETA_UNROLL
+  for (int i = 0; i < kRowsA; ++i)
+    up[i] = inverse_power(p.row_scale[row_tile * kTileRows + a_row(lane, 2 * i)]);
+
+  float total[kTokens / 2], sum[kTokens / 2];
+  GRETA_UNROLL
+  for (int i = 0; i < kTokens / 2; ++i) total[i] = sum[i] = 0.0f;
+  const uint32_t x = shared.x.shared_address(0);
+
+  Piece<T, 1> piece[2];
+  Operand<T> a[2][4];
+  load_piece<T, 1>(tiles, 0, piece[0]);
+  if (p.k64 > 1) load_piece<T, 1>(tiles, 1, piece[1]);
+  unpack_k64<T, 1>(piece[0], up, 0, 0, a[0]);
+  for (int chunk = 0; chunk < p.chunks; ++chunk) {
+    const std::byte* tile = tiles + static_cast<int64_t>(chunk) * Format<T>::kTileBytes;
+    GRETA_UNROLL
+    for (int j = 0; j < kStepsK64; ++j) {
+      const int step = chunk * kStepsK64 + j;
+      if (step >= p.k64) break;
+      // Two steps ahead: what a[j % 2] was made of is no longer needed.
+      if (step + 2 < p.k64)
+        load_piece<T, 1>(j + 2 < kStepsK64 ? tile : tile + Format<T>::kTileBytes, (j + 2) % kStepsK64,
+                         piece[j % 2]);
+      const int stage = step % kStages;
+      shared.full(stage).wait(static_cast<uint32_t>(step / kStages) & 1u);
+      warpgroup_begin();
+      GRETA_UNROLL
+      for (int s = 0; s < 4; ++s) {
+        GRETA_UNROLL
+        for (int part = 0; part < kParts<T>; ++part)
+          warpgroup_multiply(sum, a[j % 2][s].part[part],
+                             shared_tile(x + static_cast<uint32_t>(stage * kPieceBytes), s),
+                             j + s + part > 0);
+      }
+      warpgroup_commit();
+      const bool last = j + 1 == kStepsK64 || step + 1 == p.k64;
+      if (step + 1 < p.k64) unpack_k64<T, 1>(piece[(j + 1) % 2], up, (j + 1) % kStepsK64, 0, a[(j + 1) % 2]);
+      warpgroup_wait<0>();
+      if (lane == 0) shared.empty(stage).arrive();
+      if (last) {
+        GRETA_UNROLL
+        for (int i = 0; i < kTokens / 2; ++i) total[i] = chunk == 0 ? sum[i] : total[i] + sum[i];
+      }
+    }
+  }
+
+  if (wanted >= row_tiles) return;
+  GRETA_UNROLL
+  for (int n = 0; n < kTokens / kTileN; ++n) {
+    GRETA_UNROLL
+    for (int i = 0; i < kFragmentC; ++i) {
+      const int64_t row = static_cast<int64_t>(block_x()) * kTokens + n * kTileN + c_n(lane, i);
+      const int64_t output = row_tile * kTileRows + c_row(lane, i);
+      if (row >= p.rows || output >= p.outputs) continue;
+      const int64_t source = p.x_rows == nullptr ? row : p.x_rows[row];
+      float value = (total[n * kFragmentC + i] * p.row_scale[output]) * p.x_scale[source];
+      if (p.bias != nullptr) value = value + p.bias[output];
+      p.y[(p.y_rows == nullptr ? row : p.y_rows[row]) * p.outputs + output] = value;
+    }
+  }
+}
+
+template <quant::Type T>
+GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mark, WarpgroupProduct p) {
+  using namespace warpgroup;
+  entered(mark);
+  Shared memory;
+  // The tile wants 1024-byte alignment of the block's shared memory, which begins on 128.
+  const SharedArray<uint16_t> raw = memory.array<uint16_t>(512 + kStages * kPieceBytes / 2);
+  const int skip = static_cast<int>((1024u - (raw.shared_address(0) & 1023u)) & 1023u) / 2;
+  const WarpgroupShared shared{raw.from(skip), memory.array<uint64_t>(2 * kStages)};
+  if (thread_index() == 0) {
+    GRETA_UNROLL
+    for (int s = 0; s < kStages; ++s) {
+      shared.full(s).start(kWarpgroup);
+      shared.empty(s).start(kConsumers * kWarpgroup / kWave);
+    }
+    publish_to_matrix_unit();
+  }
+  barrier();
+  if (wave_index() < 4) {
+    give_registers<kProducerRegisters>();
+    bring_rows(p, shared);
+  } else {
+    take_registers<kConsumerRegisters>();
+    multiply_rows<T>(p, shared, wave_index() / 4 - 1);
+  }
+}
+
+}  // namespace
+}  // namespace greta::gpu::GRETA_GPU_TARGET

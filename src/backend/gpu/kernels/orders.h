@@ -1,0 +1,40 @@
+#pragma once
+// In which order the row kernels and attention add, as far as their judge must know it: how many roundings a
+// term passes through on its way into a result. Plain C++, read by the kernels (which keep to it) and by the
+// host.
+#include <cstdint>
+
+namespace greta::gpu {
+
+/// Lanes that share a row of rmsnorm. Lane i squares and adds elements i, i + lanes, ... in ascending order,
+/// then the lanes' sums meet in a tree of neighbours: i with i ^ 1, i ^ 2, ... A head's norm fits 32 lanes.
+constexpr int rmsnorm_lanes(int64_t width) { return width <= 256 ? 32 : 256; }
+
+/// Of the mean of squares: the longest lane's chain, the tree, the division by the width.
+constexpr int rmsnorm_roundings(int64_t width) {
+  const int lanes = rmsnorm_lanes(width);
+  return static_cast<int>((width + lanes - 1) / lanes) + (lanes == 32 ? 5 : 8) + 1;
+}
+
+/// Of one score: the matrix unit's walk over head_dim in k16 steps (as many roundings as products, and one
+/// more a step), the power of two that undoes q's (exact) and the scale. With a bf16 cache every step is
+/// taken twice, for the high and the low part of q.
+constexpr int score_roundings(int64_t head_dim, bool bf16 = false) {
+  const int steps = static_cast<int>((head_dim + 15) / 16);
+  return (bf16 ? 2 : 1) * steps * 17 + 2;
+}
+
+/// Of one p_j v_j over the sum of p. Above: the matrix unit's walk over a split of 64 keys, the split's factor
+/// b, and in its own and each later split a (e^x: 2 units, of an argument that is rounded) and one fused
+/// multiply-add; the division. Below: 16 keys' sum, those of four, then as above.
+constexpr int value_roundings(int64_t keys, int64_t splits, bool bf16 = false) {
+  const int steps = static_cast<int>(((keys < 64 ? keys : 64) + 15) / 16);
+  const int merging = static_cast<int>(4 * splits) + 4;
+  return (bf16 ? 2 : 1) * steps * 17 + merging + 1 + 7 + merging;
+}
+
+/// choose_experts: a row's logits stay in the registers of 32 lanes.
+inline constexpr int kMostExperts = 256;
+inline constexpr int kMostExpertsUsed = 32;
+
+}  // namespace greta::gpu

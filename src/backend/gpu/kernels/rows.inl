@@ -1,0 +1,311 @@
+// Row operators: norms, rotations, sums, activations, the choice of experts. Included after the target's
+// target.h.
+#include "backend/gpu/kernels/elementary.inl"
+#include "backend/gpu/kernels/launchers.h"
+#include "backend/gpu/kernels/orders.h"
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+namespace {
+
+inline constexpr int kRowThreads = 256;
+/// Lanes that meet by shuffles. They lie in one wave of either size.
+inline constexpr int kTree = 32;
+inline constexpr int kTrees = kRowThreads / kTree;
+
+GRETA_DEVICE float tree_sum(float sum) {
+  GRETA_UNROLL
+  for (int mask = 1; mask < kTree; mask *= 2) sum += shuffle_xor(sum, mask);
+  return sum;
+}
+
+inline unsigned blocks_for(int64_t items, int64_t each) {
+  return static_cast<unsigned>((items + each - 1) / each);
+}
+
+// ---- rmsnorm
+// --------------------------------------------------------------------------------------------------
+
+/// r = 1 / sqrt(mean + eps); out = (x r) w. Lanes threads share a row, in the order of orders.h.
+template <int Lanes>
+GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rmsnorm(Mark mark, RmsnormCall call) {
+  entered(mark);
+  const int lane = thread_index() % Lanes;
+  const int64_t row = static_cast<int64_t>(block_x()) * (kRowThreads / Lanes) + thread_index() / Lanes;
+  const int64_t width = row < call.rows ? call.width : 0;
+  const float* x = call.x + row * call.width;
+  float sum = 0.0f;
+  for (int64_t i = lane; i < width; i += Lanes) sum = fused(x[i], x[i], sum);
+  sum = tree_sum(sum);
+  if constexpr (Lanes > kTree) {
+    Shared shared;
+    const SharedArray<float> trees = shared.array<float>(kTrees);
+    if (thread_index() % kTree == 0) trees[thread_index() / kTree] = sum;
+    barrier();
+    static_assert(Lanes == kRowThreads && kTrees == 8);
+    sum = ((trees[0] + trees[1]) + (trees[2] + trees[3])) + ((trees[4] + trees[5]) + (trees[6] + trees[7]));
+  }
+  const float mean = divide(sum, static_cast<float>(call.width));
+  const float r = divide(1.0f, root_of(mean + call.eps));
+  float* out = call.out + row * call.width;
+  for (int64_t i = lane; i < width; i += Lanes) out[i] = (x[i] * r) * call.weight[i];
+}
+
+// ---- rope and the cache
+// ---------------------------------------------------------------------------------------
+
+/// Elements 2u and 2u + 1 of a head, or the two of pair u.
+struct HeadPair {
+  int first;
+  int second;  ///< head_dim where there is none
+  float a;
+  float b;
+};
+
+/// Block (row, some heads): of its row, heads of q, then of k, then of v, each `units` of two elements.
+/// (a, b) -> (a c - b s, b c + a s): the product with s is rounded, the one with c is fused.
+GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rope(Mark mark, RopeCall call, int heads_each) {
+  entered(mark);
+  const int pairs = call.dims / 2, head_dim = call.cache.head_dim, kv_heads = call.cache.kv_heads;
+  Shared shared;
+  const SharedArray<float> cosine = shared.array<float>(pairs), sine = shared.array<float>(pairs);
+  const int64_t row = block_x();
+  const int position = call.batch.positions[row];
+  for (int i = thread_index(); i < pairs; i += block_threads()) {
+    double s, c;
+    sincos_of(static_cast<double>(position) * call.inv_freq[i], s, c);
+    cosine[i] = static_cast<float>(c * call.magnitude);
+    sine[i] = static_cast<float>(s * call.magnitude);
+  }
+  barrier();
+
+  const int units = (head_dim + 1) / 2;
+  const int first_head = block_y() * heads_each, all_heads = call.heads + 2 * kv_heads;
+  const int heads = first_head + heads_each < all_heads ? heads_each : all_heads - first_head;
+  const int64_t page = call.cache.pages[call.batch.sequences[row] * call.cache.page_stride + position / 64];
+  for (int i = thread_index(); i < heads * units; i += block_threads()) {
+    const int head = first_head + i / units, unit = i % units;
+    const bool is_q = head < call.heads, is_v = head >= call.heads + kv_heads;
+    const int own = is_q ? head : is_v ? head - call.heads - kv_heads : head - call.heads;
+    const float* x = (is_q   ? call.q + (row * call.heads + own) * head_dim
+                      : is_v ? call.v + (row * kv_heads + own) * head_dim
+                             : call.k + (row * kv_heads + own) * head_dim);
+    const bool turned = unit < pairs && !is_v;
+    HeadPair p;
+    p.first = turned && call.half ? unit : 2 * unit;
+    p.second = turned && call.half ? unit + pairs : 2 * unit + 1;
+    p.a = x[p.first];
+    p.b = p.second < head_dim ? x[p.second] : 0.0f;
+    if (turned) {
+      const float a = p.a, b = p.b, c = cosine[unit], s = sine[unit];
+      p.a = fused(a, c, -(b * s));
+      p.b = fused(b, c, a * s);
+    }
+    if (is_q) {
+      float* out = call.q_out + (row * call.heads + own) * head_dim;
+      out[p.first] = p.a;
+      if (p.second < head_dim) out[p.second] = p.b;
+    } else {
+      uint16_t* out = (is_v ? call.cache.v : call.cache.k) +
+                      ((page * kv_heads + own) * 64 + position % 64) * static_cast<int64_t>(head_dim);
+      out[p.first] = call.cache.bf16 ? to_bf16(p.a) : to_f16(p.a);
+      if (p.second < head_dim) out[p.second] = call.cache.bf16 ? to_bf16(p.b) : to_f16(p.b);
+    }
+  }
+}
+
+// ---- element by element
+// ---------------------------------------------------------------------------------------
+
+struct Add {
+  GRETA_DEVICE float operator()(float a, float b) const { return a + b; }
+};
+struct SiluMul {
+  GRETA_DEVICE float operator()(float gate, float up) const { return silu_of(gate) * up; }
+};
+struct GeluMul {
+  GRETA_DEVICE float operator()(float gate, float up) const { return gelu_tanh_of(gate) * up; }
+};
+struct Cap {
+  float cap;
+  GRETA_DEVICE float operator()(float x, float /*again*/) const { return capped(x, cap); }
+};
+
+struct alignas(16) Floats4 {
+  float x, y, z, w;
+};
+
+/// out[i] = op(a[i], b[i]), four elements a thread. `aligned`: to 16 bytes, all three. out may be a or b.
+template <class Op>
+GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1)
+    elements(Mark mark, Op op, const float* a, const float* b, int64_t count, float* out, bool aligned) {
+  entered(mark);
+  const int64_t first = (static_cast<int64_t>(block_x()) * kRowThreads + thread_index()) * 4;
+  if (aligned && first + 4 <= count) {
+    const Floats4 l = *reinterpret_cast<const Floats4*>(a + first);
+    const Floats4 r = *reinterpret_cast<const Floats4*>(b + first);
+    *reinterpret_cast<Floats4*>(out + first) = {op(l.x, r.x), op(l.y, r.y), op(l.z, r.z), op(l.w, r.w)};
+    return;
+  }
+  for (int64_t i = first; i < first + 4 && i < count; ++i) out[i] = op(a[i], b[i]);
+}
+
+template <class Op>
+void run_elements(const Launch& how, const char* name, Op op, const float* a, const float* b, int64_t count,
+                  float* out) {
+  const auto address = [](const float* at) { return reinterpret_cast<uintptr_t>(at); };
+  const bool aligned = (address(a) | address(b) | address(out)) % sizeof(Floats4) == 0;
+  launch(how, name, elements<Op>, Grid{blocks_for(count, 4 * kRowThreads)}, kRowThreads, 0, op, a, b, count,
+         out, aligned);
+}
+
+/// Block (row, columns): moves bits.
+GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) gather(Mark mark, GatherCall call) {
+  entered(mark);
+  const int64_t i = static_cast<int64_t>(block_y()) * kRowThreads + thread_index();
+  if (i >= call.width) return;
+  call.out[block_x() * call.width + i] = call.x[call.from[block_x()] * call.width + i];
+}
+
+// ---- experts
+// --------------------------------------------------------------------------------------------------
+
+struct Candidate {
+  float logit;
+  int expert;  ///< kMostExperts: nobody
+};
+
+/// Whether `a` is chosen before `b`: the larger, a NaN before numbers, of equals the lower index.
+GRETA_DEVICE bool before(const Candidate& a, const Candidate& b) {
+  if (a.expert == kMostExperts || b.expert == kMostExperts) return a.expert < b.expert;
+  const bool nan_a = a.logit != a.logit, nan_b = b.logit != b.logit;
+  if (nan_a || nan_b) return nan_a != nan_b ? nan_a : a.expert < b.expert;
+  return a.logit > b.logit || (a.logit == b.logit && a.expert < b.expert);
+}
+
+GRETA_DEVICE Candidate first_of_all(Candidate best) {
+  GRETA_UNROLL
+  for (int mask = 1; mask < kTree; mask *= 2) {
+    const Candidate other{shuffle_xor(best.logit, mask), shuffle_xor(best.expert, mask)};
+    if (before(other, best)) best = other;
+  }
+  return best;
+}
+
+/// 32 lanes share a row; lane i holds the logits of experts i, i + 32, ... The sum of e^(l - max), over the
+/// chosen or over all, is each lane's own in ascending order, then the tree; an expert left out adds zero.
+GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) choose_experts(Mark mark, ChooseExpertsCall call) {
+  entered(mark);
+  constexpr int kEach = kMostExperts / kTree;
+  const int lane = thread_index() % kTree;
+  const int64_t row = static_cast<int64_t>(block_x()) * kTrees + thread_index() / kTree;
+  const int experts = row < call.rows ? call.experts : 0;
+  float logit[kEach];
+  bool taken[kEach];
+  GRETA_UNROLL
+  for (int i = 0; i < kEach; ++i) {
+    const int e = lane + kTree * i;
+    logit[i] = e < experts ? call.logits[row * call.experts + e] : 0.0f;
+    taken[i] = false;
+  }
+  float largest = 0.0f;
+  Candidate mine{0.0f, kMostExperts};  // lane s: the one chosen s-th
+  for (int s = 0; s < call.used; ++s) {
+    Candidate best{0.0f, kMostExperts};
+    GRETA_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      const Candidate own{logit[i], lane + kTree * i};
+      if (own.expert < experts && !taken[i] && before(own, best)) best = own;
+    }
+    best = first_of_all(best);
+    GRETA_UNROLL
+    for (int i = 0; i < kEach; ++i) taken[i] = taken[i] || best.expert == lane + kTree * i;
+    if (s == 0) largest = best.logit;
+    if (s == lane) mine = best;
+  }
+  float sum = 0.0f;
+  GRETA_UNROLL
+  for (int i = 0; i < kEach; ++i) {
+    const bool counts = call.normalised ? taken[i] : lane + kTree * i < experts;
+    sum += counts ? exp_of(logit[i] - largest) : 0.0f;
+  }
+  sum = tree_sum(sum);
+  int rank = 0;
+  for (int s = 0; s < call.used; ++s)
+    rank += shuffle(mine.expert, lane_index() - lane + s) < mine.expert ? 1 : 0;
+  if (row >= call.rows || lane >= call.used) return;
+  call.chosen[row * call.used + rank] = static_cast<float>(mine.expert);
+  call.weights[row * call.used + rank] = divide(exp_of(mine.logit - largest), sum) * call.scale;
+}
+
+/// Block (row, columns). The first slot's product, then a fused multiply-add for each slot, ascending.
+GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) combine(Mark mark, CombineCall call) {
+  entered(mark);
+  const int64_t i = static_cast<int64_t>(block_y()) * kRowThreads + thread_index();
+  if (i >= call.width) return;
+  const int64_t row = block_x();
+  const float* weights = call.weights + row * call.used;
+  const float* x = call.x + row * call.used * call.width + i;
+  float sum = weights[0] * x[0];
+  for (int s = 1; s < call.used; ++s) sum = fused(weights[s], x[s * call.width], sum);
+  call.out[row * call.width + i] = sum;
+}
+
+}  // namespace
+
+// ---- launchers
+// ------------------------------------------------------------------------------------------------
+
+void run_rmsnorm(const Launch& how, const RmsnormCall& call) {
+  const int lanes = rmsnorm_lanes(call.width);
+  const Grid grid{blocks_for(call.rows, kRowThreads / lanes)};
+  if (lanes == kTree) {
+    launch(how, "rmsnorm.narrow", rmsnorm<kTree>, grid, kRowThreads, 0, call);
+  } else {
+    launch(how, "rmsnorm", rmsnorm<kRowThreads>, grid, kRowThreads, kTrees * sizeof(float), call);
+  }
+}
+
+void run_rope(const Launch& how, const RopeCall& call) {
+  constexpr int kThreads = 128;
+  // Few rows: their heads go to several blocks, each with a table of its own, so that the machine is used.
+  constexpr int64_t kBlocks = 512;
+  if (call.batch.rows == 0) return;
+  const int heads = call.heads + 2 * call.cache.kv_heads;
+  const int64_t parts = kBlocks / call.batch.rows < 1 ? 1 : kBlocks / call.batch.rows;
+  const int each = static_cast<int>((heads + parts - 1) / parts);
+  const int table = (call.dims / 2 * static_cast<int>(sizeof(float)) + 15) / 16 * 16;
+  launch(how, "rope", rope, Grid{static_cast<unsigned>(call.batch.rows), blocks_for(heads, each)}, kThreads,
+         2 * table, call, each);
+}
+
+void run_add(const Launch& how, const AddCall& call) {
+  run_elements(how, "add", Add{}, call.a, call.b, call.count, call.out);
+}
+
+void run_glu(const Launch& how, const GluCall& call) {
+  if (call.gelu) {
+    run_elements(how, "glu.gelu", GeluMul{}, call.gate, call.up, call.count, call.out);
+  } else {
+    run_elements(how, "glu.silu", SiluMul{}, call.gate, call.up, call.count, call.out);
+  }
+}
+
+void run_softcap(const Launch& how, const SoftcapCall& call) {
+  run_elements(how, "softcap", Cap{call.cap}, call.x, call.x, call.count, call.out);
+}
+
+void run_gather(const Launch& how, const GatherCall& call) {
+  launch(how, "gather", gather,
+         Grid{static_cast<unsigned>(call.rows), blocks_for(call.width, kRowThreads)}, kRowThreads, 0, call);
+}
+
+void run_choose_experts(const Launch& how, const ChooseExpertsCall& call) {
+  launch(how, "choose_experts", choose_experts, Grid{blocks_for(call.rows, kTrees)}, kRowThreads, 0, call);
+}
+
+void run_combine(const Launch& how, const CombineCall& call) {
+  launch(how, "combine", combine, Grid{static_cast<unsigned>(call.rows), blocks_for(call.width, kRowThreads)},
+         kRowThreads, 0, call);
+}
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET
