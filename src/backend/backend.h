@@ -307,6 +307,16 @@ struct ScratchShape {
 
 enum class KvPart { k, v };
 
+/// What a device could do at most, measured when asked: for bench.
+class DeviceLimits {
+ public:
+  virtual ~DeviceLimits() = default;
+  /// Bytes a second of reading memory: the best of several patterns. `how` says which, and over what.
+  virtual double read_rate(std::string& how) = 0;
+  /// Multiply-adds a second of the matrix unit in 16 bits.
+  virtual double matrix_rate(std::string& how) = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -368,6 +378,9 @@ class Backend {
   virtual void combine(const CombineArgs& args) = 0;
   virtual void softcap(const SoftcapArgs& args) = 0;
   virtual void gather(const GatherArgs& args) = 0;
+
+  /// Null: the host's limits are this device's.
+  virtual DeviceLimits* limits() { return nullptr; }
 
   /// Kernels that ran since reset_route(), by name, with how often: recorded where a kernel is entered, never
   /// derived from options.

@@ -55,11 +55,18 @@ struct ReadLimits {
   std::vector<ReadLimit> seen;
 };
 
+/// Measurements of a device that is not the host.
+struct DeviceRates {
+  std::vector<double> read, matrix;
+  std::string read_how, matrix_how;
+};
+
 /// All measurements of the run.
 struct Limits {
   std::optional<ReadLimits> read;
   std::map<std::string, ReadLimits> read_model;  ///< by model: a buffer of its size
   std::vector<ComputeLimit> compute;
+  DeviceRates device;
 };
 
 double measure_read(Limits& limits) {
@@ -67,8 +74,17 @@ double measure_read(Limits& limits) {
   return limits.read->measure();
 }
 
-/// Seconds of one repeat at the limit of this moment.
-double seconds_at_limit(const Row& row, Limits& limits) {
+/// Seconds of one repeat at the limit of this moment. `device`: null for the host.
+double seconds_at_limit(const Row& row, DeviceLimits* device, Limits& limits) {
+  if (device != nullptr) {
+    DeviceRates& rates = limits.device;
+    if (row.prefill) {
+      rates.matrix.push_back(device->matrix_rate(rates.matrix_how));
+      return (row.work.integer + row.work.real) / rates.matrix.back();
+    }
+    rates.read.push_back(device->read_rate(rates.read_how));
+    return row.bytes / rates.read.back();
+  }
   if (row.prefill) {
     limits.compute.push_back(measure_compute_limit(usable_cpus(), kLimitSeconds));
     return least_seconds(row.work, limits.compute.back(), row.activations);
@@ -247,14 +263,14 @@ void bench_model(const Values& values, const std::string& path, int threads, con
       row.work = prefill_work(engine->plan(), mode, row.depth, row.tokens);
     } else {
       row.bytes = decode_bytes(row, *engine, engine->backend().kv_type(), mode);
-      if (bytes <= last_level_cache_bytes()) {
+      if (engine->backend().limits() == nullptr && bytes <= last_level_cache_bytes()) {
         row.model_in_cache = bytes;
         measure_read(limits);  // shown beside read_model
       }
     }
     PairedClock clock([&] {
       interrupt.check();
-      return seconds_at_limit(row, limits);
+      return seconds_at_limit(row, engine->backend().limits(), limits);
     });
     bench.once(row, clock);  // warm-up
     for (int64_t i = 0; i < settings.repeat; ++i) row.repeats.push_back(bench.once(row, clock));
@@ -312,6 +328,15 @@ Json limits_json(const Limits& limits) {
   if (limits.read) json["read"] = read_json(*limits.read);
   for (const auto& [model, limit] : limits.read_model) json["read_model"][model] = read_json(limit);
   if (!limits.compute.empty()) json["compute"] = compute_json(limits.compute);
+  const auto device_json = [](const std::vector<double>& seen, const std::string& how) {
+    Json one;
+    add_limit(one, "per_s", spread(seen));
+    one.update(Json{{"measurements", seen.size()}, {"how", how}});
+    return one;
+  };
+  const DeviceRates& device = limits.device;
+  if (!device.read.empty()) json["device_read"] = device_json(device.read, device.read_how);
+  if (!device.matrix.empty()) json["device_matrix"] = device_json(device.matrix, device.matrix_how);
   return json;
 }
 
@@ -406,6 +431,14 @@ void print_table(const std::vector<Row>& rows, const Limits& limits) {
         spread_of(limits.compute, &ComputeLimit::int16).max / 1e9,
         spread_of(limits.compute, &ComputeLimit::fp32).max / 1e9, limits.compute.front().threads,
         limits.compute.front().instructions));
+  const DeviceRates& device = limits.device;
+  if (!device.read.empty())
+    print(fmt::format("read        {:.0f} GB/s at best, {:.0f} in the median ({})\n",
+                      spread(device.read).max / 1e9, spread(device.read).median / 1e9, device.read_how));
+  if (!device.matrix.empty())
+    print(fmt::format("matrix      {:.1f} T multiply-adds/s in 16 bits at best, {:.1f} in the median ({})\n",
+                      spread(device.matrix).max / 1e12, spread(device.matrix).median / 1e12,
+                      device.matrix_how));
   const BuildInfo& build = build_info();
   print(fmt::format("build       {}{}, {}\n", build.commit, build.dirty ? " (dirty)" : "", build.compiler));
 }

@@ -66,6 +66,11 @@ class Device {
   /// Waits. Errors: whatever went wrong since, `running` names what was.
   virtual void synchronize() = 0;
 
+  virtual int multiprocessors() const { return 1; }
+  /// FP16 multiply-adds a second of the vendor's own library, the best of products of 4,096 and of 8,192
+  /// cubed; 0 where there is none.
+  virtual double matrix_rate() { return 0.0; }
+
   /// What the launches and copies between do not do now but whenever the graph is launched; null where the
   /// target has no graphs.
   virtual void begin_capture() = 0;

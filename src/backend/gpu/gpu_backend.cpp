@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/gpu/gpu_arithmetic.h"
+#include "backend/gpu/gpu_limits.h"
 #include "backend/gpu/gpu_weights.h"
 #include "backend/gpu/kernels.h"
 #include "backend/gpu/pass_data.h"
@@ -49,7 +50,8 @@ class GpuBackend : public Backend, private Launch {
         arithmetic_(options.weights, options.kv_type),
         reader_(*device_, *this),
         pass_(*device_),
-        loose_(*device_) {
+        loose_(*device_),
+        limits_(*device_, *this) {
     if (options.activations == Activations::bits8)
       fail("--activations 8: {} has 16-bit activations alone (f16 behind a scale for each row)",
            device_->name());
@@ -103,6 +105,8 @@ class GpuBackend : public Backend, private Launch {
                double* out) const override;
   void write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
                 const double* in) override;
+
+  DeviceLimits* limits() override { return &limits_; }
 
   bool begin_pass(const Pass& pass) override;
   void end_pass() override;
@@ -160,6 +164,7 @@ class GpuBackend : public Backend, private Launch {
   PassData pass_, loose_;
   bool in_pass_ = false;
   Recordings recordings_;
+  GpuLimits limits_;
   std::vector<std::pair<std::vector<double>, DeviceMemory>> frequencies_;
   std::map<const std::byte*, size_t> allocations_;
   // What was read last, with what follows it in its buffer: valid until something runs.

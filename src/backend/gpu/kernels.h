@@ -183,6 +183,18 @@ struct DequantizeCall {
   float* out;
 };
 
+/// Reads `bytes` of memory and does nothing else.
+struct ReadCall {
+  const std::byte* from;
+  int64_t bytes;
+  bool apart;  ///< each block a piece of its own, else all side by side
+  int loads;   ///< 4 or 8 words of 16 bytes in flight a thread
+  int threads;
+  int blocks;
+  uint32_t never;  ///< the sum at which `sink` is written: a value that will not come up
+  uint32_t* sink;
+};
+
 /// A target's table. `threads`-independent: every function gives the same bits whatever else it is called
 /// with.
 struct Kernels {
@@ -211,6 +223,7 @@ struct Kernels {
   void (*pack)(const Launch&, const PackCall&);
   void (*unpack)(const Launch&, const UnpackCall&);
   void (*dequantize)(const Launch&, const DequantizeCall&);
+  void (*read)(const Launch&, const ReadCall&);
 };
 
 /// K is summed in chunks of so many, each an ascending walk of k16 steps from zero; the chunks' sums are

@@ -1,10 +1,11 @@
 #pragma once
 // From packed codes to the operands of the matrix unit, in registers. Included after a target's target.h.
 //
-// A weight is dequantised in FP32 by the file's own operations (quant/types.h), multiplied by its row's 2^e and
-// rounded once to f16. 2^e is folded into d and m: they are f16 times small integers, so that nothing leaves
-// the normal numbers of FP32 and the product with 2^e commutes with every rounding. And d * code is exact in
-// FP32 (11 bits of d, at most 12 of scale and code together), so that d * code + m may be one fused operation.
+// A weight is dequantised in FP32 by the file's own operations (quant/types.h), multiplied by its row's 2^e
+// and rounded once to f16. 2^e is folded into d and m: they are f16 times small integers, so that nothing
+// leaves the normal numbers of FP32 and the product with 2^e commutes with every rounding. And d * code is
+// exact in FP32 (11 bits of d, at most 12 of scale and code together), so that d * code + m may be one fused
+// operation.
 #include "backend/gpu/kernels/packed.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
@@ -71,7 +72,7 @@ template <quant::Type T, int kCount>
 struct Piece {
   using F = Format<T>;
   static constexpr int kLow = kCount * F::kLowWords / kStepsK64;
-  static constexpr int kHigh = F::kHighBits == 0                             ? 0
+  static constexpr int kHigh = F::kHighBits == 0                    ? 0
                                : kCount * F::kHighWords < kStepsK64 ? 1
                                                                     : kCount * F::kHighWords / kStepsK64;
   static constexpr int kParams = kCount * F::kParamWords;
@@ -201,7 +202,8 @@ GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const
     for (int i = 0; i < kRowsA; ++i) {  // with two rows, the pairs of parity i are row i's
       uint32_t head = 0;
       if constexpr (F::kSuper) head = F::kMinimum ? piece.heads[i] : piece.heads[0] >> (16 * i);
-      row_scales<T>(piece.params[i] + local * F::kParamWords, head, i == 1 ? up[i] * kOdd : up[i], up[i], d, m);
+      row_scales<T>(piece.params[i] + local * F::kParamWords, head, i == 1 ? up[i] * kOdd : up[i], up[i], d,
+                    m);
       GRETA_UNROLL
       for (int b = 0; b < kBlocks; ++b) {
         scales.d[b][i] = d[b];
@@ -238,7 +240,8 @@ GRETA_DEVICE void code_values(const Piece<T, kCount>& piece, const Scales<T>& sc
   const int p = (first + local) * kPairsK64 + pair;  // of the chunk
   constexpr int kLowSlots = 16 / F::kLowBits;
   const int shift = F::kLowBits == 8 ? 0 : 4 * parity;
-  uint32_t q = fields<F::kLowBits>(piece.low[p / kLowSlots - first * kPairsK64 / kLowSlots], p % kLowSlots, shift);
+  uint32_t q =
+      fields<F::kLowBits>(piece.low[p / kLowSlots - first * kPairsK64 / kLowSlots], p % kLowSlots, shift);
   if constexpr (F::kHighBits > 0) {
     constexpr int kHighSlots = 16 / F::kHighBits;
     q |= fields<F::kHighBits>(piece.high[p / kHighSlots - first * kPairsK64 / kHighSlots], p % kHighSlots,
@@ -265,8 +268,8 @@ struct Operand {
 /// The operand of k16 step `step` within k64 step `local` of a piece that begins at k64 step `first`. All
 /// three are known to the compiler where loops are unrolled.
 template <quant::Type T, int kCount>
-GRETA_DEVICE void unpack_k16(const Piece<T, kCount>& piece, const Scales<T>& scales, const float (&up)[kRowsA],
-                             int first, int local, int step, Operand<T>& to) {
+GRETA_DEVICE void unpack_k16(const Piece<T, kCount>& piece, const Scales<T>& scales,
+                             const float (&up)[kRowsA], int first, int local, int step, Operand<T>& to) {
   GRETA_UNROLL
   for (int w = 0; w < kPairs; ++w) {
     const int pair = step * kPairs + w;

@@ -20,6 +20,8 @@ void run_matmul(const Launch& how, const MatmulCall& call);
 int64_t attention_scratch_floats(int64_t rows, int heads, int head_dim, int64_t splits);
 int64_t attention_tile_rows(int heads, int kv_heads, int head_dim, int64_t rows);
 void run_attention(const Launch& how, const AttentionCall& call);
+// limits.inl
+void run_read(const Launch& how, const ReadCall& call);
 // rows.inl
 void run_rmsnorm(const Launch& how, const RmsnormCall& call);
 void run_rope(const Launch& how, const RopeCall& call);

@@ -1,11 +1,9 @@
 #pragma once
 // Between the translation units of the matmul. Included after a target's target.h.
 //
-// The one order of a product, in every kernel: chunks of kChunkK of K; a chunk's sum starts from zero and takes
-// its k16 steps in ascending order, for F32 weights in each step the high part before the low one; the chunks'
-// sums are added in ascending order, the first as it is; y = (total * row_scale) * x_scale, + bias.
-#include <string>
-
+// The one order of a product, in every kernel: chunks of kChunkK of K; a chunk's sum starts from zero and
+// takes its k16 steps in ascending order, for F32 weights in each step the high part before the low one; the
+// chunks' sums are added in ascending order, the first as it is; y = (total * row_scale) * x_scale, + bias.
 #include "backend/gpu/kernels/formats.h"
 #include "backend/gpu/kernels/launchers.h"
 
@@ -31,47 +29,6 @@ GRETA_DEVICE void store_output(const MatmulCall& call, int output, int token, fl
   float y = (total * call.weight.row_scale[output]) * call.x.scale[x_row];
   if (call.bias != nullptr) y = y + call.bias[output];
   call.y[static_cast<int64_t>(y_row) * call.weight.rows + output] = y;
-}
-
-/// "matmul_few.Q4_K", for as long as the process lives.
-template <quant::Type T>
-const char* kernel_name(const char* kernel) {
-  static const std::string name = std::string(kernel) + "." + std::string(quant::traits(T).name);
-  return name.c_str();
-}
-
-/// Calls f.operator()<T>() for the kernel type.
-template <class F>
-void for_type(quant::Type type, const F& f) {
-  using quant::Type;
-  switch (type) {
-    case Type::F16:
-      return f.template operator()<Type::F16>();
-    case Type::F32:
-      return f.template operator()<Type::F32>();
-    case Type::Q4_0:
-      return f.template operator()<Type::Q4_0>();
-    case Type::Q4_1:
-      return f.template operator()<Type::Q4_1>();
-    case Type::Q5_0:
-      return f.template operator()<Type::Q5_0>();
-    case Type::Q5_1:
-      return f.template operator()<Type::Q5_1>();
-    case Type::Q8_0:
-      return f.template operator()<Type::Q8_0>();
-    case Type::Q2_K:
-      return f.template operator()<Type::Q2_K>();
-    case Type::Q3_K:
-      return f.template operator()<Type::Q3_K>();
-    case Type::Q4_K:
-      return f.template operator()<Type::Q4_K>();
-    case Type::Q5_K:
-      return f.template operator()<Type::Q5_K>();
-    case Type::Q6_K:
-      return f.template operator()<Type::Q6_K>();
-    case Type::BF16:
-      return;  // packed as F16
-  }
 }
 
 }  // namespace

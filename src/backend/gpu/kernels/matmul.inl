@@ -14,7 +14,8 @@ GRETA_KERNEL void round_rows(Mark mark, RoundCall call) {
   const auto row = static_cast<int64_t>(block_x());
   const float* x = call.x + row * call.width;
   float amax = 0.0f;
-  for (int64_t i = thread_index(); i < call.width; i += kRoundThreads) amax = larger(amax, magnitude_of(x[i]));
+  for (int64_t i = thread_index(); i < call.width; i += kRoundThreads)
+    amax = larger(amax, magnitude_of(x[i]));
   const float up = row_power(block_largest(amax, largest));
   if (thread_index() == 0) call.out.scale[row] = inverse_power(up);
   auto* out = reinterpret_cast<uint32_t*>(call.out.data + row * call.out.stride);

@@ -1,6 +1,6 @@
-// The product for few tokens (decode): bound by the reading of the weights. A block is one tile of 16 outputs;
-// its waves share the chunks of K, so that all of them are in flight at once, and leave each chunk's sums in
-// shared memory, where they are added in the one order (matmul.h).
+// The product for few tokens (decode): bound by the reading of the weights. A block is one tile of 16
+// outputs; its waves share the chunks of K, so that all of them are in flight at once, and leave each chunk's
+// sums in shared memory, where they are added in the one order (matmul.h).
 #include <algorithm>
 
 #include "backend/gpu/kernels/matmul.h"
@@ -16,7 +16,9 @@ constexpr int kOutputStride = kTileRows + 4;
 
 /// k64 steps that a lane loads at a time: two such pieces are in registers.
 template <quant::Type T>
-constexpr int kFewPiece = T == quant::Type::F32 ? 1 : T == quant::Type::F16 ? 2 : 4;
+constexpr int kFewPiece = T == quant::Type::F32   ? 1
+                          : T == quant::Type::F16 ? 2
+                                                  : 4;
 
 /// c += the product of k64 step `local` of a piece with the tokens' activations from element k on.
 template <quant::Type T, int kTiles>
@@ -91,7 +93,8 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads, 1) matmul_few(Mark mark, MatmulCall 
   const int chunks = chunks_of(call.weight.cols);
   const int output0 = block_x() * kTileRows;
   const int token0 = block_y() * kTokens;
-  const std::byte* tiles = call.weight.data + static_cast<int64_t>(block_x()) * chunks * Format<T>::kTileBytes;
+  const std::byte* tiles =
+      call.weight.data + static_cast<int64_t>(block_x()) * chunks * Format<T>::kTileBytes;
   const uint32_t* x[kTiles];
   GRETA_UNROLL
   for (int tile = 0; tile < kTiles; ++tile) {
@@ -102,7 +105,8 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads, 1) matmul_few(Mark mark, MatmulCall 
   GRETA_UNROLL
   for (int i = 0; i < kRowsA; ++i) up[i] = inverse_power(call.weight.row_scale[output0 + a_row(lane, 2 * i)]);
 
-  const int tokens = static_cast<int>(call.rows) - token0 < kTokens ? static_cast<int>(call.rows) - token0 : kTokens;
+  const int tokens =
+      static_cast<int>(call.rows) - token0 < kTokens ? static_cast<int>(call.rows) - token0 : kTokens;
   for (int base = 0; base < chunks; base += slots) {
     const int end = base + slots < chunks ? base + slots : chunks;
     sum_chunks<T, kTiles>(tiles, up, x, base + wave_index(), block_threads() / kWave, base, end, sums);
@@ -131,8 +135,8 @@ void launch_few(const Launch& how, const MatmulCall& call) {
   const int threads = std::min(kFewThreads, (slots * kWave + 63) / 64 * 64);
   const Grid grid{static_cast<unsigned>((call.weight.rows + kTileRows - 1) / kTileRows),
                   static_cast<unsigned>((call.rows + kTokens - 1) / kTokens)};
-  launch(how, kernel_name<T>("matmul_few"), matmul_few<T, kTiles>, grid, threads, (slots + 1) * kSlotBytes, call,
-         slots);
+  launch(how, kernel_name<T>("matmul_few"), matmul_few<T, kTiles>, grid, threads, (slots + 1) * kSlotBytes,
+         call, slots);
 }
 
 }  // namespace

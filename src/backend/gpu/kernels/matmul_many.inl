@@ -1,7 +1,7 @@
-// The product for many tokens (prefill): bound by the matrix unit. A block is 128 tokens x 128 outputs (F32: 64);
-// activations go through shared memory, three k64 stages deep; weights from the packed tiles straight into the
-// registers of the waves that multiply them. After each chunk its sums are added to the totals, also in
-// registers: the one order (matmul.h).
+// The product for many tokens (prefill): bound by the matrix unit. A block is 128 tokens x 128 outputs (F32:
+// 64); activations go through shared memory, three k64 stages deep; weights from the packed tiles straight
+// into the registers of the waves that multiply them. After each chunk its sums are added to the totals, also
+// in registers: the one order (matmul.h).
 #include "backend/gpu/kernels/matmul.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
@@ -43,7 +43,8 @@ GRETA_DEVICE TokenCopies token_copies(const MatmulCall& call, int token0) {
 }
 
 /// Starts the copy of k64 step `step` where there is one; a group of its own in any case.
-GRETA_DEVICE void copy_step(const TokenCopies& copies, const SharedArray<uint16_t>& stages, int step, int steps) {
+GRETA_DEVICE void copy_step(const TokenCopies& copies, const SharedArray<uint16_t>& stages, int step,
+                            int steps) {
   if (step < steps) {
     const SharedArray<uint16_t> stage = stages.from(step % kStages * kStageElements);
     GRETA_UNROLL
@@ -134,9 +135,11 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
       if (to < chunks) {
         GRETA_UNROLL
         for (int m = 0; m < kM; ++m)
-          load_piece(tiles[m] + static_cast<int64_t>(to) * Format<T>::kTileBytes, (j + 1) % kStepsK64, next.tile[m]);
+          load_piece(tiles[m] + static_cast<int64_t>(to) * Format<T>::kTileBytes, (j + 1) % kStepsK64,
+                     next.tile[m]);
       }
-      multiply_step<T>(now, up, j, stages.from(step % kStages * kStageElements + wave_tokens * kTokenStride), c);
+      multiply_step<T>(now, up, j, stages.from(step % kStages * kStageElements + wave_tokens * kTokenStride),
+                       c);
       now = next;
     }
     GRETA_UNROLL

@@ -2,8 +2,8 @@
 // How a matrix lies in device memory for the matmul kernels. Included after a target's target.h: the layout
 // follows the target's fragment of A, so that it differs between wave sizes; sizes do not.
 //
-// Tiles of 16 rows x 256 k (kChunkK), rows and K padded with zeros. Tile (row tile t, chunk c) is the piece of
-// Format::kTileBytes bytes at (t * chunks + c) * kTileBytes:
+// Tiles of 16 rows x 256 k (kChunkK), rows and K padded with zeros. Tile (row tile t, chunk c) is the piece
+// of Format::kTileBytes bytes at (t * chunks + c) * kTileBytes:
 //
 //   low plane    the low kLowBits bits of each code, or the whole f16 or FP32
 //   high plane   the other kHighBits bits of codes that have 3, 5 or 6
@@ -24,8 +24,10 @@
 //   Q4_K Q5_K        bytes: sc[2j], m[2j], sc[2j + 1], m[2j + 1]
 //   Q2_K             bytes 4j .. 4j + 3: sc in the low, m in the high nibble, as in the file
 //   Q3_K Q6_K        bytes 4j .. 4j + 3: the file's code (32 is subtracted), sc + 128
-// Heads: Q2_K Q4_K Q5_K: word r has d and dmin of row r. Q3_K Q6_K: word r (0 .. 7) has d of rows r and r + 8.
+// Heads: Q2_K Q4_K Q5_K: word r has d and dmin of row r. Q3_K Q6_K: word r (0 .. 7) has d of rows r and r
+// + 8.
 #include <cstdint>
+#include <string>
 
 #include "backend/gpu/kernels.h"
 #include "quant/types.h"
@@ -33,8 +35,8 @@
 namespace greta::gpu::GRETA_GPU_TARGET {
 
 inline constexpr int kTileRows = 16;
-inline constexpr int kStepsK64 = kChunkK / 64;     ///< k64 steps of a chunk
-inline constexpr int kPairs = kFragmentA / 2;      ///< of a lane in a k16 step
+inline constexpr int kStepsK64 = kChunkK / 64;  ///< k64 steps of a chunk
+inline constexpr int kPairs = kFragmentA / 2;   ///< of a lane in a k16 step
 inline constexpr int kPairsK64 = 4 * kPairs;
 
 // A lane's pairs of odd number are of its second row, where it has two.
@@ -49,7 +51,7 @@ struct FormatOf {
   static constexpr int kHighBits = HighBits;
   static constexpr int kBlock = Block;
   static constexpr bool kMinimum = Minimum;
-  static constexpr bool kSuper = Super;            ///< a K type: a chunk is a super-block
+  static constexpr bool kSuper = Super;  ///< a K type: a chunk is a super-block
   static constexpr int kOffset = Offset;
   static constexpr int kScaleOffset = ScaleOffset;  ///< subtracted from a K type's scale code
   static constexpr bool kCodes = Block != 0;
@@ -97,9 +99,7 @@ template <int Words>
 struct Plane {
   static constexpr int kGroup = Words < 4 ? Words : 4;
   /// Of word x of a lane, in words from the plane's start.
-  GRETA_DEVICE static int at(int x, int lane) {
-    return ((x / kGroup) * kWave + lane) * kGroup + x % kGroup;
-  }
+  GRETA_DEVICE static int at(int x, int lane) { return ((x / kGroup) * kWave + lane) * kGroup + x % kGroup; }
 };
 
 /// The bit of a word at which the even element of its pair `slot` lies; the odd one's is 16 higher.
@@ -113,6 +113,50 @@ GRETA_DEVICE constexpr int slot_bit(int slot) {
   }
 }
 
+/// Of K.
 GRETA_DEVICE int chunks_of(int64_t cols) { return static_cast<int>((cols + kChunkK - 1) / kChunkK); }
+
+// ---- on the host
+
+/// The name of a kernel of packed type T, "matmul_few.Q4_K", for as long as the process lives.
+template <quant::Type T>
+const char* kernel_name(const char* kernel) {
+  static const std::string name = std::string(kernel) + "." + std::string(quant::traits(T).name);
+  return name.c_str();
+}
+
+/// Calls f.operator()<T>() for the kernel type.
+template <class F>
+void for_type(quant::Type type, const F& f) {
+  using quant::Type;
+  switch (type) {
+    case Type::F16:
+      return f.template operator()<Type::F16>();
+    case Type::F32:
+      return f.template operator()<Type::F32>();
+    case Type::Q4_0:
+      return f.template operator()<Type::Q4_0>();
+    case Type::Q4_1:
+      return f.template operator()<Type::Q4_1>();
+    case Type::Q5_0:
+      return f.template operator()<Type::Q5_0>();
+    case Type::Q5_1:
+      return f.template operator()<Type::Q5_1>();
+    case Type::Q8_0:
+      return f.template operator()<Type::Q8_0>();
+    case Type::Q2_K:
+      return f.template operator()<Type::Q2_K>();
+    case Type::Q3_K:
+      return f.template operator()<Type::Q3_K>();
+    case Type::Q4_K:
+      return f.template operator()<Type::Q4_K>();
+    case Type::Q5_K:
+      return f.template operator()<Type::Q5_K>();
+    case Type::Q6_K:
+      return f.template operator()<Type::Q6_K>();
+    case Type::BF16:
+      return;  // packed as F16
+  }
+}
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET

@@ -26,6 +26,7 @@ const Kernels& kernel_table() {
     k.pack = run_pack;
     k.unpack = run_unpack;
     k.dequantize = run_dequantize;
+    k.read = run_read;
     return k;
   }();
   return table;

@@ -1,8 +1,6 @@
 // Weights: from the file's blocks to packed tiles and back, and the tables that are read as they lie in the
-// file. The byte layouts of the blocks are those of src/quant (legacy.cpp, kquants_dequantize.cpp), so are the
-// FP32 operations of each element and their order.
-#include <string>
-
+// file. The byte layouts of the blocks are those of src/quant (legacy.cpp, kquants_dequantize.cpp), so are
+// the FP32 operations of each element and their order.
 #include "backend/gpu/kernels/formats.h"
 #include "backend/gpu/kernels/launchers.h"
 
@@ -119,12 +117,12 @@ GRETA_DEVICE float block_element(const uint8_t* row, int64_t k) {
   const int i = static_cast<int>(k % B::kElements);
   const auto code = static_cast<float>(code_of<T>(block, i) - F::kOffset);
   float scale = half_at(block + B::kD);
-  if constexpr (F::kSuper) scale = scale * static_cast<float>(scale_code<T>(block, i / F::kBlock) - F::kScaleOffset);
+  if constexpr (F::kSuper)
+    scale = scale * static_cast<float>(scale_code<T>(block, i / F::kBlock) - F::kScaleOffset);
   if constexpr (!F::kMinimum) {
     return scale * code;
   } else if constexpr (F::kSuper) {
-    const float minimum =
-        half_at(block + B::kM) * static_cast<float>(minimum_code<T>(block, i / F::kBlock));
+    const float minimum = half_at(block + B::kM) * static_cast<float>(minimum_code<T>(block, i / F::kBlock));
     return scale * code - minimum;
   } else {
     return scale * code + half_at(block + B::kM);
@@ -267,8 +265,8 @@ struct Int8Tile {
 
 /// A plane of the tile at `to`: `Bits` bits of each element, from bit `Shift` of element_bits on.
 template <Type T, int Bits, int Shift, int LaneWords>
-GRETA_DEVICE void pack_plane(const PackCall& call, int64_t row0, int64_t k0, const Int8Tile& int8, uint32_t* to,
-                             unsigned& inexact) {
+GRETA_DEVICE void pack_plane(const PackCall& call, int64_t row0, int64_t k0, const Int8Tile& int8,
+                             uint32_t* to, unsigned& inexact) {
   constexpr int kSlots = Bits < 16 ? 16 / Bits : 1;
   for (int i = thread_index(); i < LaneWords * kWave; i += kPackThreads) {
     const int lane = i / LaneWords;
@@ -285,7 +283,8 @@ GRETA_DEVICE void pack_plane(const PackCall& call, int64_t row0, int64_t k0, con
       } else {
         constexpr uint32_t kMask = (1u << Bits) - 1;
         const uint32_t even = (element_bits<T>(call, row0 + row, k0 + k, inverse, inexact) >> Shift) & kMask;
-        const uint32_t odd = (element_bits<T>(call, row0 + row, k0 + k + 1, inverse, inexact) >> Shift) & kMask;
+        const uint32_t odd =
+            (element_bits<T>(call, row0 + row, k0 + k + 1, inverse, inexact) >> Shift) & kMask;
         bits |= (even | odd << 16) << slot_bit<Bits>(slot);
       }
     }
@@ -334,8 +333,8 @@ template <Type T>
 GRETA_DEVICE uint32_t head_word(const PackCall& call, int64_t row0, int64_t k0, int i) {
   using B = Block<T>;
   const uint32_t low = field_at<T>(call, row0 + i, k0, B::kD);
-  const uint32_t high =
-      Format<T>::kMinimum ? field_at<T>(call, row0 + i, k0, B::kM) : field_at<T>(call, row0 + i + 8, k0, B::kD);
+  const uint32_t high = Format<T>::kMinimum ? field_at<T>(call, row0 + i, k0, B::kM)
+                                            : field_at<T>(call, row0 + i + 8, k0, B::kD);
   return low | high << 16;
 }
 
@@ -364,7 +363,8 @@ GRETA_KERNEL void pack_tiles(Mark mark, PackCall call) {
   unsigned inexact = 0;
   pack_plane<T, F::kLowBits, 0, F::kLowWords>(call, row0, k0, int8, tile, inexact);
   if constexpr (F::kHighBits > 0)
-    pack_plane<T, F::kHighBits, F::kLowBits, F::kHighWords>(call, row0, k0, int8, tile + F::kHighAt / 4, inexact);
+    pack_plane<T, F::kHighBits, F::kLowBits, F::kHighWords>(call, row0, k0, int8, tile + F::kHighAt / 4,
+                                                            inexact);
   if constexpr (F::kCodes) {
     for (int i = thread_index(); i < kTileRows * kStepsK64 * F::kParamWords; i += kPackThreads) {
       const int row = i / (kStepsK64 * F::kParamWords);
@@ -395,5 +395,90 @@ GRETA_KERNEL void unpack_row(Mark mark, UnpackCall call) {
   const std::byte* tile = call.from.data + (call.row / kTileRows * chunks + chunk) * F::kTileBytes;
   const float scale = call.from.row_scale[call.row];
   const int lane = lane_index();
-  const float up[kRowsA] = {1.0f, kRowsA == 2 ? 1.0f : 1.0f};
+  float up[kRowsA];
+  for (float& u : up) u = 1.0f;
+  GRETA_UNROLL
+  for (int j = 0; j < kStepsK64; ++j) {
+    Piece<T, 1> piece;
+    load_piece(tile, j, piece);
+    const Scales<T> scales = scales_of(piece, 0, up);
+    GRETA_UNROLL
+    for (int pair = 0; pair < kPairsK64; ++pair) {
+      const int e = 2 * (pair % kPairs);
+      float even, odd;
+      if constexpr (T == Type::F16) {
+        even = low_f16(piece.low[pair]) * scale;
+        odd = high_f16(piece.low[pair]) * scale;
+      } else if constexpr (T == Type::F32) {
+        even = float_of(piece.low[2 * pair]);
+        odd = float_of(piece.low[2 * pair + 1]);
+      } else {
+        code_values(piece, scales, j, 0, pair, even, odd);
+      }
+      if (a_row(lane, e) != call.row % kTileRows) continue;
+      const int64_t k = static_cast<int64_t>(chunk) * kChunkK + 64 * j + pair / kPairs * 16 + a_k(lane, e);
+      if (k < call.from.cols) call.out[k] = even;
+      if (k + 1 < call.from.cols) call.out[k + 1] = odd;
+    }
+  }
 }
+
+// ---- as in the file
+// --------------------------------------------------------------------------------------------
+
+GRETA_KERNEL void dequantize_elements(Mark mark, DequantizeCall call) {
+  entered(mark);
+  const int64_t k = static_cast<int64_t>(block_x()) * kRowThreads + thread_index();
+  if (k < call.count) call.out[k] = element(call.type, reinterpret_cast<const uint8_t*>(call.source), k);
+}
+
+/// Grid: rows, pieces of the width.
+GRETA_KERNEL void embed_rows(Mark mark, EmbedCall call) {
+  entered(mark);
+  const auto row = static_cast<int64_t>(block_x());
+  const int64_t k = static_cast<int64_t>(block_y()) * kRowThreads + thread_index();
+  if (k >= call.width) return;
+  const auto* from = reinterpret_cast<const uint8_t*>(call.table) + call.batch.tokens[row] * call.row_bytes;
+  call.out[row * call.width + k] = element(call.type, from, k) * call.scale;
+}
+
+unsigned pieces(int64_t count, int64_t of) { return static_cast<unsigned>((count + of - 1) / of); }
+
+}  // namespace
+
+uint64_t packed_matrix_bytes(quant::Type kernel_type, int64_t rows, int64_t cols) {
+  uint64_t bytes = 0;
+  for_type(kernel_type, [&]<Type T>() {
+    bytes = static_cast<uint64_t>(pieces(rows, kTileRows)) * pieces(cols, kChunkK) * Format<T>::kTileBytes;
+  });
+  return bytes;
+}
+
+void run_pack(const Launch& how, const PackCall& call) {
+  const unsigned tiles = pieces(call.to.rows, kTileRows);
+  launch(how, "pack_scales", pack_scales, Grid{tiles * kTileRows}, kRowThreads,
+         kRowThreads / kWave * static_cast<int>(sizeof(float)), call);
+  for_type(call.to.type, [&]<Type T>() {
+    launch(how, kernel_name<T>("pack_tiles"), pack_tiles<T>, Grid{tiles, pieces(call.to.cols, kChunkK)},
+           kPackThreads, 2 * kTileRows * 8 * 4, call);
+  });
+}
+
+void run_unpack(const Launch& how, const UnpackCall& call) {
+  for_type(call.from.type, [&]<Type T>() {
+    constexpr int kWaves = kPackThreads / kWave;
+    launch(how, kernel_name<T>("unpack_row"), unpack_row<T>,
+           Grid{pieces(call.from.cols, static_cast<int64_t>(kChunkK) * kWaves)}, kPackThreads, 0, call);
+  });
+}
+
+void run_dequantize(const Launch& how, const DequantizeCall& call) {
+  launch(how, "dequantize", dequantize_elements, Grid{pieces(call.count, kRowThreads)}, kRowThreads, 0, call);
+}
+
+void run_embed(const Launch& how, const EmbedCall& call) {
+  launch(how, "embed", embed_rows,
+         Grid{static_cast<unsigned>(call.batch.rows), pieces(call.width, kRowThreads)}, kRowThreads, 0, call);
+}
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET
