@@ -1,0 +1,281 @@
+// The contract of gpu::Device (device.h) on every target that this build and this machine have, and what is
+// said of those that are missing.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "backend/gpu/kernels.h"
+#include "backend/gpu/targets.h"
+#include "base/error.h"
+
+namespace greta::gpu {
+namespace {
+
+using testing::HasSubstr;
+
+std::unique_ptr<Device> open(const std::string& name) {
+  const int number = std::stoi(name.substr(name.find(':') + 1));
+  if (name.starts_with("cuda")) return open_cuda(number);
+  if (name.starts_with("hip")) return open_hip(number);
+  return open_sim(number);
+}
+
+bool has_sim() {
+  try {
+    return open_sim(32) != nullptr;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+std::vector<std::string> usable() {
+  std::vector<std::string> names;
+  if (has_sim()) names = {"sim:32", "sim:64"};
+  for (const DeviceInfo& info : list_devices())
+    if (info.unusable.empty()) names.push_back(info.device);
+  return names;
+}
+
+template <class Call>
+std::string refusal(const Call& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// ---- what is missing
+
+TEST(GpuTargets, EachIsListedOrSaysWhyNot) {
+  const std::vector<DeviceInfo> all = list_devices();
+  for (const std::string target : {"cuda", "hip"}) {
+    const bool built = !(target == "cuda" ? built_cuda() : built_hip()).empty();
+    int found = 0;
+    for (const DeviceInfo& info : all) {
+      if (info.device.substr(0, info.device.find(':')) != target) continue;
+      ++found;
+      if (!built) {
+        EXPECT_EQ(info.device, target);
+        EXPECT_THAT(info.unusable, HasSubstr("not in this build"));
+        EXPECT_THAT(info.unusable, HasSubstr("cmake --preset " + target));
+      } else if (info.device == target) {
+        EXPECT_NE(info.unusable, "");
+      } else {
+        EXPECT_NE(info.description, "");
+        EXPECT_NE(info.driver, "");
+        EXPECT_GT(info.total_bytes, 0u);
+      }
+    }
+    EXPECT_GE(found, 1) << target;
+  }
+}
+
+TEST(GpuTargets, WhatCannotBeOpenedSaysWhy) {
+  for (const std::string name : {"cuda:0", "cuda:-1", "cuda:1000", "hip:0", "hip:-1", "hip:1000"}) {
+    const std::string target = name.substr(0, name.find(':'));
+    const bool built = !(target == "cuda" ? built_cuda() : built_hip()).empty();
+    bool there = false;
+    for (const DeviceInfo& info : list_devices()) there |= info.device == name && info.unusable.empty();
+    const std::string why = refusal([&] { open(name); });
+    if (there) {
+      EXPECT_EQ(why, "") << name;
+      continue;
+    }
+    EXPECT_EQ(why.rfind(name + ": ", 0), 0u) << why;
+    if (!built) EXPECT_THAT(why, HasSubstr("not in this build"));
+  }
+}
+
+TEST(GpuTargets, FreeMemoryIsMeasuredWhereItIsAskedFor) {
+  for (const DeviceInfo& info : list_devices()) EXPECT_FALSE(info.free_bytes.has_value()) << info.device;
+  for (const DeviceInfo& info : list_devices(true)) {
+    EXPECT_EQ(info.free_bytes.has_value(), info.unusable.empty()) << info.device;
+    if (info.free_bytes) EXPECT_LE(*info.free_bytes, info.total_bytes) << info.device;
+  }
+}
+
+// ---- the contract
+
+class DeviceContract : public testing::TestWithParam<std::string> {
+ protected:
+  std::unique_ptr<Device> device = open(GetParam());
+  bool sim() const { return GetParam().starts_with("sim"); }
+  /// Bytes of which no two places within 4 GB are alike for long.
+  static std::vector<std::byte> pattern(size_t bytes, uint32_t seed) {
+    std::vector<std::byte> data(bytes);
+    uint32_t x = seed;
+    for (std::byte& b : data) {
+      x = x * 1664525u + 1013904223u;
+      b = static_cast<std::byte>(x >> 24);
+    }
+    return data;
+  }
+  std::vector<std::byte> content(const void* at, size_t bytes) {
+    std::vector<std::byte> data(bytes, std::byte{0xee});
+    device->download(data.data(), at, bytes);
+    return data;
+  }
+};
+
+TEST_P(DeviceContract, SaysWhatItIs) {
+  EXPECT_EQ(device->name(), GetParam());
+  EXPECT_NE(device->description(), "");
+  EXPECT_GT(device->free_bytes(), 0u);
+  EXPECT_LE(device->free_bytes(), device->total_bytes());
+  const int wave = device->kernels().wave;
+  EXPECT_EQ(wave, GetParam() == "sim:64" || GetParam().starts_with("hip") ? 64 : 32);
+}
+
+TEST_P(DeviceContract, MemoryIsZeroed) {
+  for (int round = 0; round < 3; ++round) {
+    void* memory = device->allocate(100000);
+    EXPECT_EQ(content(memory, 100000), std::vector<std::byte>(100000));
+    const auto data = pattern(100000, 7);
+    device->upload(memory, data.data(), data.size());
+    device->release(memory);
+  }
+  device->release(nullptr);
+}
+
+TEST_P(DeviceContract, BytesGoThereAndBack) {
+  // Around the size of a staging slot (16 MiB), of a bounce (4 MiB), and of the threaded copies.
+  for (const size_t bytes : {size_t{0}, size_t{1}, size_t{255}, size_t{4} << 20, (size_t{4} << 20) + 1,
+                             (size_t{16} << 20) - 3, (size_t{16} << 20) + 5, (size_t{100} << 20) + 17}) {
+    void* memory = device->allocate(bytes + 1);
+    std::vector<std::byte> data = pattern(bytes, static_cast<uint32_t>(bytes));
+    const std::vector<std::byte> copy = data;
+    device->upload(memory, data.data(), bytes);
+    std::fill(data.begin(), data.end(), std::byte{0x55});  // the bytes were taken
+    EXPECT_TRUE(content(memory, bytes) == copy) << bytes;
+    device->release(memory);
+  }
+}
+
+TEST_P(DeviceContract, UploadsOfAllSizesKeepTheirOrder) {
+  // More than the staging ring holds (64 MiB), in pieces of 1 byte to 3 MB, each written over by the next.
+  constexpr size_t kBytes = size_t{3} << 20;
+  auto* memory = static_cast<std::byte*>(device->allocate(kBytes));
+  std::vector<std::byte> expected(kBytes);
+  uint32_t x = 1;
+  for (size_t sent = 0; sent < size_t{90} << 20;) {
+    x = x * 1664525u + 1013904223u;
+    const size_t length = 1 + (x >> 8) % (x % 5 == 0 ? kBytes : size_t{3000});
+    const size_t at = (x >> 4) % (kBytes - length + 1);
+    std::vector<std::byte> data = pattern(length, x);
+    device->upload(memory + at, data.data(), length);
+    std::copy(data.begin(), data.end(), expected.begin() + static_cast<std::ptrdiff_t>(at));
+    sent += length + 100000;
+  }
+  EXPECT_TRUE(content(memory, kBytes) == expected);
+  device->release(memory);
+}
+
+TEST_P(DeviceContract, CopiesAndZerosAreInOrder) {
+  constexpr size_t kBytes = 1 << 20;
+  auto* a = static_cast<std::byte*>(device->allocate(kBytes));
+  auto* b = static_cast<std::byte*>(device->allocate(kBytes));
+  const auto first = pattern(kBytes, 1), second = pattern(kBytes, 2);
+  device->upload(a, first.data(), kBytes);
+  device->copy(b, a, kBytes);
+  device->upload(a, second.data(), kBytes);
+  device->zero(b + 100, 1000);
+  auto expected = first;
+  std::fill_n(expected.begin() + 100, 1000, std::byte{0});
+  EXPECT_TRUE(content(b, kBytes) == expected);
+  EXPECT_TRUE(content(a, kBytes) == second);
+  device->copy(b, a, 0);
+  device->zero(b, 0);
+  device->synchronize();
+  device->release(a);
+  device->release(b);
+}
+
+TEST_P(DeviceContract, TooMuchMemoryIsAnErrorWithBothNumbers) {
+  const uint64_t asked = device->total_bytes() * 3;
+  EXPECT_THAT(refusal([&] { device->allocate(asked); }), HasSubstr("free")) << device->name();
+  void* memory = device->allocate(1000);  // and nothing is left of it
+  device->synchronize();
+  device->release(memory);
+}
+
+TEST_P(DeviceContract, HostMemoryIsOneAddressForBoth) {
+  auto* mark = static_cast<uint32_t*>(device->allocate_host(sizeof(uint32_t)));
+  EXPECT_EQ(*mark, 0u);
+  void* memory = device->allocate(sizeof(uint32_t));
+  const uint32_t value = 0x12345678;
+  device->upload(memory, &value, sizeof value);
+  device->copy(mark, memory, sizeof value);  // the device writes it
+  device->synchronize();
+  EXPECT_EQ(*mark, value);
+  device->release(memory);
+  device->release_host(mark);
+}
+
+TEST_P(DeviceContract, GraphsDoLaterWhatWasRecorded) {
+  constexpr size_t kBytes = 4096;
+  auto* a = static_cast<std::byte*>(device->allocate(kBytes));
+  auto* b = static_cast<std::byte*>(device->allocate(kBytes));
+  device->begin_capture();
+  device->copy(b, a, kBytes);
+  device->zero(b, 16);
+  const std::unique_ptr<Graph> graph = device->end_capture();
+  if (graph == nullptr) {
+    EXPECT_TRUE(sim());  // it has no graphs
+  } else {
+    for (const uint32_t seed : {3u, 4u}) {
+      auto expected = pattern(kBytes, seed);
+      device->upload(a, expected.data(), kBytes);
+      device->launch(*graph);
+      std::fill_n(expected.begin(), 16, std::byte{0});
+      EXPECT_TRUE(content(b, kBytes) == expected) << seed;
+    }
+  }
+  device->release(a);
+  device->release(b);
+}
+
+TEST_P(DeviceContract, ARecordingTakesNoBytesFromTheHost) {
+  if (sim()) return;  // it records nothing
+  void* memory = device->allocate(64);
+  std::vector<std::byte> data(64);
+  device->begin_capture();
+  EXPECT_THAT(refusal([&] { device->upload(memory, data.data(), 64); }), HasSubstr("recorded"));
+  EXPECT_THAT(refusal([&] { device->download(data.data(), memory, 64); }), HasSubstr("recorded"));
+  EXPECT_THAT(refusal([&] { device->allocate(64); }), HasSubstr("recorded"));
+  EXPECT_THAT(refusal([&] { device->synchronize(); }), HasSubstr("recorded"));
+  EXPECT_THAT(refusal([&] { device->begin_capture(); }), HasSubstr("recorded"));
+  device->zero(memory, 64);
+  const auto graph = device->end_capture();
+  device->launch(*graph);
+  EXPECT_EQ(content(memory, 64), std::vector<std::byte>(64));
+  device->release(memory);
+}
+
+TEST_P(DeviceContract, TwoOfThemDoNotDisturbEachOther) {
+  const std::unique_ptr<Device> other = open(GetParam());
+  void* mine = device->allocate(1000);
+  void* theirs = other->allocate(1000);
+  const auto data = pattern(1000, 9);
+  device->upload(mine, data.data(), 1000);
+  std::vector<std::byte> seen(1000, std::byte{1});
+  other->download(seen.data(), theirs, 1000);
+  EXPECT_EQ(seen, std::vector<std::byte>(1000));
+  EXPECT_TRUE(content(mine, 1000) == data);
+  other->release(theirs);
+  device->release(mine);
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(DeviceContract);
+INSTANTIATE_TEST_SUITE_P(Targets, DeviceContract, testing::ValuesIn(usable()), [](const auto& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), ':', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace greta::gpu
