@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "backend/cpu/rounding.h"
+#include "backend/gpu/gpu_arithmetic.h"
 #include "base/build_info.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -40,6 +41,10 @@ std::unique_ptr<Arithmetic> arithmetic_of(const SafeTensorsFile& file, const std
   if (stated.starts_with("cpu")) {
     const BackendOptions how = parse_subject(stated, {}).backend;
     return std::make_unique<cpu::CpuArithmetic>(how.weights, how.activations, how.kv_type);
+  }
+  if (is_gpu(stated)) {
+    const BackendOptions how = parse_subject(stated, {}).backend;
+    return std::make_unique<gpu::GpuArithmetic>(how.weights, how.kv_type);
   }
   fail(
       "{}: the trace does not say how its device '{}' rounds; expected float64, float32 or "

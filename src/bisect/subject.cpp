@@ -100,7 +100,7 @@ Subject parse_subject(std::string_view text, const Subject& defaults) {
     if (parts.size() > 1) fail("subject {}: a recorded trace takes no keys, got '{}'", s.text, parts[1]);
     return s;
   }
-  if (head != "cpu" && head != "reference" && !head.starts_with("cuda:") && !head.starts_with("hip:"))
+  if (head != "cpu" && head != "reference" && !is_gpu(head))
     fail("subject {}: expected reference, cpu, cuda:0, hip:0 or trace=FILE first, got '{}'", s.text, head);
   s.device = head;
   if (head == "reference") {
