@@ -199,10 +199,14 @@ GRETA_KERNEL void barrier_of_some(Mark mark) {
   entered(mark);
   if (thread_index() < 40) barrier();
 }
-GRETA_KERNEL void barrier_of_some_first(Mark mark) {
+template <class T>
+GRETA_KERNEL void barriers_of_two_branches(Mark mark, T even) {
   entered(mark);
-  if (lane_index() % 3 == 0) barrier();
-  barrier();
+  if (thread_index() % 2 == even) {
+    barrier();
+  } else {
+    barrier();
+  }
 }
 GRETA_KERNEL void shuffle_of_some(Mark mark, float* out) {
   entered(mark);
@@ -232,11 +236,13 @@ TEST(GRETA_SIM_SUITE, ABarrierThatSomeNeverReachIsAnErrorAndNoHang) {
 }
 
 TEST(GRETA_SIM_SUITE, BarriersOfTwoBranchesDoNotMeet) {
-  EXPECT_EQ(seeds_that_find([](uint64_t seed) {
-              launch(Seeded(seed), "barrier_of_some_first", barrier_of_some_first, {}, 128, 0);
-              return false;
-            }),
-            kSeeds);
+  const auto apart = [](uint64_t seed) {
+    launch(Seeded(seed), "barriers_of_two_branches", barriers_of_two_branches<int>, {}, 128, 0, 0);
+    return false;
+  };
+  EXPECT_EQ(seeds_that_find(apart), kSeeds);
+  EXPECT_THAT(error_of([&] { apart(1); }),
+              AllOf(HasSubstr("at barrier (sim_cases.inl:"), HasSubstr("while others")));
 }
 
 TEST(GRETA_SIM_SUITE, ACollectiveOfSomeLanesIsAnError) {
