@@ -12,7 +12,11 @@ option(GRETA_SIM "the GPU kernels on the host, waves of 32 and 64, for tests (Bo
 set(GRETA_HIP_ARCHITECTURES gfx942 gfx90a CACHE STRING "architectures of the HIP kernels")
 
 set(GRETA_GPU ${CMAKE_SOURCE_DIR}/src/backend/gpu)
-set(GRETA_GPU_UNITS weights matmul attention rows table)
+# The files of kernels that are translation units; what other files of kernels there are, these include.
+set(GRETA_GPU_UNITS weights matmul matmul_few matmul_many attention rows limits table)
+if(NOT fmt_library)
+  set(fmt_library fmt::fmt)
+endif()
 
 # gpu_units(OUT TARGET EXTENSION WAVE): the translation units of a target; WAVE is sim's, or "".
 function(gpu_units out target extension wave)
@@ -53,7 +57,7 @@ if(GRETA_CUDA)
   find_package(CUDAToolkit REQUIRED)
 
   gpu_units(cuda_units cuda cu "")
-  gpu_target(cuda ${GRETA_GPU}/cuda/cuda_device.cpp ${cuda_units})
+  gpu_target(cuda ${GRETA_GPU}/cuda/cuda_device.cpp ${GRETA_GPU}/cuda/cuda_library.cpp ${cuda_units})
   set_target_properties(greta_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
   # nvcc takes other options than the directory's, which go to the host compiler behind it.
   get_target_property(host_options greta_cuda COMPILE_OPTIONS)

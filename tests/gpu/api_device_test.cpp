@@ -8,6 +8,7 @@
 
 #include <utility>
 
+#include "backend/gpu/device.h"
 #include "gpu/fake_api.h"
 
 namespace greta::gpu::fake_target {
@@ -21,6 +22,9 @@ std::string architecture(const fakeDeviceProp& properties) {
   return fmt::format("arch_{}", properties.major);
 }
 std::string lacks_kernels(const fakeDeviceProp& properties) { return properties.major < 8 ? "too old" : ""; }
+
+bool has_warpgroups(const fakeDeviceProp& properties) { return properties.major == 9; }
+double library_matrix_rate(Device&) { return 2.5; }
 
 }  // namespace
 }  // namespace greta::gpu::fake_target
@@ -87,6 +91,16 @@ TEST_F(ApiDeviceTest, WhatKeepsADeviceFromOpeningIsSaidBeforeAnythingIsTaken) {
   EXPECT_TRUE(fake.current.empty());  // no device was woken
   EXPECT_EQ(fake.live, 0);
   EXPECT_EQ(fake.last, fakeSuccess);  // no launch will be told of it
+}
+
+TEST_F(ApiDeviceTest, SaysWhatItHas) {
+  const auto device = open_device(0);
+  EXPECT_EQ(device->description(), "Fake, arch_9, driver 1.2");
+  EXPECT_EQ(device->multiprocessors(), 7);
+  EXPECT_EQ(device->matrix_rate(), 2.5);
+  EXPECT_TRUE(device->warpgroups());
+  fake.major = 8;
+  EXPECT_FALSE(open_device(0)->warpgroups());
 }
 
 TEST_F(ApiDeviceTest, ListsDevicesUsableOrNot) {

@@ -28,6 +28,7 @@ struct fakeDeviceProp {
   char name[64];
   size_t totalGlobalMem;
   int major;
+  int multiProcessorCount;
 };
 
 using FakeWork = std::function<void()>;
@@ -120,7 +121,7 @@ inline fakeError_t fakeRuntimeGetVersion(int* version) {
   return fakeSuccess;
 }
 inline fakeError_t fakeGetDeviceProperties(fakeDeviceProp* properties, int) {
-  *properties = {"Fake", fake.total, fake.major};
+  *properties = {"Fake", fake.total, fake.major, 7};
   return fake_status(fakeSuccess);
 }
 inline fakeError_t fakeSetDevice(int index) {

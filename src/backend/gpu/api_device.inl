@@ -201,6 +201,8 @@ class ApiDevice final : public Device {
         description_(
             fmt::format("{}, {}, driver {}", properties.name, architecture(properties), driver_version())),
         total_bytes_(properties.totalGlobalMem),
+        multiprocessors_(properties.multiProcessorCount),
+        warpgroups_(has_warpgroups(properties)),
         stream_(make_stream(index)),
         staging_(stream_),
         bounce_(stream_) {}
@@ -219,6 +221,12 @@ class ApiDevice final : public Device {
   void* stream() const override {
     use();
     return stream_;
+  }
+  bool warpgroups() const override { return warpgroups_; }
+  int multiprocessors() const override { return multiprocessors_; }
+  double matrix_rate() override {
+    use();
+    return library_matrix_rate(*this);
   }
   uint64_t free_bytes() const override {
     use();
@@ -335,6 +343,8 @@ class ApiDevice final : public Device {
   int index_;
   std::string description_;
   uint64_t total_bytes_;
+  int multiprocessors_;
+  bool warpgroups_;
   gpuStream_t stream_;
   Staging staging_;
   Bounce bounce_;
