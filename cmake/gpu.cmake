@@ -18,14 +18,14 @@ if(NOT fmt_library)
   set(fmt_library fmt::fmt)
 endif()
 
-# gpu_units(OUT TARGET EXTENSION WAVE): the translation units of a target; WAVE is sim's, or "".
+# gpu_units(OUT TARGET EXTENSION WAVE [UNIT...]): the translation units of a target, its own UNITs among them; WAVE is sim's, or "".
 function(gpu_units out target extension wave)
   set(files "")
   set(define "")
   if(wave)
     set(define "#define GRETA_SIM_WAVE ${wave}\n")
   endif()
-  foreach(unit ${GRETA_GPU_UNITS})
+  foreach(unit ${GRETA_GPU_UNITS} ${ARGN})
     set(file ${CMAKE_BINARY_DIR}/generated/gpu/${target}${wave}_${unit}.${extension})
     file(CONFIGURE OUTPUT ${file} @ONLY CONTENT
       "${define}#include \"backend/gpu/${target}/target.h\"\n#include \"backend/gpu/kernels/${unit}.inl\"\n")
@@ -56,7 +56,7 @@ if(GRETA_CUDA)
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
 
-  gpu_units(cuda_units cuda cu "")
+  gpu_units(cuda_units cuda cu "" matmul_warpgroup)
   gpu_target(cuda ${GRETA_GPU}/cuda/cuda_device.cpp ${GRETA_GPU}/cuda/cuda_library.cpp ${cuda_units})
   set_target_properties(greta_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
   # nvcc takes other options than the directory's, which go to the host compiler behind it.
@@ -65,7 +65,7 @@ if(GRETA_CUDA)
   set_target_properties(greta_cuda PROPERTIES COMPILE_OPTIONS "")
   target_compile_options(greta_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CXX>:${host_options}>"
-    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-lineinfo;-gencode=arch=compute_80,code=sm_80;-gencode=arch=compute_90a,code=sm_90a>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-lineinfo;--compress-mode=size;-gencode=arch=compute_80,code=sm_80;-gencode=arch=compute_90a,code=sm_90a>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${behind_nvcc}>")
   target_compile_definitions(greta_cuda PRIVATE GRETA_GPU_ARCHITECTURES="sm_80, sm_90a")
   target_include_directories(greta_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
