@@ -1,16 +1,14 @@
 // Attention over the paged cache. Splits of 64 keys, aligned to absolute position, each computed from its own
 // keys alone (attention_block.inl) and merged in ascending order. Two ways with the same bits: a block goes
-// through all splits of its rows and merges as it goes; or every split is a block's (few rows, many keys), and
-// a second kernel merges. Included after the target's target.h.
+// through all splits of its rows and merges as it goes; or every split is a block's (few rows, many keys),
+// and a second kernel merges. Included after the target's target.h.
 #include "backend/gpu/kernels/attention_block.inl"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
 // Splits apart: [rows * heads][splits] of (m, l), then of o [head_dim].
-GRETA_DEVICE float* partial_numbers(const AttentionCall& call, int64_t at) {
-  return call.partial + 2 * at;
-}
+GRETA_DEVICE float* partial_numbers(const AttentionCall& call, int64_t at) { return call.partial + 2 * at; }
 GRETA_DEVICE float* partial_values(const AttentionCall& call, int64_t at) {
   return call.partial + 2 * call.batch.rows * call.heads * call.splits + at * call.cache.head_dim;
 }
@@ -23,12 +21,11 @@ struct State {
 
   GRETA_DEVICE State() : o{} {
     GRETA_UNROLL
-    for (int t = 0; t < S::kTiles; ++t)
-      GRETA_UNROLL
-      for (int r = 0; r < kRowsC; ++r) {
-        largest[t][r] = float_of(0xff800000u);
-        sum[t][r] = 0.0f;
-      }
+    for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
+    for (int r = 0; r < kRowsC; ++r) {
+      largest[t][r] = float_of(0xff800000u);
+      sum[t][r] = 0.0f;
+    }
   }
 };
 
@@ -45,18 +42,17 @@ GRETA_DEVICE Entering<S> enter(const Block<S>& block, const typename Block<S>::R
                                State<S>& state) {
   Entering<S> how;
   GRETA_UNROLL
-  for (int t = 0; t < S::kTiles; ++t)
-    GRETA_UNROLL
-    for (int r = 0; r < kRowsC; ++r) {
-      const Merging merge = merging(state.largest[t][r], m[t][r]);
-      const bool seen = block.sees[t][r].meets(split);
-      how.seen[t][r] = seen;
-      how.a[t][r] = merge.a;
-      how.b[t][r] = merge.b;
-      if (!seen) continue;
-      state.largest[t][r] = merge.largest;
-      state.sum[t][r] = fused(state.sum[t][r], merge.a, block.sum_of(t, r) * merge.b);
-    }
+  for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
+  for (int r = 0; r < kRowsC; ++r) {
+    const Merging merge = merging(state.largest[t][r], m[t][r]);
+    const bool seen = block.sees[t][r].meets(split);
+    how.seen[t][r] = seen;
+    how.a[t][r] = merge.a;
+    how.b[t][r] = merge.b;
+    if (!seen) continue;
+    state.largest[t][r] = merge.largest;
+    state.sum[t][r] = fused(state.sum[t][r], merge.a, block.sum_of(t, r) * merge.b);
+  }
   return how;
 }
 
@@ -66,16 +62,15 @@ GRETA_DEVICE Entering<S> put_numbers(const Block<S>& block, const typename Block
                                      int split) {
   Entering<S> how;
   GRETA_UNROLL
-  for (int t = 0; t < S::kTiles; ++t)
-    GRETA_UNROLL
-    for (int r = 0; r < kRowsC; ++r) {
-      how.seen[t][r] = block.sees[t][r].meets(split);
-      if (!how.seen[t][r] || block.part != 0 || lane_index() % kRowLanes != 0) continue;
-      const int64_t row = block.work.at(block.pair_of(t, r * kSameRowC), block.call.heads);
-      float* to = partial_numbers(block.call, row * block.call.splits + split);
-      to[0] = m[t][r];
-      to[1] = block.sum_of(t, r);
-    }
+  for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
+  for (int r = 0; r < kRowsC; ++r) {
+    how.seen[t][r] = block.sees[t][r].meets(split);
+    if (!how.seen[t][r] || block.part != 0 || lane_index() % kRowLanes != 0) continue;
+    const int64_t row = block.work.at(block.pair_of(t, r * kSameRowC), block.call.heads);
+    float* to = partial_numbers(block.call, row * block.call.splits + split);
+    to[0] = m[t][r];
+    to[1] = block.sum_of(t, r);
+  }
   return how;
 }
 
@@ -94,25 +89,23 @@ GRETA_DEVICE void put_values(const Block<S>& block, const float (&o)[kFragmentC]
 template <class S>
 GRETA_DEVICE void put_out(const Block<S>& block, const State<S>& state) {
   GRETA_UNROLL
-  for (int t = 0; t < S::kTiles; ++t)
+  for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
+  for (int i = 0; i < kFragmentC; ++i) {
+    const int pair = block.pair_of(t, i);
+    if (pair >= block.work.pairs) continue;
+    float* out = block.call.out + block.work.at(pair, block.call.heads) * block.call.cache.head_dim;
     GRETA_UNROLL
-    for (int i = 0; i < kFragmentC; ++i) {
-      const int pair = block.pair_of(t, i);
-      if (pair >= block.work.pairs) continue;
-      float* out = block.call.out + block.work.at(pair, block.call.heads) * block.call.cache.head_dim;
-      GRETA_UNROLL
-      for (int slab = 0; slab < S::kSlabs; ++slab)
-        GRETA_UNROLL
-        for (int n = 0; n < S::kValueTiles; ++n) {
-          const int d = slab * S::kSlab + block.column_of(n, i);
-          if (!S::kWhole && d >= block.call.cache.head_dim) continue;
-          out[d] = divide(state.o[slab][n][t][i] * kUndoProbability, state.sum[t][i / kSameRowC]);
-        }
+    for (int slab = 0; slab < S::kSlabs; ++slab) GRETA_UNROLL
+    for (int n = 0; n < S::kValueTiles; ++n) {
+      const int d = slab * S::kSlab + block.column_of(n, i);
+      if (!S::kWhole && d >= block.call.cache.head_dim) continue;
+      out[d] = divide(state.o[slab][n][t][i] * kUndoProbability, state.sum[t][i / kSameRowC]);
     }
+  }
 }
 
-/// Block (part of a tile, kv head, splits_each splits), or all splits where they are not apart. Two slots take
-/// turns: a slab is consumed, all threads have done so, the next but one is asked for.
+/// Block (part of a tile, kv head, splits_each splits), or all splits where they are not apart. Two slots
+/// take turns: a slab is consumed, all threads have done so, the next but one is asked for.
 template <class S, bool Apart>
 GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, 1)
     attention(Mark mark, AttentionCall call, int tile_blocks, int splits_each) {
@@ -198,20 +191,19 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, 1)
           block.walk_values(o, p, n);
         }
         GRETA_UNROLL
-        for (int j = 0; j < S::kAtOnce; ++j)
-          GRETA_UNROLL
-          for (int t = 0; t < S::kTiles; ++t) {
-            if constexpr (Apart) {
-              put_values(block, o[j][t], how, split, slab, n + j, t);
-            } else {
-              GRETA_UNROLL
-              for (int i = 0; i < kFragmentC; ++i) {
-                const int r = i / kSameRowC;
-                float& to = state.o[slab][n + j][t][i];
-                to = how.seen[t][r] ? fused(to, how.a[t][r], o[j][t][i] * how.b[t][r]) : to;
-              }
+        for (int j = 0; j < S::kAtOnce; ++j) GRETA_UNROLL
+        for (int t = 0; t < S::kTiles; ++t) {
+          if constexpr (Apart) {
+            put_values(block, o[j][t], how, split, slab, n + j, t);
+          } else {
+            GRETA_UNROLL
+            for (int i = 0; i < kFragmentC; ++i) {
+              const int r = i / kSameRowC;
+              float& to = state.o[slab][n + j][t][i];
+              to = how.seen[t][r] ? fused(to, how.a[t][r], o[j][t][i] * how.b[t][r]) : to;
             }
           }
+        }
       }
     }
     page = next_page;
@@ -352,9 +344,8 @@ void run_attention(const Launch& how, const AttentionCall& call) {
     const int64_t split_blocks = small < kEnoughSmallBlocks ? parts_of(kEnoughSmallBlocks, small) : 1;
     run_blocks<true, true>(how, "attention.splits", call, tile_pairs,
                            split_blocks < call.splits ? split_blocks : call.splits);
-    launch(how, "attention.merge", attention_merge,
-           Grid{static_cast<unsigned>(call.batch.rows * call.heads)}, kMergeThreads,
-           4 * kMergeSplits * static_cast<int>(sizeof(float)), call);
+    launch(how, "attention.merge", attention_merge, Grid{static_cast<unsigned>(call.batch.rows * call.heads)},
+           kMergeThreads, 4 * kMergeSplits * static_cast<int>(sizeof(float)), call);
   } else if (tile_pairs <= 16) {
     run_blocks<true, false>(how, "attention.small", call, tile_pairs);
   } else {

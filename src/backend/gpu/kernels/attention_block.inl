@@ -74,9 +74,7 @@ struct Block {
   /// Of element i of row tile t.
   GRETA_DEVICE int pair_of(int t, int i) const { return first_pair + 16 * t + c_row(lane_index(), i); }
   /// In the split, of element i of this wave's key tile n.
-  GRETA_DEVICE int key_of(int n, int i) const {
-    return part * S::kKeys + n * kTileN + c_n(lane_index(), i);
-  }
+  GRETA_DEVICE int key_of(int n, int i) const { return part * S::kKeys + n * kTileN + c_n(lane_index(), i); }
   /// Of the slab, of element i of this wave's value tile n: tiles go round the parts.
   GRETA_DEVICE int column_of(int n, int i) const {
     return (n * S::kParts + part) * kTileN + c_n(lane_index(), i);
@@ -157,14 +155,13 @@ struct Block {
         if (!S::kWhole && s >= steps) continue;
         GRETA_UNROLL
         for (int o = 0; o < S::kOperands; ++o)
-          q[t][s][o] = fragment_a(
-              from.from((o * S::kRows + first_pair + 16 * t) * S::kQueryStride + 16 * s), S::kQueryStride);
+          q[t][s][o] = fragment_a(from.from((o * S::kRows + first_pair + 16 * t) * S::kQueryStride + 16 * s),
+                                  S::kQueryStride);
       }
       GRETA_UNROLL
       for (int r = 0; r < kRowsC; ++r) {
         const int pair = pair_of(t, r * kSameRowC);
-        sees[t][r] =
-            pair < work.pairs ? visible_at(work.position(pair), call.window) : Keys{0, -1};
+        sees[t][r] = pair < work.pairs ? visible_at(work.position(pair), call.window) : Keys{0, -1};
         unscale[t][r] = unscales[pair];
       }
     }
@@ -222,7 +219,8 @@ struct Block {
       const Words4 a = from.words4(2 * j * S::kStride + d), b = from.words4((2 * j + 1) * S::kStride + d);
       if (check) {
         const int key = split * kSplit + 2 * j;
-        special = special || (!work.all.has(key) && any_special(a)) || (!work.all.has(key + 1) && any_special(b));
+        special =
+            special || (!work.all.has(key) && any_special(a)) || (!work.all.has(key + 1) && any_special(b));
       }
       const int at = 2 * (j * S::kStride + d);
       to.put_words4(at, {lows(a.x, b.x), highs(a.x, b.x), lows(a.y, b.y), highs(a.y, b.y)});
@@ -253,11 +251,9 @@ struct Block {
       for (int n = 0; n < S::kKeyTiles; ++n)
         b[n] = fragment_b(k.from(n * kTileN * S::kStride + 16 * s), S::kStride);
       GRETA_UNROLL
-      for (int o = 0; o < S::kOperands; ++o)
-        GRETA_UNROLL
-        for (int n = 0; n < S::kKeyTiles; ++n)
-          GRETA_UNROLL
-          for (int t = 0; t < S::kTiles; ++t) multiply_operands<S::kBf16>(acc[t][n], q[t][step][o], b[n]);
+      for (int o = 0; o < S::kOperands; ++o) GRETA_UNROLL
+      for (int n = 0; n < S::kKeyTiles; ++n) GRETA_UNROLL
+      for (int t = 0; t < S::kTiles; ++t) multiply_operands<S::kBf16>(acc[t][n], q[t][step][o], b[n]);
     }
   }
 
@@ -270,21 +266,19 @@ struct Block {
       GRETA_UNROLL
       for (int r = 0; r < kRowsC; ++r) most[r] = float_of(0xff800000u);
       GRETA_UNROLL
-      for (int n = 0; n < S::kKeyTiles; ++n)
-        GRETA_UNROLL
-        for (int i = 0; i < kFragmentC; ++i) {
-          const int r = i / kSameRowC;
-          float s = (acc[t][n][i] * unscale[t][r]) * call.scale;
-          if (call.softcap > 0.0f) s = capped(s, call.softcap);
-          acc[t][n][i] = s;
-          const bool seen = all || sees[t][r].has(split * kSplit + key_of(n, i));
-          most[r] = seen ? larger(most[r], s) : most[r];
-        }
+      for (int n = 0; n < S::kKeyTiles; ++n) GRETA_UNROLL
+      for (int i = 0; i < kFragmentC; ++i) {
+        const int r = i / kSameRowC;
+        float s = (acc[t][n][i] * unscale[t][r]) * call.scale;
+        if (call.softcap > 0.0f) s = capped(s, call.softcap);
+        acc[t][n][i] = s;
+        const bool seen = all || sees[t][r].has(split * kSplit + key_of(n, i));
+        most[r] = seen ? larger(most[r], s) : most[r];
+      }
       GRETA_UNROLL
       for (int r = 0; r < kRowsC; ++r) {
         GRETA_UNROLL
-        for (int mask = 1; mask < kRowLanes; mask *= 2)
-          most[r] = larger(most[r], shuffle_xor(most[r], mask));
+        for (int mask = 1; mask < kRowLanes; mask *= 2) most[r] = larger(most[r], shuffle_xor(most[r], mask));
         if (lane_index() % kRowLanes == 0) maxima[4 * pair_of(t, r * kSameRowC) + part] = most[r];
       }
     }
@@ -337,19 +331,16 @@ struct Block {
   }
   GRETA_DEVICE void sum_groups(const float (&p)[S::kKeyTiles][kFragmentC], int t) const {
     GRETA_UNROLL
-    for (int g = 0; g < S::kGroups; ++g)
+    for (int g = 0; g < S::kGroups; ++g) GRETA_UNROLL
+    for (int r = 0; r < kRowsC; ++r) {
+      float sum = 0.0f;  // the first addition is exact
       GRETA_UNROLL
-      for (int r = 0; r < kRowsC; ++r) {
-        float sum = 0.0f;  // the first addition is exact
-        GRETA_UNROLL
-        for (int n = 0; n < S::kGroupTiles; ++n)
-          GRETA_UNROLL
-          for (int i = 0; i < kSameRowC; ++i) sum += p[g * S::kGroupTiles + n][r * kSameRowC + i];
-        GRETA_UNROLL
-        for (int mask = 1; mask < kRowLanes; mask *= 2) sum += shuffle_xor(sum, mask);
-        if (lane_index() % kRowLanes == 0)
-          sums[4 * pair_of(t, r * kSameRowC) + part * S::kGroups + g] = sum;
-      }
+      for (int n = 0; n < S::kGroupTiles; ++n) GRETA_UNROLL
+      for (int i = 0; i < kSameRowC; ++i) sum += p[g * S::kGroupTiles + n][r * kSameRowC + i];
+      GRETA_UNROLL
+      for (int mask = 1; mask < kRowLanes; mask *= 2) sum += shuffle_xor(sum, mask);
+      if (lane_index() % kRowLanes == 0) sums[4 * pair_of(t, r * kSameRowC) + part * S::kGroups + g] = sum;
+    }
   }
   /// l of a row, after a barrier.
   GRETA_DEVICE float sum_of(int t, int r) const {
@@ -364,14 +355,12 @@ struct Block {
 
   GRETA_DEVICE void take_probabilities(Operands& p) const {
     GRETA_UNROLL
-    for (int t = 0; t < S::kTiles; ++t)
-      GRETA_UNROLL
-      for (int s = 0; s < kSplit / 16; ++s)
-        GRETA_UNROLL
-        for (int o = 0; o < S::kOperands; ++o)
-          p[t][s][o] = fragment_a(
-              probabilities.from((o * S::kRows + first_pair + 16 * t) * S::kProbabilityStride + 16 * s),
-              S::kProbabilityStride);
+    for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
+    for (int s = 0; s < kSplit / 16; ++s) GRETA_UNROLL
+    for (int o = 0; o < S::kOperands; ++o)
+      p[t][s][o] = fragment_a(
+          probabilities.from((o * S::kRows + first_pair + 16 * t) * S::kProbabilityStride + 16 * s),
+          S::kProbabilityStride);
   }
 
   /// V's keys 16 step .. of this wave's value tile n.
@@ -394,12 +383,9 @@ struct Block {
       GRETA_UNROLL
       for (int j = 0; j < S::kAtOnce; ++j) b[j] = value_fragment(n + j, s);
       GRETA_UNROLL
-      for (int part_of_p = 0; part_of_p < S::kOperands; ++part_of_p)
-        GRETA_UNROLL
-        for (int j = 0; j < S::kAtOnce; ++j)
-          GRETA_UNROLL
-          for (int t = 0; t < S::kTiles; ++t)
-            multiply_operands<S::kBf16>(o[j][t], p[t][s][part_of_p], b[j]);
+      for (int part_of_p = 0; part_of_p < S::kOperands; ++part_of_p) GRETA_UNROLL
+      for (int j = 0; j < S::kAtOnce; ++j) GRETA_UNROLL
+      for (int t = 0; t < S::kTiles; ++t) multiply_operands<S::kBf16>(o[j][t], p[t][s][part_of_p], b[j]);
     }
   }
 

@@ -47,9 +47,9 @@ struct Shape {
   static constexpr int kWaves = Small ? kParts : 256 / kWave;
   static constexpr int kThreads = kWaves * kWave;
   static constexpr int kRows = kWaves / kParts * kTiles * 16;
-  static constexpr int kKeys = kSplit / kParts;        ///< of a wave
-  static constexpr int kKeyTiles = kKeys / kTileN;     ///< of a wave
-  static constexpr int kGroups = kKeys / 16;           ///< of a wave: 16 keys are summed first
+  static constexpr int kKeys = kSplit / kParts;     ///< of a wave
+  static constexpr int kKeyTiles = kKeys / kTileN;  ///< of a wave
+  static constexpr int kGroups = kKeys / 16;        ///< of a wave: 16 keys are summed first
   static constexpr int kGroupTiles = 16 / kTileN;
   static constexpr int kValueTiles = kSlab / kTileN / kParts;  ///< of a wave, in a slab
   static constexpr int kAtOnce = kValueTiles < 4 ? kValueTiles : 4;
@@ -104,7 +104,8 @@ struct Work {
   /// Index of (row, head) in q and out: [rows * heads].
   GRETA_DEVICE int64_t at(int pair, int heads) const {
     const int of = row(pair);
-    return (static_cast<int64_t>(tile.first_row) + of) * heads + kv_head * group + (first + pair - of * group);
+    return (static_cast<int64_t>(tile.first_row) + of) * heads + kv_head * group +
+           (first + pair - of * group);
   }
 };
 

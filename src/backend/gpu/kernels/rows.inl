@@ -295,8 +295,8 @@ void run_softcap(const Launch& how, const SoftcapCall& call) {
 }
 
 void run_gather(const Launch& how, const GatherCall& call) {
-  launch(how, "gather", gather,
-         Grid{static_cast<unsigned>(call.rows), blocks_for(call.width, kRowThreads)}, kRowThreads, 0, call);
+  launch(how, "gather", gather, Grid{static_cast<unsigned>(call.rows), blocks_for(call.width, kRowThreads)},
+         kRowThreads, 0, call);
 }
 
 void run_choose_experts(const Launch& how, const ChooseExpertsCall& call) {

@@ -1,0 +1,102 @@
+#pragma once
+// What the tests of the row kernels and of attention share: a device with its launches counted, arrays in its
+// memory, random numbers.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backend/gpu/kernels.h"
+#include "backend/gpu/sim/sim_device.h"
+
+namespace greta::gpu::rows_test {
+
+inline std::vector<std::string> device_names() { return {"sim:32", "sim:64"}; }
+inline std::unique_ptr<Device> open_device(const std::string& name) {
+  return make_sim_device(name == "sim:32" ? 32 : 64, 1);
+}
+/// For INSTANTIATE_TEST_SUITE_P.
+inline std::string test_name(const testing::TestParamInfo<std::string>& device) {
+  std::string name = device.param;
+  name.erase(name.find(':'), 1);
+  return name;
+}
+
+class Machine : public Launch {
+ public:
+  explicit Machine(const std::string& name) : device_(open_device(name)) { stream = device_->stream(); }
+  Mark mark(const char* kernel) const override {
+    ++ran_[kernel];
+    return {};
+  }
+  const Kernels& kernels() const { return device_->kernels(); }
+  Device& device() const { return *device_; }
+  /// How often each kernel ran since the last call.
+  std::map<std::string, int> ran() const {
+    device_->synchronize();
+    return std::exchange(ran_, {});
+  }
+
+ private:
+  std::unique_ptr<Device> device_;
+  mutable std::map<std::string, int> ran_;
+};
+
+/// Numbers in a device's memory.
+template <class T>
+class Array {
+ public:
+  Array(const Machine& machine, const std::vector<T>& values)
+      : device_(machine.device()), count_(values.size()) {
+    data_ = static_cast<T*>(device_.allocate(std::max<size_t>(count_, 1) * sizeof(T)));
+    put(values);
+  }
+  Array(const Machine& machine, int64_t count, T value)
+      : Array(machine, std::vector<T>(static_cast<size_t>(count), value)) {}
+  ~Array() { device_.release(data_); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+
+  T* data() const { return data_; }
+  void put(const std::vector<T>& values) { device_.upload(data_, values.data(), count_ * sizeof(T)); }
+  std::vector<T> read() const {
+    std::vector<T> values(count_);
+    device_.download(values.data(), data_, count_ * sizeof(T));
+    return values;
+  }
+
+ private:
+  Device& device_;
+  size_t count_;
+  T* data_ = nullptr;
+};
+
+/// Activations as a transformer has them: normal, with outliers forty times as large.
+inline std::vector<float> random_rows(int64_t count, uint32_t seed, float size = 1.0f) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, size);
+  std::vector<float> x(static_cast<size_t>(count));
+  for (float& v : x) v = normal(random) * (random() % 64 == 0 ? 40.0f : 1.0f);
+  return x;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+/// NaN where NaN is expected, else within `bound`.
+inline ::testing::AssertionResult near(double got, double exact, double bound) {
+  if (std::isnan(exact) ? std::isnan(got) : got == exact || std::fabs(got - exact) <= bound)
+    return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << got << ", exact " << exact << ", bound " << bound;
+}
+
+inline double gamma(double roundings, double u) { return roundings * u / (1.0 - roundings * u); }
+
+}  // namespace greta::gpu::rows_test
