@@ -150,7 +150,7 @@ class GpuBackend : public Backend, private Launch {
   RoundedRows rounded(const View& x, int64_t rows);
   const double* frequencies(const RopeSpec& spec);
   const std::byte* read_bytes(const void* from, size_t bytes) const;
-  std::byte* kv_row(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const;
+  uint16_t* kv_row(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const;
 
   std::unique_ptr<Device> device_;
   const Kernels& kernels_;
@@ -237,34 +237,40 @@ void GpuBackend::write(const View& view, int64_t first, int64_t count, const dou
   device_->upload(floats_out(view) + first * view.width, values_.data(), values_.size() * sizeof(float));
 }
 
-/// [kv_heads * head_dim] 16-bit elements, contiguous.
-std::byte* GpuBackend::kv_row(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const {
+/// Of kv head 0; the next head's is kKvPage * head_dim elements on.
+uint16_t* GpuBackend::kv_row(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const {
   const int32_t position = batch.positions[row];
-  const int64_t slot = int64_t{cache.page_of(batch.sequences[row], position)} * kKvPage + position % kKvPage;
-  auto* base = static_cast<std::byte*>(part == KvPart::k ? cache.k : cache.v);
-  return base + slot * cache.kv_heads * cache.head_dim * static_cast<int64_t>(sizeof(uint16_t));
+  const int64_t page = cache.page_of(batch.sequences[row], position);
+  auto* base = static_cast<uint16_t*>(part == KvPart::k ? cache.k : cache.v);
+  return base + (page * cache.kv_heads * kKvPage + position % kKvPage) * cache.head_dim;
 }
 
 void GpuBackend::read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
                          double* out) const {
-  const auto width = static_cast<size_t>(cache.kv_heads * cache.head_dim);
-  const std::byte* from = read_bytes(kv_row(cache, part, batch, row), width * sizeof(uint16_t));
-  for (size_t i = 0; i < width; ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, from + i * sizeof bits, sizeof bits);
-    out[i] = options_.kv_type == KvType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+  const auto width = static_cast<size_t>(cache.head_dim);
+  const uint16_t* at = kv_row(cache, part, batch, row);
+  for (int head = 0; head < cache.kv_heads; ++head, at += kKvPage * cache.head_dim) {
+    const std::byte* from = read_bytes(at, width * sizeof(uint16_t));
+    for (size_t i = 0; i < width; ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, from + i * sizeof bits, sizeof bits);
+      *out++ = options_.kv_type == KvType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+    }
   }
 }
 
 void GpuBackend::write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
                           const double* in) {
-  std::vector<uint16_t> bits(static_cast<size_t>(cache.kv_heads * cache.head_dim));
-  for (size_t i = 0; i < bits.size(); ++i) {
-    const auto value = static_cast<float>(in[i]);
-    bits[i] = options_.kv_type == KvType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
-  }
+  std::vector<uint16_t> bits(static_cast<size_t>(cache.head_dim));
+  uint16_t* at = kv_row(cache, part, batch, row);
   touched();
-  device_->upload(kv_row(cache, part, batch, row), bits.data(), bits.size() * sizeof(uint16_t));
+  for (int head = 0; head < cache.kv_heads; ++head, at += kKvPage * cache.head_dim) {
+    for (uint16_t& b : bits) {
+      const auto value = static_cast<float>(*in++);
+      b = options_.kv_type == KvType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
+    }
+    device_->upload(at, bits.data(), bits.size() * sizeof(uint16_t));
+  }
 }
 
 // ---- a pass
