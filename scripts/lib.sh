@@ -6,8 +6,10 @@ CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/greta
 
 # What building and running need, and what the tests need beside it.
 BUILD_PACKAGES=(g++ cmake ninja-build ccache git ca-certificates python3 python3-pip
-  libcli11-dev libfmt-dev libspdlog-dev nlohmann-json3-dev libssl-dev libgtest-dev libgmock-dev)
+  libcli11-dev libfmt-dev libspdlog-dev nlohmann-json3-dev libssl-dev libboost-context-dev libgtest-dev libgmock-dev)
 CHECK_PACKAGES=(clang-format clang-tidy)
+# What compiles the kernels for AMD GPUs.
+HIP_PACKAGES=(clang-19 clang-tools-19 lld-19 llvm-19 libamdhip64-dev rocm-device-libs)
 
 say() { printf '\n== %s\n' "$*"; }
 

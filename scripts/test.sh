@@ -30,13 +30,32 @@ tidy_sources() {
     git ls-files 'src/*.cpp'
   else
     git diff --name-only --diff-filter=d "$base" -- src | sed -n 's/\.h$/.cpp/p; /\.cpp$/p' | sort -u | xargs -r git ls-files
-  fi | grep -v -e _avx512 -e _avx2 || true
+  fi | grep -v -e _avx512 -e _avx2 -e gpu/cuda/ -e gpu/hip/ || true
 }
 check_tidy() { tidy_sources | xargs -r -P2 -n2 clang-tidy --quiet -p build/release --extra-arg=-Wno-unknown-warning-option 2>/dev/null; }
 # build_release: with the long tests in a full run.
 build_release() {
   cmake --preset ci -Wno-dev -DGRETA_LONG_TESTS="$([ $full = yes ] && echo ON || echo OFF)" >/dev/null
   build ci
+}
+# gpu_code_compiles: the kernels for AMD's GPUs, and for NVIDIA's where nvcc is; nothing of them runs here (scripts/test-gpu.sh).
+not_compiled=0
+gpu_code_compiles() {
+  local cuda=OFF targets=(greta_hip)
+  ensure_packages "${HIP_PACKAGES[@]}"
+  if PATH=$PATH:/usr/local/cuda/bin command -v nvcc >/dev/null; then
+    cuda=ON
+    targets+=(greta_cuda)
+  fi
+  cmake --preset ci-gpu -Wno-dev -DGRETA_CUDA=$cuda >/dev/null
+  cmake --build --preset ci-gpu --target "${targets[@]}" | tail -n 1
+  echo "HIP kernels for gfx942: compiled, not run"
+  if [ $cuda = ON ]; then
+    echo "CUDA kernels for sm_80 and sm_90a: compiled, not run"
+  else
+    echo "CUDA not compiled: no nvcc"
+    not_compiled=1
+  fi
 }
 # every_folder: the test programs, one a folder of tests/ (tests/CMakeLists.txt).
 every_folder() { find tests -name '*_test.cpp' -printf '%h\n' | sort -u | xargs -n1 basename; }
@@ -67,6 +86,7 @@ step "format" check_format
 step "model" scripts/models.sh smollm2
 step "build (release, warnings are errors)" build_release
 step "clang-tidy" check_tidy
+step "GPU code compiles" gpu_code_compiles
 if [ $full = yes ]; then
   # shellcheck disable=SC2046
   step "address and undefined-behaviour sanitizers, everything" sanitized asan $(every_folder)
@@ -89,5 +109,5 @@ trap 'rm -f "$log"' EXIT
 status=0
 ctest --test-dir build/release --output-on-failure -j2 | tee "$log" || status=$?
 skipped=$(grep -c '\*\*\*Skipped' "$log" || true)
-echo "scripts/test.sh: $SECONDS s in all, $skipped tests skipped"
+echo "scripts/test.sh: $SECONDS s in all, $((skipped + not_compiled)) tests skipped"
 exit "$status"
