@@ -193,7 +193,7 @@ GRETA_DEVICE void row_scales(const uint32_t* params, uint32_t head, float up_d, 
 template <quant::Type T, int kCount>
 GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const float (&up)[kRowsA]) {
   using F = Format<T>;
-  Scales<T> scales;
+  Scales<T> scales = {};
   if constexpr (F::kCodes) {
     constexpr int kBlocks = Scales<T>::kBlocks;
     constexpr float kOdd = F::kLowBits == 8 ? 1.0f : 0.0625f;
