@@ -14,9 +14,6 @@ set(GRETA_HIP_ARCHITECTURES gfx942 gfx90a CACHE STRING "architectures of the HIP
 set(GRETA_GPU ${CMAKE_SOURCE_DIR}/src/backend/gpu)
 # The files of kernels that are translation units; what other files of kernels there are, these include.
 set(GRETA_GPU_UNITS weights matmul matmul_few matmul_many attention rows limits table)
-if(NOT fmt_library)
-  set(fmt_library fmt::fmt)
-endif()
 
 # gpu_units(OUT TARGET EXTENSION WAVE [UNIT...]): the translation units of a target, its own UNITs among them; WAVE is sim's, or "".
 function(gpu_units out target extension wave)
