@@ -135,8 +135,8 @@ void launch_few(const Launch& how, const MatmulCall& call) {
   const int threads = std::min(kFewThreads, (slots * kWave + 63) / 64 * 64);
   const Grid grid{static_cast<unsigned>((call.weight.rows + kTileRows - 1) / kTileRows),
                   static_cast<unsigned>((call.rows + kTokens - 1) / kTokens)};
-  launch(how, kernel_name<T>("matmul_few"), matmul_few<T, kTiles>, grid, threads, (slots + 1) * kSlotBytes,
-         call, slots);
+  static const std::string name = kernel_name<T>("matmul_few");
+  launch(how, name.c_str(), matmul_few<T, kTiles>, grid, threads, (slots + 1) * kSlotBytes, call, slots);
 }
 
 }  // namespace

@@ -173,7 +173,8 @@ void run_matmul_many(const Launch& how, const MatmulCall& call) {
     constexpr int kOutputs = kTilesM<T> * kWavesM * kTileRows;
     const Grid grid{static_cast<unsigned>((call.rows + kManyTokens - 1) / kManyTokens),
                     static_cast<unsigned>((call.weight.rows + kOutputs - 1) / kOutputs)};
-    launch(how, kernel_name<T>("matmul_many"), matmul_many<T>, grid, kManyThreads,
+    static const std::string name = kernel_name<T>("matmul_many");
+    launch(how, name.c_str(), matmul_many<T>, grid, kManyThreads,
            kStages * kStageElements * static_cast<int>(sizeof(uint16_t)), call);
   });
 }

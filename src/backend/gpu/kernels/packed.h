@@ -118,11 +118,10 @@ GRETA_DEVICE int chunks_of(int64_t cols) { return static_cast<int>((cols + kChun
 
 // ---- on the host
 
-/// The name of a kernel of packed type T, "matmul_few.Q4_K", for as long as the process lives.
+/// "matmul_few.Q4_K"
 template <quant::Type T>
-const char* kernel_name(const char* kernel) {
-  static const std::string name = std::string(kernel) + "." + std::string(quant::traits(T).name);
-  return name.c_str();
+std::string kernel_name(const char* kernel) {
+  return std::string(kernel) + "." + std::string(quant::traits(T).name);
 }
 
 /// Calls f.operator()<T>() for the kernel type.

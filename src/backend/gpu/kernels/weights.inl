@@ -459,15 +459,17 @@ void run_pack(const Launch& how, const PackCall& call) {
   launch(how, "pack_scales", pack_scales, Grid{tiles * kTileRows}, kRowThreads,
          kRowThreads / kWave * static_cast<int>(sizeof(float)), call);
   for_type(call.to.type, [&]<Type T>() {
-    launch(how, kernel_name<T>("pack_tiles"), pack_tiles<T>, Grid{tiles, pieces(call.to.cols, kChunkK)},
-           kPackThreads, 2 * kTileRows * 8 * 4, call);
+    static const std::string name = kernel_name<T>("pack_tiles");
+    launch(how, name.c_str(), pack_tiles<T>, Grid{tiles, pieces(call.to.cols, kChunkK)}, kPackThreads,
+           2 * kTileRows * 8 * 4, call);
   });
 }
 
 void run_unpack(const Launch& how, const UnpackCall& call) {
   for_type(call.from.type, [&]<Type T>() {
     constexpr int kWaves = kPackThreads / kWave;
-    launch(how, kernel_name<T>("unpack_row"), unpack_row<T>,
+    static const std::string name = kernel_name<T>("unpack_row");
+    launch(how, name.c_str(), unpack_row<T>,
            Grid{pieces(call.from.cols, static_cast<int64_t>(kChunkK) * kWaves)}, kPackThreads, 0, call);
   });
 }

@@ -1,0 +1,216 @@
+#pragma once
+// What the tests of weights and products on a device share: random weights of every type, packed ones, and
+// the published rounding of operands in the judge's own words.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/half.h"
+#include "gpu/rows_support.h"
+#include "quant/types.h"
+
+namespace greta::gpu::kernel_test {
+
+using quant::Type;
+using rows_test::Array;
+using rows_test::Machine;
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+/// The types that a kernel reads: every type but BF16.
+inline std::vector<Type> kernel_types() {
+  std::vector<Type> types;
+  for (const auto& t : quant::all_types())
+    if (t.type != Type::BF16) types.push_back(t.type);
+  return types;
+}
+inline std::string name_of(Type type) { return std::string(quant::traits(type).name); }
+inline int64_t multiple_of(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
+
+// ---- a matrix as a file has it
+
+struct HostMatrix {
+  Type type = Type::F32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  std::vector<std::byte> bytes;
+
+  int64_t row_bytes() const { return cols / quant::traits(type).block * quant::traits(type).bytes; }
+  std::vector<float> values() const {
+    std::vector<float> out(static_cast<size_t>(rows * cols));
+    quant::dequantize(type, bytes.data(), rows * cols, out.data());
+    return out;
+  }
+  /// Rows [first, first + count).
+  HostMatrix part(int64_t first, int64_t count) const {
+    const auto at = bytes.begin() + first * row_bytes();
+    return {type, count, cols, {at, at + count * row_bytes()}};
+  }
+};
+
+/// Offsets of the f16 fields of a block, -1: none.
+struct HalfFields {
+  int scale = -1;
+  int minimum = -1;
+};
+inline HalfFields half_fields(Type type) {
+  switch (type) {
+    case Type::Q4_0:
+    case Type::Q5_0:
+    case Type::Q8_0:
+      return {0, -1};
+    case Type::Q4_1:
+    case Type::Q5_1:
+    case Type::Q4_K:
+    case Type::Q5_K:
+      return {0, 2};
+    case Type::Q2_K:
+      return {80, 82};
+    case Type::Q3_K:
+      return {108, -1};
+    case Type::Q6_K:
+      return {208, -1};
+    default:
+      return {};
+  }
+}
+
+inline void put_half(HostMatrix& m, size_t at, float value) {
+  const uint16_t half = f32_to_f16(value);
+  std::memcpy(m.bytes.data() + at, &half, sizeof half);
+}
+
+/// Every bit random, but for float fields of a sane size: all codes and all scales occur.
+inline HostMatrix random_matrix(Type type, int64_t rows, int64_t cols, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, 0.02f);
+  const quant::Traits& t = quant::traits(type);
+  HostMatrix m{type, rows, cols, {}};
+  m.bytes.resize(static_cast<size_t>(rows * m.row_bytes()));
+  if (t.block == 1) {
+    for (int64_t i = 0; i < rows * cols; ++i) {
+      const float w = normal(random);
+      const uint32_t bits = type == Type::F32    ? std::bit_cast<uint32_t>(w)
+                            : type == Type::BF16 ? f32_to_bf16(w)
+                                                 : f32_to_f16(w);
+      std::memcpy(m.bytes.data() + i * t.bytes, &bits, static_cast<size_t>(t.bytes));
+    }
+    return m;
+  }
+  for (auto& b : m.bytes) b = static_cast<std::byte>(random());
+  const HalfFields fields = half_fields(type);
+  for (size_t block = 0; block < m.bytes.size(); block += static_cast<size_t>(t.bytes))
+    for (const int at : {fields.scale, fields.minimum})
+      if (at >= 0)
+        put_half(m, block + static_cast<size_t>(at),
+                 normal(random) / static_cast<float>(t.block == 256 ? 32 : 1));
+  return m;
+}
+
+// ---- the published rounding
+
+/// e of a row: the largest finite magnitude times 2^e lies in [2^14, 2^15).
+inline int row_exponent(std::span<const float> row) {
+  float amax = 0.0f;
+  for (const float w : row)
+    if (std::fabs(w) > amax) amax = std::fabs(w);  // false for NaN
+  if (amax == 0.0f || std::isinf(amax)) return 0;
+  return std::clamp(14 - std::ilogb(amax), -113, 126);
+}
+
+/// f16(x 2^e), as numbers.
+inline std::vector<double> rounded_row(std::span<const float> row, int e) {
+  std::vector<double> out;
+  for (const float w : row) out.push_back(f16_to_f32(f32_to_f16(std::ldexp(w, e))));
+  return out;
+}
+
+/// What stands for a weight row: the sum of one f16 or two.
+inline std::vector<double> operand_row(std::span<const float> row, int e, bool two) {
+  std::vector<double> out = rounded_row(row, e);
+  if (two)
+    for (size_t i = 0; i < row.size(); ++i) {
+      const float low = std::ldexp(row[i], e) - static_cast<float>(out[i]);
+      out[i] += f16_to_f32(f32_to_f16(low));
+    }
+  return out;
+}
+
+// ---- on the device
+
+/// A packed matrix.
+class Packed {
+ public:
+  Packed(const Machine& machine, const HostMatrix& source, Type kernel_type, bool int8 = false)
+      : machine_(machine),
+        data_(machine,
+              static_cast<int64_t>(machine.kernels().packed_bytes(kernel_type, source.rows, source.cols)),
+              std::byte{0xee}),
+        row_scale_(machine, multiple_of(source.rows, 16), -1.0f),
+        matrix_{kernel_type, source.rows, source.cols, data_.data(), row_scale_.data()} {
+    const Array<std::byte> file(machine, source.bytes);
+    const Array<unsigned long long> inexact(machine, 1, 0);
+    machine.kernels().pack(machine,
+                           {source.type, file.data(), source.row_bytes(), matrix_, int8, inexact.data()});
+    inexact_ = inexact.read()[0];
+  }
+
+  const PackedMatrix& matrix() const { return matrix_; }
+  std::vector<float> row_scale() const { return row_scale_.read(); }
+  unsigned long long inexact() const { return inexact_; }
+  std::vector<std::byte> data() const { return data_.read(); }
+  std::vector<float> row(int64_t row) const {
+    const Array<float> out(machine_, matrix_.cols, -1.0f);
+    machine_.kernels().unpack(machine_, {matrix_, row, out.data()});
+    return out.read();
+  }
+
+ private:
+  const Machine& machine_;
+  Array<std::byte> data_;
+  Array<float> row_scale_;
+  PackedMatrix matrix_;
+  unsigned long long inexact_ = 0;
+};
+
+/// Activations, rounded on the device.
+class Rounded {
+ public:
+  Rounded(const Machine& machine, const std::vector<float>& x, int64_t rows)
+      : width_(static_cast<int64_t>(x.size()) / rows),
+        data_(machine, rows * multiple_of(width_, kChunkK), uint16_t{0x7e00}),
+        scale_(machine, rows, -1.0f) {
+    const Array<float> from(machine, x);
+    machine.kernels().round(machine, {from.data(), rows, width_, rows_of()});
+  }
+  RoundedRows rows_of() const { return {data_.data(), scale_.data(), multiple_of(width_, kChunkK)}; }
+  std::vector<uint16_t> data() const { return data_.read(); }
+  std::vector<float> scale() const { return scale_.read(); }
+
+ private:
+  int64_t width_;
+  Array<uint16_t> data_;
+  Array<float> scale_;
+};
+
+/// The same value, NaN for NaN.
+inline bool same_value(float a, float b) {
+  return std::isnan(a) ? std::isnan(b) : std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
+}
+/// The first index at which they differ, -1: nowhere.
+inline int64_t first_difference(std::span<const float> a, std::span<const float> b) {
+  if (a.size() != b.size()) return static_cast<int64_t>(std::min(a.size(), b.size()));
+  for (size_t i = 0; i < a.size(); ++i)
+    if (!same_value(a[i], b[i])) return static_cast<int64_t>(i);
+  return -1;
+}
+
+}  // namespace greta::gpu::kernel_test

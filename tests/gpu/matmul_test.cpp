@@ -1,0 +1,501 @@
+// Weights and products on a device: packing loses nothing, operands are rounded as published, products lie
+// within their bound and have the same bits for any number of rows.
+#include <gtest/gtest.h>
+
+#include "gpu/kernel_support.h"
+
+namespace greta::gpu::kernel_test {
+namespace {
+
+/// y rows of a product of the call's rows.
+struct Call {
+  std::vector<float> x;
+  int64_t rows = 1;
+  std::vector<float> bias = {};
+  std::vector<int32_t> x_rows = {};  ///< with it, `rows` of y
+  std::vector<int32_t> y_rows = {};
+};
+
+class Matmul : public testing::TestWithParam<std::string> {
+ protected:
+  Machine machine{GetParam()};
+
+  /// [rows, outputs]; rows that nobody wrote are NaN with a payload of their own.
+  std::vector<float> product(const Packed& weight, const Call& call) {
+    const int64_t in = weight.matrix().cols;
+    const int64_t outputs = weight.matrix().rows;
+    const Rounded x(machine, call.x, static_cast<int64_t>(call.x.size()) / in);
+    const Array<float> bias(machine, call.bias);
+    const Array<int32_t> x_rows(machine, call.x_rows);
+    const Array<int32_t> y_rows(machine, call.y_rows);
+    int64_t rows_of_y = call.rows;
+    for (const int32_t row : call.y_rows) rows_of_y = std::max<int64_t>(rows_of_y, row + 1);
+    const Array<float> y(machine, rows_of_y * outputs, kUnwritten);
+    MatmulCall product;
+    product.weight = weight.matrix();
+    product.bias = call.bias.empty() ? nullptr : bias.data();
+    product.rows = call.rows;
+    product.x = x.rows_of();
+    product.x_rows = call.x_rows.empty() ? nullptr : x_rows.data();
+    product.y_rows = call.y_rows.empty() ? nullptr : y_rows.data();
+    product.y = y.data();
+    machine.kernels().matmul(machine, product);
+    return y.read();
+  }
+
+  static inline const float kUnwritten = std::bit_cast<float>(0x7fc0abcdu);
+};
+
+std::vector<float> row_of(const std::vector<float>& all, int64_t row, int64_t width) {
+  return {all.begin() + row * width, all.begin() + (row + 1) * width};
+}
+
+// ---- packing
+
+/// Every row comes back as `expected` has it, and has the scale that follows.
+void expect_rows(const Packed& packed, const std::vector<float>& expected, bool as_stored,
+                 const std::string& what) {
+  const int64_t rows = packed.matrix().rows;
+  const int64_t cols = packed.matrix().cols;
+  const std::vector<float> scale = packed.row_scale();
+  for (int64_t r = 0; r < static_cast<int64_t>(scale.size()); ++r) {
+    const int e = r < rows && !as_stored ? row_exponent(row_of(expected, r, cols)) : 0;
+    ASSERT_EQ(scale[static_cast<size_t>(r)], std::ldexp(1.0f, -e)) << what << " row " << r;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const std::vector<float> row = packed.row(r);
+    const std::vector<float> file = row_of(expected, r, cols);
+    const int64_t at = first_difference(row, file);
+    ASSERT_EQ(at, -1) << what << " row " << r << ": " << row[static_cast<size_t>(at)] << ", in the file "
+                      << file[static_cast<size_t>(at)];
+  }
+}
+
+TEST_P(Matmul, PackingLosesNothing) {
+  for (const Type type : kernel_types()) {
+    for (const int64_t cols :
+         {int64_t{256}, quant::traits(type).block == 256 ? int64_t{768} : int64_t{608}}) {
+      const HostMatrix m = random_matrix(type, 37, cols, 1);
+      expect_rows(Packed(machine, m, type), m.values(), type == Type::F16, name_of(type));
+    }
+  }
+}
+
+TEST_P(Matmul, PackingAMatrixInPiecesGivesTheSameBytes) {
+  for (const Type type : {Type::Q4_K, Type::F16, Type::Q5_0}) {
+    const HostMatrix m = random_matrix(type, 41, 512, 2);
+    const Packed whole(machine, m, type);
+    const Packed first(machine, m.part(0, 32), type);
+    const Packed rest(machine, m.part(32, 9), type);
+    std::vector<std::byte> joined = first.data();
+    const std::vector<std::byte> tail = rest.data();
+    joined.insert(joined.end(), tail.begin(), tail.end());
+    EXPECT_EQ(joined, whole.data()) << name_of(type);
+  }
+}
+
+/// Scales that are zero, negative, subnormal, the largest, infinite or NaN.
+TEST_P(Matmul, PackingKeepsUnusualScales) {
+  const float unusual[] = {0.0f, -0.0f, 0x1p-24f, -0x1.8p-23f, 65504.0f, -65504.0f, kInf, -kInf, kNan};
+  for (const Type type : kernel_types()) {
+    const HalfFields fields = half_fields(type);
+    if (fields.scale < 0) continue;
+    const auto bytes = static_cast<size_t>(quant::traits(type).bytes);
+    HostMatrix m = random_matrix(type, 81, 256, 3);
+    for (size_t r = 0; r < 81; ++r) {
+      const size_t block = r * static_cast<size_t>(m.row_bytes());
+      for (size_t b = 0; b < static_cast<size_t>(m.row_bytes()) / bytes; ++b) {
+        put_half(m, block + b * bytes + static_cast<size_t>(fields.scale), unusual[r % 9]);
+        if (fields.minimum >= 0)
+          put_half(m, block + b * bytes + static_cast<size_t>(fields.minimum), unusual[r / 9]);
+      }
+    }
+    expect_rows(Packed(machine, m, type), m.values(), false, name_of(type));
+  }
+}
+
+TEST_P(Matmul, Bf16BecomesF16BehindAScale) {
+  HostMatrix m = random_matrix(Type::BF16, 19, 80, 4);
+  const auto put = [&](int64_t row, int64_t k, float w) {
+    const uint16_t bits = f32_to_bf16(w);
+    std::memcpy(m.bytes.data() + 2 * (row * m.cols + k), &bits, 2);
+  };
+  for (int64_t k = 0; k < 80; ++k) {
+    put(1, k, 0.0f);
+    put(2, k, std::ldexp(1.5f, static_cast<int>(k) - 40));  // far more than f16 holds
+    put(3, k, std::ldexp(-1.25f, -130));                    // FP32 subnormal
+    put(4, k, std::ldexp(1.75f, 127 - static_cast<int>(k)));
+    put(5, k, k == 7 ? kInf : 3.0f);
+    put(6, k, k == 7 ? kNan : 3.0f);
+  }
+  const Packed packed(machine, m, Type::F16);
+  const std::vector<float> values = m.values();
+  std::vector<float> rounded = values;
+  unsigned long long inexact = 0;
+  for (int64_t r = 0; r < m.rows; ++r) {
+    const int e = row_exponent(row_of(values, r, 80));
+    for (int64_t k = 0; k < 80; ++k) {
+      float& w = rounded[static_cast<size_t>(r * 80 + k)];
+      w = std::ldexp(f16_to_f32(f32_to_f16(std::ldexp(w, e))), -e);
+      if (!same_value(w, values[static_cast<size_t>(r * 80 + k)])) ++inexact;
+    }
+    ASSERT_EQ(packed.row_scale()[static_cast<size_t>(r)], std::ldexp(1.0f, -e)) << r;
+    ASSERT_EQ(first_difference(packed.row(r), row_of(rounded, r, 80)), -1) << r;
+  }
+  EXPECT_EQ(packed.inexact(), inexact);
+  EXPECT_GT(inexact, 20u);
+  EXPECT_EQ(Packed(machine, random_matrix(Type::BF16, 16, 300, 5), Type::F16).inexact(), 0u);
+}
+
+TEST_P(Matmul, F32ModePacksDequantisedValues) {
+  for (const Type type : {Type::Q4_1, Type::Q6_K, Type::F16, Type::BF16}) {
+    const HostMatrix m = random_matrix(type, 17, 512, 6);
+    expect_rows(Packed(machine, m, Type::F32), m.values(), false, name_of(type));
+  }
+}
+
+/// Blocks of 32: d = amax / 127, q to nearest even, d stored as f16.
+std::vector<float> int8_values(const std::vector<float>& w, int64_t cols) {
+  std::vector<float> out(w.size());
+  for (int64_t row = 0; row < static_cast<int64_t>(w.size()) / cols; ++row) {
+    for (int64_t first = 0; first < cols; first += 32) {
+      const auto count = static_cast<size_t>(std::min<int64_t>(32, cols - first));
+      const std::span block(w.data() + row * cols + first, count);
+      float amax = 0.0f;
+      for (const float v : block) amax = std::max(amax, std::fabs(v));
+      const float d = amax / 127.0f;
+      const float inverse = std::isfinite(1.0f / d) ? 1.0f / d : 0.0f;
+      const float stored = inverse == 0.0f ? 0.0f : f16_to_f32(f32_to_f16(d));
+      for (size_t i = 0; i < count; ++i)
+        out[static_cast<size_t>(row * cols + first) + i] =
+            std::clamp(std::nearbyint(block[i] * inverse), -127.0f, 127.0f) * stored;
+    }
+  }
+  return out;
+}
+
+TEST_P(Matmul, Int8ModeQuantisesDequantisedValues) {
+  for (const Type type : {Type::F32, Type::F16, Type::BF16, Type::Q4_K, Type::Q8_0}) {
+    const int64_t cols = quant::traits(type).block == 1 ? 300 : 512;
+    HostMatrix m = random_matrix(type, 21, cols, 7);
+    if (type == Type::F32) std::memset(m.bytes.data(), 0, 40 * 4);  // a block of zeros
+    const std::vector<float> expected = int8_values(m.values(), cols);
+    const Packed packed(machine, m, Type::Q8_0, true);
+    for (int64_t r = 0; r < m.rows; ++r) {
+      const std::vector<float> got = packed.row(r);
+      for (int64_t k = 0; k < cols; ++k)  // -0 is 0
+        ASSERT_EQ(got[static_cast<size_t>(k)], expected[static_cast<size_t>(r * cols + k)])
+            << name_of(type) << " " << r << " " << k;
+    }
+  }
+}
+
+// ---- as in the file
+
+TEST_P(Matmul, DequantisesEveryType) {
+  for (const auto& t : quant::all_types()) {
+    const HostMatrix m = random_matrix(t.type, 3, t.block == 1 ? 333 : 512, 8);
+    const Array<std::byte> file(machine, m.bytes);
+    const Array<float> out(machine, m.rows * m.cols, -1.0f);
+    machine.kernels().dequantize(machine, {t.type, file.data(), m.rows * m.cols, out.data()});
+    EXPECT_EQ(first_difference(out.read(), m.values()), -1) << t.name;
+  }
+}
+
+TEST_P(Matmul, EmbedsRowsOfEveryType) {
+  const std::vector<int32_t> tokens = {4, 0, 8, 4};
+  const Array<int32_t> ids(machine, tokens);
+  for (const auto& t : quant::all_types()) {
+    const HostMatrix m = random_matrix(t.type, 9, t.block == 1 ? 333 : 512, 9);
+    const std::vector<float> values = m.values();
+    const Array<std::byte> file(machine, m.bytes);
+    const Array<float> out(machine, 4 * m.cols, -1.0f);
+    EmbedCall call{};
+    call.batch.rows = 4;
+    call.batch.tokens = ids.data();
+    call.type = t.type;
+    call.table = file.data();
+    call.row_bytes = m.row_bytes();
+    call.scale = 1.7f;
+    call.out = out.data();
+    call.width = m.cols;
+    machine.kernels().embed(machine, call);
+    const std::vector<float> got = out.read();
+    for (size_t r = 0; r < tokens.size(); ++r) {
+      std::vector<float> expected = row_of(values, tokens[r], m.cols);
+      for (float& v : expected) v *= 1.7f;
+      EXPECT_EQ(first_difference(row_of(got, static_cast<int64_t>(r), m.cols), expected), -1) << t.name;
+    }
+  }
+}
+
+// ---- activations
+
+TEST_P(Matmul, RoundsActivationsAsPublished) {
+  for (const int64_t width : {33, 80, 256, 576, 1500}) {
+    constexpr int64_t kRows = 9;
+    std::vector<float> x = rows_test::random_rows(kRows * width, 10);
+    const auto row = [&](int64_t r) {
+      return std::span(x).subspan(static_cast<size_t>(r * width), static_cast<size_t>(width));
+    };
+    for (float& v : row(1)) v = 0.0f;
+    for (float& v : row(2)) v *= 1e30f;
+    for (float& v : row(3)) v *= 1e-30f;
+    for (float& v : row(4)) v *= 1e-42f;
+    row(5)[5] = kNan;
+    row(6)[6] = -kInf;
+    row(7)[7] = -std::ldexp(1.0f, 15);
+    row(8)[8] = std::numeric_limits<float>::max();
+    const Rounded rounded(machine, x, kRows);
+    const std::vector<uint16_t> data = rounded.data();
+    const int64_t stride = multiple_of(width, kChunkK);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int e = row_exponent(row(r));
+      ASSERT_EQ(rounded.scale()[static_cast<size_t>(r)], std::ldexp(1.0f, -e)) << width << " " << r;
+      const std::vector<double> expected = rounded_row(row(r), e);
+      for (int64_t k = 0; k < stride; ++k) {
+        const float got = f16_to_f32(data[static_cast<size_t>(r * stride + k)]);
+        ASSERT_TRUE(same_value(got, k < width ? static_cast<float>(expected[static_cast<size_t>(k)]) : 0.0f))
+            << width << " " << r << " " << k << " " << got;
+      }
+    }
+  }
+}
+
+// ---- products
+
+/// Every element of y against FP64 on the same rounded operands: gamma_d(2^-23) of the sum of the terms'
+/// magnitudes, d = 256 + 16 (F32: twice that) + chunks + 2, and the bias' rounding.
+void expect_product(const HostMatrix& m, Type kernel_type, const Call& call, const std::vector<float>& y,
+                    const std::string& what) {
+  const std::vector<float> w = m.values();
+  const double chunks = static_cast<double>(multiple_of(m.cols, kChunkK) / kChunkK);
+  const bool two = kernel_type == Type::F32;
+  const double d = (two ? 2.0 : 1.0) * (256 + 16) + chunks + 2;
+  std::vector<std::vector<double>> x;
+  for (int64_t r = 0; r < static_cast<int64_t>(call.x.size()) / m.cols; ++r) {
+    const std::vector<float> row = row_of(call.x, r, m.cols);
+    const int e = row_exponent(row);
+    x.push_back(rounded_row(row, e));
+    for (double& v : x.back()) v = std::ldexp(v, -e);
+  }
+  for (int64_t o = 0; o < m.rows; ++o) {
+    const std::vector<float> row = row_of(w, o, m.cols);
+    const int e = kernel_type == Type::F16 && m.type == Type::F16 ? 0 : row_exponent(row);
+    const std::vector<double> operand = operand_row(row, e, two);
+    for (int64_t r = 0; r < call.rows; ++r) {
+      const auto& in = x[static_cast<size_t>(call.x_rows.empty() ? r : call.x_rows[static_cast<size_t>(r)])];
+      double sum = 0.0;
+      double terms = 0.0;
+      for (size_t k = 0; k < operand.size(); ++k) {
+        sum += std::ldexp(operand[k], -e) * in[k];
+        terms += std::fabs(std::ldexp(operand[k], -e) * in[k]);
+      }
+      const double bias = call.bias.empty() ? 0.0 : call.bias[static_cast<size_t>(o)];
+      const int64_t to = call.y_rows.empty() ? r : call.y_rows[static_cast<size_t>(r)];
+      const double bound = rows_test::gamma(d, 0x1p-23) * terms + 0x1p-24 * std::fabs(sum + bias) + 0x1p-148;
+      const float got = y[static_cast<size_t>(to * m.rows + o)];
+      if (!std::isfinite(sum + bias)) {
+        ASSERT_FALSE(std::isfinite(got)) << what << " row " << r << " output " << o;
+        // Two operands may be an infinity less another.
+        if (!std::isnan(sum) && !two) ASSERT_EQ(got, sum + bias) << what << " row " << r << " output " << o;
+      } else {
+        ASSERT_TRUE(rows_test::near(got, sum + bias, bound)) << what << " row " << r << " output " << o;
+      }
+    }
+  }
+}
+
+struct Shape {
+  int64_t outputs, cols;
+};
+
+TEST_P(Matmul, ProductsLieWithinTheirBound) {
+  for (const Type type : kernel_types()) {
+    const bool super = quant::traits(type).block == 256;
+    const std::vector<Shape> shapes = super ? std::vector<Shape>{{37, 1536}, {16, 256}}
+                                            : std::vector<Shape>{{37, 576}, {16, 32}, {33, 1312}};
+    for (const Shape& shape : shapes) {
+      const HostMatrix m = random_matrix(type, shape.outputs, shape.cols, 11);
+      const Packed packed(machine, m, type);
+      for (const int64_t rows : {1, 40, 70}) {
+        const Call call{rows_test::random_rows(rows * shape.cols, 12), rows};
+        expect_product(m, type, call, product(packed, call),
+                       name_of(type) + " x " + std::to_string(rows) + " x " + std::to_string(shape.cols));
+      }
+    }
+  }
+}
+
+TEST_P(Matmul, ProductsOfOddShapes) {
+  for (const Type type : {Type::F16, Type::F32}) {
+    for (const Shape& shape : {Shape{1, 1}, Shape{5, 80}, Shape{17, 333}, Shape{150, 257}, Shape{16, 2080}}) {
+      const HostMatrix m = random_matrix(type, shape.outputs, shape.cols, 13);
+      const Packed packed(machine, m, type);
+      for (const int64_t rows : {2, 67}) {
+        Call call{rows_test::random_rows(rows * shape.cols, 14), rows};
+        call.bias = rows_test::random_rows(shape.outputs, 15);
+        expect_product(m, type, call, product(packed, call),
+                       name_of(type) + " x " + std::to_string(shape.cols));
+      }
+    }
+  }
+}
+
+TEST_P(Matmul, ProductsInEveryWeightMode) {
+  struct Mode {
+    Type source, kernel;
+    bool int8;
+  };
+  for (const Mode& mode : {Mode{Type::BF16, Type::F16, false}, Mode{Type::Q5_1, Type::F32, false},
+                           Mode{Type::F32, Type::Q8_0, true}}) {
+    const HostMatrix source = random_matrix(mode.source, 35, 352, 16);
+    const Packed packed(machine, source, mode.kernel, mode.int8);
+    HostMatrix m{Type::F32, source.rows, source.cols, {}};
+    m.bytes.resize(static_cast<size_t>(m.rows * m.row_bytes()));
+    for (int64_t r = 0; r < m.rows; ++r) {
+      const std::vector<float> row = packed.row(r);
+      std::memcpy(m.bytes.data() + r * m.row_bytes(), row.data(), static_cast<size_t>(m.row_bytes()));
+    }
+    for (const int64_t rows : {3, 66}) {
+      const Call call{rows_test::random_rows(rows * m.cols, 17), rows};
+      expect_product(m, mode.kernel, call, product(packed, call), name_of(mode.source));
+    }
+  }
+}
+
+/// Chunks' sums pass through shared memory in several rounds where K is long.
+TEST_P(Matmul, ProductsOfLongRows) {
+  for (const Type type : {Type::F16, Type::Q4_0}) {
+    const HostMatrix m = random_matrix(type, 16, 256 * 70 + 32, 18);
+    const Packed packed(machine, m, type);
+    std::vector<float> alone;
+    for (const int64_t rows : {1, 20}) {
+      const Call call{rows_test::random_rows(20 * m.cols, 19), rows};
+      const std::vector<float> y = product(packed, call);
+      expect_product(m, type, call, y, name_of(type));
+      if (rows == 1) alone = y;
+      EXPECT_EQ(first_difference(row_of(y, 0, m.rows), row_of(alone, 0, m.rows)), -1);
+    }
+  }
+}
+
+/// The product's whole point.
+TEST_P(Matmul, RowsHaveTheSameBitsInAnyCompany) {
+  constexpr int64_t kMost = 130;
+  for (const Type type : kernel_types()) {
+    const int64_t cols = quant::traits(type).block == 256 ? 768 : 608;
+    const HostMatrix m = random_matrix(type, 37, cols, 20);
+    const Packed packed(machine, m, type);
+    const std::vector<float> x = rows_test::random_rows(kMost * cols, 21);
+    const std::vector<float> all = product(packed, {x, kMost});
+    const auto kernels = machine.ran();
+    EXPECT_EQ(kernels.count("matmul_many." + name_of(type)), 1u);
+    for (const int64_t rows : {1, 3, 8, 9, 33}) {
+      // The last `rows` rows, so that each stands at another place than in the whole.
+      const std::vector<float> part(x.end() - rows * cols, x.end());
+      const std::vector<float> y = product(packed, {part, rows});
+      ASSERT_EQ(first_difference(y, std::span(all).last(y.size())), -1) << name_of(type) << " x " << rows;
+    }
+    EXPECT_EQ(machine.ran().count("matmul_few." + name_of(type)), 1u);
+    for (int64_t r = 0; r < kMost; r += 43)
+      ASSERT_EQ(first_difference(product(packed, {row_of(x, r, cols), 1}), row_of(all, r, m.rows)), -1)
+          << name_of(type) << " row " << r;
+  }
+}
+
+TEST_P(Matmul, RowsAreTakenAndLeftWhereTheCallSays) {
+  const HostMatrix m = random_matrix(Type::Q4_1, 40, 320, 22);
+  const Packed packed(machine, m, Type::Q4_1);
+  constexpr int64_t kX = 90;
+  const std::vector<float> x = rows_test::random_rows(kX * m.cols, 23);
+  const std::vector<float> all = product(packed, {x, kX});
+  for (const int64_t rows : {1, 6, 71}) {
+    Call call{x, rows};
+    std::vector<bool> written(static_cast<size_t>(rows + 20), false);
+    for (int32_t r = 0; r < rows; ++r) {
+      call.x_rows.push_back((r * 37 + 5) % kX);
+      call.y_rows.push_back(static_cast<int32_t>(rows) + 19 - r -
+                            (r % 2 == 0 && r + 1 < rows ? 1
+                             : r % 2 == 1               ? -1
+                                                        : 0));
+      written[static_cast<size_t>(call.y_rows.back())] = true;
+    }
+    const std::vector<float> y = product(packed, call);
+    for (int64_t r = 0; r < rows; ++r)
+      ASSERT_EQ(first_difference(row_of(y, call.y_rows[static_cast<size_t>(r)], m.rows),
+                                 row_of(all, call.x_rows[static_cast<size_t>(r)], m.rows)),
+                -1)
+          << rows << " " << r;
+    for (size_t r = 0; r < written.size() && r < y.size() / 40; ++r)
+      if (!written[r])
+        for (int64_t o = 0; o < m.rows; ++o)
+          ASSERT_EQ(std::bit_cast<uint32_t>(y[r * 40 + static_cast<size_t>(o)]), 0x7fc0abcdu)
+              << rows << " " << r;
+  }
+}
+
+TEST_P(Matmul, BiasIsAddedLast) {
+  const HostMatrix m = random_matrix(Type::Q8_0, 50, 288, 24);
+  const Packed packed(machine, m, Type::Q8_0);
+  for (const int64_t rows : {2, 65}) {
+    Call call{rows_test::random_rows(rows * m.cols, 25), rows};
+    const std::vector<float> bare = product(packed, call);
+    call.bias = rows_test::random_rows(m.rows, 26);
+    const std::vector<float> y = product(packed, call);
+    for (size_t i = 0; i < y.size(); ++i) ASSERT_EQ(y[i], bare[i] + call.bias[i % 50]) << rows;
+  }
+}
+
+/// What is not finite stays so in its own row and column, and nowhere else.
+TEST_P(Matmul, NanAndInfinityArePassedOnAndKeptApart) {
+  for (const Type type : {Type::F16, Type::F32, Type::Q4_0, Type::Q4_K, Type::Q6_K}) {
+    HostMatrix m = random_matrix(type, 36, 512, 27);
+    const int at = std::max(half_fields(type).scale, 0);
+    const size_t end = static_cast<size_t>(m.row_bytes() - quant::traits(type).bytes + at);
+    for (const auto& [row, value] : {std::pair<size_t, float>{3, kNan}, {20, kInf}}) {
+      if (type == Type::F32) {
+        std::memcpy(m.bytes.data() + row * static_cast<size_t>(m.row_bytes()) + end, &value, 4);
+      } else {
+        put_half(m, row * static_cast<size_t>(m.row_bytes()) + end, value);
+      }
+    }
+    const Packed packed(machine, m, type);
+    for (const int64_t rows : {5, 68}) {
+      Call call{rows_test::random_rows(rows * m.cols, 28), rows};
+      call.x[static_cast<size_t>(1 * m.cols + 300)] = kNan;
+      call.x[static_cast<size_t>(2 * m.cols + 10)] = kInf;
+      const std::vector<float> y = product(packed, call);
+      expect_product(m, type, call, y, name_of(type));
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t o = 0; o < m.rows; ++o)
+          ASSERT_EQ(std::isfinite(y[static_cast<size_t>(r * m.rows + o)]),
+                    r != 1 && r != 2 && o != 3 && o != 20)
+              << name_of(type) << " row " << r << " output " << o;
+    }
+  }
+}
+
+/// Far outside of f16's range, and on both ends of FP32's.
+TEST_P(Matmul, MagnitudesAreHeldByScales) {
+  const HostMatrix m = random_matrix(Type::F32, 20, 300, 29);
+  for (const float weight : {1e-25f, 1.0f, 1e25f}) {
+    HostMatrix scaled = m;
+    for (int64_t i = 0; i < m.rows * m.cols; ++i) {
+      float w;
+      std::memcpy(&w, m.bytes.data() + 4 * i, 4);
+      w *= weight;
+      std::memcpy(scaled.bytes.data() + 4 * i, &w, 4);
+    }
+    const Packed packed(machine, scaled, Type::F32);
+    for (const float size : {1e-10f, 1e10f}) {
+      const Call call{rows_test::random_rows(4 * m.cols, 30, size), 4};
+      expect_product(scaled, Type::F32, call, product(packed, call), std::to_string(weight));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, Matmul, testing::ValuesIn(rows_test::device_names()), rows_test::test_name);
+
+}  // namespace
+}  // namespace greta::gpu::kernel_test
