@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <numeric>
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -203,38 +205,80 @@ TEST_P(DeviceContract, TooMuchMemoryIsAnErrorWithBothNumbers) {
   device->release(memory);
 }
 
-TEST_P(DeviceContract, HostMemoryIsOneAddressForBoth) {
+/// Launches kernels that leave `id` at `at`.
+struct MarkedLaunch : Launch {
+  MarkedLaunch(const Device& device, uint32_t* to, uint32_t number) : at(to), id(number) {
+    stream = device.stream();
+    warpgroups = device.warpgroups();
+  }
+  Mark mark(const char*) const override { return {at, id}; }
+  uint32_t* at;
+  uint32_t id;
+};
+
+TEST_P(DeviceContract, AKernelLeavesItsMarkInTheHostsMemory) {
   auto* mark = static_cast<uint32_t*>(device->allocate_host(sizeof(uint32_t)));
   EXPECT_EQ(*mark, 0u);
-  void* memory = device->allocate(sizeof(uint32_t));
-  const uint32_t value = 0x12345678;
-  device->upload(memory, &value, sizeof value);
-  device->copy(mark, memory, sizeof value);  // the device writes it
-  device->synchronize();
-  EXPECT_EQ(*mark, value);
-  device->release(memory);
+  auto* x = static_cast<float*>(device->allocate(3 * sizeof(float)));
+  const float numbers[3] = {1.5f, 2.0f, 0.25f};
+  device->upload(x, numbers, sizeof numbers);
+  device->kernels().add(MarkedLaunch(*device, mark, 77), AddCall{x, x + 1, 1, x + 2});
+  float sum = 0.0f;
+  device->download(&sum, x + 2, sizeof sum);
+  EXPECT_EQ(sum, 3.5f);
+  EXPECT_EQ(*mark, 77u);
+  device->release(x);
   device->release_host(mark);
+}
+
+/// The rest of a process in which a kernel has written to no memory of its own: what the next call says.
+[[noreturn]] void tell_of_a_fault(Device& device) {
+  auto* mark = static_cast<uint32_t*>(device.allocate_host(sizeof(uint32_t)));
+  device.running = [mark] { return fmt::format("kernel {}", *mark); };
+  auto* x = static_cast<float*>(device.allocate(4096));
+  device.kernels().add(MarkedLaunch(device, mark, 1), AddCall{x, x, 16, x});
+  device.kernels().add(MarkedLaunch(device, mark, 2), AddCall{x, x, 16, x + (int64_t{1} << 44)});
+  try {
+    device.synchronize();
+  } catch (const Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+  }
+  std::_Exit(0);
+}
+
+TEST_P(DeviceContract, AFaultNamesTheKernelThatWasRunning) {
+  if (sim()) return;  // its faults end the call itself
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(tell_of_a_fault(*device), testing::ExitedWithCode(0), GetParam() + ": .*running: kernel 2");
 }
 
 TEST_P(DeviceContract, GraphsDoLaterWhatWasRecorded) {
   constexpr size_t kBytes = 4096;
   auto* a = static_cast<std::byte*>(device->allocate(kBytes));
   auto* b = static_cast<std::byte*>(device->allocate(kBytes));
+  auto* sum = static_cast<float*>(device->allocate(2 * sizeof(float)));
   device->begin_capture();
   device->copy(b, a, kBytes);
   device->zero(b, 16);
+  device->kernels().add(MarkedLaunch(*device, nullptr, 0), AddCall{sum, sum, 1, sum + 1});
   const std::unique_ptr<Graph> graph = device->end_capture();
   if (graph == nullptr) {
     EXPECT_TRUE(sim());  // it has no graphs
   } else {
     for (const uint32_t seed : {3u, 4u}) {
+      const auto number = static_cast<float>(seed);
+      device->upload(sum, &number, sizeof number);
       auto expected = pattern(kBytes, seed);
       device->upload(a, expected.data(), kBytes);
       device->launch(*graph);
       std::fill_n(expected.begin(), 16, std::byte{0});
       EXPECT_TRUE(content(b, kBytes) == expected) << seed;
+      float twice = 0.0f;
+      device->download(&twice, sum + 1, sizeof twice);
+      EXPECT_EQ(twice, 2.0f * number);
     }
   }
+  device->release(sum);
   device->release(a);
   device->release(b);
 }
