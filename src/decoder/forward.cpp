@@ -31,19 +31,35 @@ std::vector<Width> widths(const HParams& hp) {
   return all;
 }
 
-/// Hands stages to a tap. Without taps compiled in (GRETA_TAPS=0) nothing is left of it.
+/// Hands stages to a tap, each before its buffer is written again; a residual one stage later than it is
+/// made, so that a backend may add and norm in one go with a tap as without. Without taps compiled in
+/// (GRETA_TAPS=0) nothing is left of it.
 struct Taps {
   Backend& backend;
   const BatchView& batch;
   std::span<const int32_t> logit_rows;
   Tap* tap;
+  struct Held {
+    int layer;
+    Stage stage;
+    View view;
+  };
+  mutable std::vector<Held> held = {};
 
   void operator()(int layer, Stage stage, const View& view) const {
     if constexpr (GRETA_TAPS) {
-      if (tap != nullptr)
-        tap->on_stage(layer, stage,
-                      {&backend, &batch, nullptr, batch.rows, view.width, view, nullptr, KvPart::k});
+      if (tap == nullptr) return;
+      held.push_back({layer, stage, view});
+      const bool residual = stage == Stage::residual_pre_attn || stage == Stage::residual_post_attn ||
+                            stage == Stage::residual_post_mlp;
+      if (!residual) deliver();
     }
+  }
+  void deliver() const {
+    for (const Held& h : held)
+      tap->on_stage(h.layer, h.stage,
+                    {&backend, &batch, nullptr, batch.rows, h.view.width, h.view, nullptr, KvPart::k});
+    held.clear();
   }
   void cached(int layer, Stage stage, const KvLayer& cache, KvPart part) const {
     if constexpr (GRETA_TAPS) {
@@ -184,6 +200,7 @@ void queue_pass(Backend& backend, const Model& model, std::span<const KvLayer> c
     tap(layer, Stage::residual_post_mlp, ws.residual);
   }
 
+  if constexpr (GRETA_TAPS) tap.deliver();
   if (logit_rows.empty()) return;
   const auto picked = static_cast<int64_t>(logit_rows.size());
   const auto at_picked = [&](Stage stage) { return Site{kNoLayer, stage, &batch, logit_rows.data()}; };

@@ -11,9 +11,14 @@ GpuArithmetic::GpuArithmetic(WeightMode mode, KvType kv) {
   kv_type = kv;
   sum_unit = 0x1p-23;
   sums_truncate = true;
-  query = OperandRounding::f16_row;
-  probability_relative = 0x1p-11;
-  probability_absolute = 0x1p-40;
+  if (kv ==
+      KvType::bf16) {  // q and p in two bf16 parts: 2^-17 of each is lost, in q's case by score_roundings()
+    probability_relative = 0x1p-16;
+  } else {
+    query = OperandRounding::f16_row;
+    probability_relative = 0x1p-11;
+    probability_absolute = 0x1p-40;
+  }
   exp_ulps = 2.0;
   activation_ulps = 4.0;  // e^x, an addition and a division
   tanh_ulps = 3.0;
@@ -33,9 +38,13 @@ MatmulArithmetic GpuArithmetic::matmul(quant::Type file_type, int64_t k) const {
 }
 
 int GpuArithmetic::rmsnorm_roundings(int64_t n) const { return gpu::rmsnorm_roundings(n); }
-int GpuArithmetic::score_roundings(int64_t head_dim) const { return gpu::score_roundings(head_dim); }
+int GpuArithmetic::score_roundings(int64_t head_dim) const {
+  const bool bf16 = kv_type == KvType::bf16;
+  constexpr int kQueryParts = 64;  // 2^-17 in units of 2^-23
+  return gpu::score_roundings(head_dim, bf16) + (bf16 ? kQueryParts : 0);
+}
 int GpuArithmetic::value_roundings(int64_t keys, int64_t splits) const {
-  return gpu::value_roundings(keys, splits);
+  return gpu::value_roundings(keys, splits, kv_type == KvType::bf16);
 }
 
 }  // namespace greta::gpu

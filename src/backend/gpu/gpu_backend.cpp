@@ -94,7 +94,7 @@ class GpuBackend : public Backend, private Launch {
     return std::make_unique<OwnedBuffer>(*this, bytes);
   }
   std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) override {
-    at("loading", {});
+    at("loading", {}, {});
     return load_gpu_weight(source, use, options_.weights, *device_, *this, staging_, reader_);
   }
 
@@ -134,7 +134,21 @@ class GpuBackend : public Backend, private Launch {
     self->touched();
     return {mark_, self->names_.id(kernel, operator_)};
   }
-  void at(const char* name, const Site& site) { operator_ = {name, site.layer, site.stage}; }
+  /// An operator begins: who it is, and what it will write. What was put off for the one that might have
+  /// followed is launched first.
+  void at(const char* name, const Site& site, std::initializer_list<View> writes) {
+    launch_pending();
+    begin(name, site, writes);
+  }
+  void begin(const char* name, const Site& site, std::initializer_list<View> writes) {
+    operator_ = {name, site.layer, site.stage};
+    for (const View& view : writes)
+      if (view.data == rounded_of_.data) rounded_of_ = {};  // all a buffer's views begin where it does
+  }
+  /// An addition waits for the norm that mostly follows it: then both are one kernel.
+  void launch_pending();
+  /// Room for rows to be left rounded in; `of` are those rows, until they or the room are written again.
+  RoundedRows rounded_room(const View& of, int64_t rows);
   void touched() { read_begin_ = nullptr; }
   /// Scratch of at least so many bytes; recordings know the old place.
   void reserve(DeviceMemory& memory, size_t bytes) {
@@ -160,6 +174,9 @@ class GpuBackend : public Backend, private Launch {
   KernelNames names_;
   OperatorName operator_;
   DeviceMemory staging_, rounded_, partial_, indices_;
+  View rounded_of_;  ///< whose rows lie in rounded_
+  int64_t rounded_count_ = 0;
+  std::optional<AddArgs> pending_;
   ReadBack reader_;
   PassData pass_, loose_;
   bool in_pass_ = false;
@@ -200,6 +217,7 @@ uint64_t GpuBackend::scratch_bytes(const ScratchShape& shape) const {
 
 /// Reads more than was asked for: who reads a row of a stage will read the next.
 const std::byte* GpuBackend::read_bytes(const void* from, size_t bytes) const {
+  const_cast<GpuBackend*>(this)->launch_pending();
   const auto* begin = static_cast<const std::byte*>(from);
   if (read_begin_ != nullptr && begin >= read_begin_ && begin + bytes <= read_begin_ + read_ahead_.size())
     return read_ahead_.data() + (begin - read_begin_);
@@ -233,6 +251,8 @@ void GpuBackend::read(const View& view, int64_t first, int64_t count, double* ou
 
 void GpuBackend::write(const View& view, int64_t first, int64_t count, const double* in) {
   values_.assign(in, in + count * view.width);
+  launch_pending();
+  if (view.data == rounded_of_.data) rounded_of_ = {};
   touched();
   device_->upload(floats_out(view) + first * view.width, values_.data(), values_.size() * sizeof(float));
 }
@@ -277,6 +297,7 @@ void GpuBackend::write_kv(const KvLayer& cache, KvPart part, const BatchView& ba
 // -----------------------------------------------------------------------------------------------------
 
 bool GpuBackend::begin_pass(const Pass& pass) {
+  launch_pending();
   touched();
   in_pass_ = false;
   recordings_.abort(*device_);
@@ -299,6 +320,7 @@ bool GpuBackend::begin_pass(const Pass& pass) {
 }
 
 void GpuBackend::end_pass() {
+  launch_pending();
   in_pass_ = false;
   recordings_.end(*device_, route());
 }
@@ -323,7 +345,7 @@ DeviceKv GpuBackend::cache_of(const KvLayer& cache, const PassData& data) const 
 // ---------------------------------------------------------------------------------------------------
 
 void GpuBackend::embed(const EmbedArgs& args) {
-  at("embed", args.site);
+  at("embed", args.site, {args.out});
   const GpuWeight& table = own(args.table);
   for (int64_t r = 0; r < args.batch->rows; ++r)
     if (args.batch->tokens[r] < 0 || args.batch->tokens[r] >= table.rows)
@@ -334,32 +356,53 @@ void GpuBackend::embed(const EmbedArgs& args) {
 }
 
 void GpuBackend::rmsnorm(const RmsnormArgs& args) {
-  at("rmsnorm", args.site);
-  kernels_.rmsnorm(*this, {floats(args.x), vector_of(args.weight), args.eps, args.rows, args.x.width,
-                           floats_out(args.out)});
+  const bool follows = pending_ && pending_->out.data == args.x.data && pending_->out.width == args.x.width &&
+                       pending_->rows == args.rows && kernels_.rounds_with_norm(args.x.width);
+  if (!follows) launch_pending();
+  RmsnormCall call{floats(args.x), vector_of(args.weight), args.eps,
+                   args.rows,      args.x.width,           floats_out(args.out)};
+  if (follows) {
+    const AddArgs add = *std::exchange(pending_, std::nullopt);
+    call.x = floats(add.a);
+    call.add = floats(add.b);
+    call.sum = floats_out(add.out);
+  }
+  begin("rmsnorm", args.site, {args.out});
+  if (kernels_.rounds_with_norm(args.x.width)) call.rounded = rounded_room(args.out, args.rows);
+  kernels_.rmsnorm(*this, call);
 }
 
-RoundedRows GpuBackend::rounded(const View& x, int64_t rows) {
+RoundedRows GpuBackend::rounded_room(const View& of, int64_t rows) {
   RoundedRows to;
-  to.stride = stride_of(x.width);
-  const size_t data = static_cast<size_t>(ceil_div(rows * to.stride * 2, int64_t{256}) * 256);
+  to.stride = stride_of(of.width);
+  const auto data = static_cast<size_t>(ceil_div(rows * to.stride * 2, int64_t{256}) * 256);
   reserve(rounded_, data + static_cast<size_t>(rows) * sizeof(float));
   to.data = rounded_.data<uint16_t>();
   to.scale = reinterpret_cast<float*>(rounded_.data() + data);
-  kernels_.round(*this, {floats(x), rows, x.width, to});
+  rounded_of_ = of;
+  rounded_count_ = rows;
+  return to;
+}
+
+RoundedRows GpuBackend::rounded(const View& x, int64_t rows) {
+  const bool there = rounded_of_.data == x.data && rounded_of_.width == x.width && rounded_count_ == rows;
+  const RoundedRows to = rounded_room(x, rows);
+  if (!there) kernels_.round(*this, {floats(x), rows, x.width, to});
   return to;
 }
 
 void GpuBackend::matmul(const MatmulArgs& args) {
   if (args.rows == 0) return;
-  at("matmul", args.site);
+  at("matmul", args.site, {});
   const RoundedRows x = rounded(args.x, args.rows);
   for (int i = 0; i < args.count; ++i) {
     const MatmulOutput& o = args.outputs[static_cast<size_t>(i)];
-    operator_.stage = o.stage;
+    begin("matmul", {args.site.layer, o.stage}, {});
     kernels_.matmul(*this, {own(o.weight).matrix(), vector_of(o.bias), args.rows, x, nullptr, nullptr,
                             floats_out(o.out)});
   }
+  for (int i = 0; i < args.count; ++i)
+    if (args.outputs[static_cast<size_t>(i)].out.data == rounded_of_.data) rounded_of_ = {};
 }
 
 const double* GpuBackend::frequencies(const RopeSpec& spec) {
@@ -371,7 +414,7 @@ const double* GpuBackend::frequencies(const RopeSpec& spec) {
 }
 
 void GpuBackend::rope(const RopeArgs& args) {
-  at("rope", args.site);
+  at("rope", args.site, {args.q_out});
   const PassData& data = data_of(*args.batch, &args.cache, args.heads);
   kernels_.rope(*this, {data.batch(), args.rope->style == RopeStyle::half, args.rope->dims,
                         frequencies(*args.rope), args.rope->magnitude, args.heads, floats(args.q),
@@ -379,7 +422,7 @@ void GpuBackend::rope(const RopeArgs& args) {
 }
 
 void GpuBackend::attention(const AttentionArgs& args) {
-  at("attention", args.site);
+  at("attention", args.site, {args.out});
   const PassData& data = data_of(*args.batch, &args.cache, args.heads);
   const int64_t scratch =
       kernels_.attention_scratch_floats(args.batch->rows, args.heads, args.cache.head_dim, data.splits());
@@ -392,18 +435,27 @@ void GpuBackend::attention(const AttentionArgs& args) {
 }
 
 void GpuBackend::add(const AddArgs& args) {
-  at("add", args.site);
+  launch_pending();
+  if (args.out.data == rounded_of_.data) rounded_of_ = {};
+  pending_ = args;
+  touched();
+}
+
+void GpuBackend::launch_pending() {
+  if (!pending_) return;
+  const AddArgs args = *std::exchange(pending_, std::nullopt);
+  begin("add", args.site, {args.out});
   kernels_.add(*this, {floats(args.a), floats(args.b), args.rows * args.a.width, floats_out(args.out)});
 }
 
 void GpuBackend::glu(const GluArgs& args) {
-  at("glu", args.site);
+  at("glu", args.site, {args.out});
   kernels_.glu(*this, {args.activation == Activation::gelu_tanh, floats(args.gate), floats(args.up),
-                       args.rows * args.gate.width, floats_out(args.out)});
+                       args.rows, args.gate.width, floats_out(args.out), rounded_room(args.out, args.rows)});
 }
 
 void GpuBackend::choose_experts(const ChooseExpertsArgs& args) {
-  at("choose_experts", args.site);
+  at("choose_experts", args.site, {args.experts, args.weights});
   kernels_.choose_experts(
       *this, {floats(args.logits), args.rows, static_cast<int>(args.logits.width),
               static_cast<int>(args.experts.width), args.normalised, static_cast<float>(args.scale),
@@ -413,7 +465,7 @@ void GpuBackend::choose_experts(const ChooseExpertsArgs& args) {
 /// Expert by expert in ascending order, the rows that chose it as one product; which rows those are the host
 /// reads back, so a pass with experts is not recorded.
 void GpuBackend::expert_matmul(const ExpertMatmulArgs& args) {
-  at("expert_matmul", args.site);
+  at("expert_matmul", args.site, {args.outputs[0].out, args.outputs[1].out});
   recordings_.refuse(*device_);
   const int64_t used = args.experts.width;
   const GpuWeight& first = own(args.outputs[0].weight);
@@ -453,19 +505,19 @@ void GpuBackend::expert_matmul(const ExpertMatmulArgs& args) {
 }
 
 void GpuBackend::combine(const CombineArgs& args) {
-  at("combine", args.site);
+  at("combine", args.site, {args.out});
   kernels_.combine(*this, {floats(args.x), floats(args.weights), args.rows,
                            static_cast<int>(args.weights.width), args.out.width, floats_out(args.out)});
 }
 
 void GpuBackend::softcap(const SoftcapArgs& args) {
-  at("softcap", args.site);
+  at("softcap", args.site, {args.out});
   kernels_.softcap(
       *this, {floats(args.x), static_cast<float>(args.cap), args.rows * args.x.width, floats_out(args.out)});
 }
 
 void GpuBackend::gather(const GatherArgs& args) {
-  at("gather", args.site);
+  at("gather", args.site, {args.out});
   const int32_t* from = in_pass_ ? pass_.rows(args.rows) : nullptr;
   if (from == nullptr) {
     if (recordings_.recording()) fail("a recorded pass was handed rows that are not its own");

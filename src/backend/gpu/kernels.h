@@ -56,6 +56,14 @@ struct EmbedCall {
   float* out;
   int64_t width;
 };
+struct RoundCall {
+  const float* x;
+  int64_t rows;
+  int64_t width;
+  RoundedRows out;
+};
+/// Where `rounded` has room, the row is left rounded there, too, as RoundCall would leave it: rows as wide as
+/// rounds_with_norm() allows.
 struct RmsnormCall {
   const float* x;
   const float* weight;
@@ -63,12 +71,9 @@ struct RmsnormCall {
   int64_t rows;
   int64_t width;
   float* out;  ///< may be x
-};
-struct RoundCall {
-  const float* x;
-  int64_t rows;
-  int64_t width;
-  RoundedRows out;
+  RoundedRows rounded = {};
+  const float* add = nullptr;  ///< x + add is what is normed, left in `sum`
+  float* sum = nullptr;        ///< may be x
 };
 /// One product; x is rounded. Expert products: row r of the call reads x row x_rows[r] and writes output row
 /// y_rows[r] (both null: r); the rows of a call all belong to this matrix.
@@ -126,8 +131,10 @@ struct GluCall {
   bool gelu;  ///< gelu_tanh, else silu
   const float* gate;
   const float* up;
-  int64_t count;
+  int64_t rows;
+  int64_t width;
   float* out;
+  RoundedRows rounded = {};  ///< where it has room: as RoundCall would leave the row
 };
 struct ChooseExpertsCall {
   const float* logits;
@@ -205,6 +212,8 @@ struct Kernels {
   uint64_t (*packed_bytes)(quant::Type kernel_type, int64_t rows, int64_t cols);
   /// Floats that AttentionCall::partial must hold for so many rows of so many splits; 0: not used.
   int64_t (*attention_scratch_floats)(int64_t rows, int heads, int head_dim, int64_t splits);
+  /// Whether RmsnormCall may add and round rows of this width.
+  bool (*rounds_with_norm)(int64_t width);
   /// Most rows that a tile of attention may have.
   int64_t (*attention_tile_rows)(int heads, int kv_heads, int head_dim, int64_t rows);
 

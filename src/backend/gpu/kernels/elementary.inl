@@ -1,11 +1,10 @@
 #pragma once
 // Functions of one number that rows.inl and attention.inl share.
 #include "backend/gpu/kernels/launchers.h"
+#include "backend/gpu/kernels/rounding.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
-
-GRETA_DEVICE float magnitude_of(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
 
 /// cap tanh(x / cap): a division, tanh's own units, a product. Never past the cap; NaN stays NaN.
 GRETA_DEVICE float capped(float x, float cap) { return cap * tanh_of(divide(x, cap)); }

@@ -7,64 +7,45 @@
 // exact in FP32 (11 bits of d, at most 12 of scale and code together), so that d * code + m may be one fused
 // operation.
 #include "backend/gpu/kernels/packed.h"
+#include "backend/gpu/kernels/rounding.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
-
-// ---- powers of two
-// ---------------------------------------------------------------------------------------------
-
-/// 2^e for a row whose largest finite magnitude is amax: amax 2^e lies in [2^14, 2^15), e in [-113, 126];
-/// e = 0 for zeros and infinities.
-GRETA_DEVICE float row_power(float amax) {
-  const uint32_t bits = bits_of(amax);
-  const int exponent = static_cast<int>(bits >> 23);
-  if (bits == 0 || exponent == 255) return 1.0f;
-  const int e = 141 - exponent;
-  return float_of(static_cast<uint32_t>((e < 126 ? e : 126) + 127) << 23);
-}
-/// Of a power of two within [2^-126, 2^126]: 1 / x.
-GRETA_DEVICE float inverse_power(float x) { return float_of(0x7f000000u - bits_of(x)); }
-
-GRETA_DEVICE float magnitude_of(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
-
-/// The largest of all threads' values; `shared` has an element for each wave.
-GRETA_DEVICE float block_largest(float value, const SharedArray<float>& shared) {
-  GRETA_UNROLL
-  for (int mask = kWave / 2; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
-  if (lane_index() == 0) shared[wave_index()] = value;
-  barrier();
-  value = shared[0];
-  for (int w = 1; w < block_threads() / kWave; ++w) value = larger(value, shared[w]);
-  return value;
-}
 
 // ---- what a lane loads
 // -----------------------------------------------------------------------------------------
 
-/// kWords words of a lane from word `first` on, of a plane in which it has kTotal; first is a multiple of
-/// kWords or both are within one group.
-template <int kTotal, int kWords>
-GRETA_DEVICE void load_plane(const std::byte* plane, int first, uint32_t (&to)[kWords]) {
-  constexpr int kGroup = Plane<kTotal>::kGroup;
-  constexpr int kWide = kWords < kGroup ? kWords : kGroup;
-  const int lane = lane_index();
-  GRETA_UNROLL
-  for (int i = 0; i < kWords; i += kWide) {
-    const std::byte* at = plane + 4 * Plane<kTotal>::at(first + i, lane);
-    if constexpr (kWide == 4) {
-      const Words4 v = stream_words4(at);
+template <int kCount>
+GRETA_DEVICE void load_words(const std::byte* from, uint32_t* to) {
+  if constexpr (kCount >= 4) {
+    GRETA_UNROLL
+    for (int i = 0; i < kCount; i += 4) {
+      const Words4 v = stream_words4(from + 4 * i);
       to[i] = v.x;
       to[i + 1] = v.y;
       to[i + 2] = v.z;
       to[i + 3] = v.w;
-    } else if constexpr (kWide == 2) {
-      const Words2 v = stream_words2(at);
-      to[i] = v.x;
-      to[i + 1] = v.y;
-    } else {
-      to[i] = stream_word(at);
     }
+  } else if constexpr (kCount == 2) {
+    const Words2 v = stream_words2(from);
+    to[0] = v.x;
+    to[1] = v.y;
+  } else {
+    to[0] = stream_word(from);
   }
+}
+
+// Addresses are a lane's own plus what is known when compiled, so that a load has the latter in itself.
+
+/// kWords words of a lane from word `first` on, of a plane in which it has kTotal; `first` is a multiple of
+/// kWords, or they are within one group.
+template <int kTotal, int kWords>
+GRETA_DEVICE void load_plane(const std::byte* plane, int first, uint32_t (&to)[kWords]) {
+  constexpr int kGroup = Plane<kTotal>::kGroup;
+  constexpr int kWide = kWords < kGroup ? kWords : kGroup;
+  const std::byte* mine = plane + lane_index() * (4 * kGroup);
+  GRETA_UNROLL
+  for (int i = 0; i < kWords; i += kWide)
+    load_words<kWide>(mine + 4 * Plane<kTotal>::at(first + i, 0), to + i);
 }
 
 /// kCount consecutive k64 steps of a tile, as a lane has them.
@@ -91,37 +72,22 @@ GRETA_DEVICE void load_piece(const std::byte* tile, int first, Piece<T, kCount>&
   load_plane<F::kLowWords>(tile, first * F::kLowWords / kStepsK64, piece.low);
   if constexpr (P::kHigh > 0)
     load_plane<F::kHighWords>(tile + F::kHighAt, first * F::kHighWords / kStepsK64, piece.high);
-  const int lane = lane_index();
+  const int row0 = a_row(lane_index(), 0);
+  constexpr int kRowBytes = 4 * F::kParamWords * kStepsK64;
+  constexpr int kNextRow = a_row(0, 2) - a_row(0, 0);
   GRETA_UNROLL
   for (int i = 0; i < kRowsA; ++i) {
-    const int row = a_row(lane, 2 * i);
-    if constexpr (P::kParams > 0) {
-      const std::byte* at = tile + F::kParamsAt + 4 * F::kParamWords * (row * kStepsK64 + first);
-      if constexpr (P::kParams == 1) {
-        piece.params[i][0] = stream_word(at);
-      } else if constexpr (P::kParams == 2) {
-        const Words2 v = stream_words2(at);
-        piece.params[i][0] = v.x;
-        piece.params[i][1] = v.y;
-      } else {
-        GRETA_UNROLL
-        for (int p = 0; p < P::kParams; p += 4) {
-          const Words4 v = stream_words4(at + 4 * p);
-          piece.params[i][p] = v.x;
-          piece.params[i][p + 1] = v.y;
-          piece.params[i][p + 2] = v.z;
-          piece.params[i][p + 3] = v.w;
-        }
-      }
-    }
-    if constexpr (P::kHeads == kRowsA && F::kMinimum)
-      piece.heads[i] = stream_word(tile + F::kHeadsAt + 4 * row);
+    if constexpr (P::kParams > 0)
+      load_words<P::kParams>(
+          tile + row0 * kRowBytes + (F::kParamsAt + i * kNextRow * kRowBytes + 4 * F::kParamWords * first),
+          piece.params[i]);
+    if constexpr (F::kSuper && F::kMinimum)
+      load_words<1>(tile + row0 * 4 + (F::kHeadsAt + i * kNextRow * 4), piece.heads + i);
   }
   if constexpr (F::kSuper && !F::kMinimum) {
     // Rows r and r + 8 share a word. A lane with one row brings its d to the low half.
-    const int row = a_row(lane, 0);
-    const uint32_t word = stream_word(tile + F::kHeadsAt + 4 * (row % 8));
-    piece.heads[0] = kRowsA == 2 ? word : word >> (2 * (row & 8));
+    const uint32_t word = stream_word(tile + (row0 & 7) * 4 + F::kHeadsAt);
+    piece.heads[0] = kRowsA == 2 ? word : word >> (2 * (row0 & 8));
   }
 }
 

@@ -23,6 +23,7 @@ void run_attention(const Launch& how, const AttentionCall& call);
 // limits.inl
 void run_read(const Launch& how, const ReadCall& call);
 // rows.inl
+bool rounds_with_norm(int64_t width);
 void run_rmsnorm(const Launch& how, const RmsnormCall& call);
 void run_rope(const Launch& how, const RopeCall& call);
 void run_add(const Launch& how, const AddCall& call);

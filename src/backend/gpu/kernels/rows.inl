@@ -3,11 +3,13 @@
 #include "backend/gpu/kernels/elementary.inl"
 #include "backend/gpu/kernels/launchers.h"
 #include "backend/gpu/kernels/orders.h"
+#include "backend/gpu/kernels/rounding.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
 inline constexpr int kRowThreads = 256;
+inline constexpr int kGluThreads = 512;
 /// Lanes that meet by shuffles. They lie in one wave of either size.
 inline constexpr int kTree = 32;
 inline constexpr int kTrees = kRowThreads / kTree;
@@ -25,6 +27,17 @@ inline unsigned blocks_for(int64_t items, int64_t each) {
 // ---- rmsnorm
 // --------------------------------------------------------------------------------------------------
 
+/// Leaves the row `x` rounded; every thread's own elements, i, i + the block's threads, ..., of which `amax`
+/// is the largest magnitude. `largest` has an element for each wave.
+GRETA_DEVICE void round_row(const float* x, int64_t row, int64_t width, float amax, const RoundedRows& to,
+                            const SharedArray<float>& largest) {
+  const float up = row_power(block_largest(amax, largest));
+  if (thread_index() == 0) to.scale[row] = inverse_power(up);
+  uint16_t* out = to.data + row * to.stride;
+  for (int64_t i = thread_index(); i < to.stride; i += block_threads())
+    out[i] = i < width ? to_f16(x[i] * up) : uint16_t{0};
+}
+
 /// r = 1 / sqrt(mean + eps); out = (x r) w. Lanes threads share a row, in the order of orders.h.
 template <int Lanes>
 GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rmsnorm(Mark mark, RmsnormCall call) {
@@ -34,7 +47,18 @@ GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rmsnorm(Mark mark, RmsnormCall ca
   const int64_t width = row < call.rows ? call.width : 0;
   const float* x = call.x + row * call.width;
   float sum = 0.0f;
-  for (int64_t i = lane; i < width; i += Lanes) sum = fused(x[i], x[i], sum);
+  if (Lanes > kTree && call.add != nullptr) {
+    const float* add = call.add + row * call.width;
+    float* added = call.sum + row * call.width;
+    for (int64_t i = lane; i < width; i += Lanes) {
+      const float v = x[i] + add[i];
+      added[i] = v;
+      sum = fused(v, v, sum);
+    }
+    x = added;
+  } else {
+    for (int64_t i = lane; i < width; i += Lanes) sum = fused(x[i], x[i], sum);
+  }
   sum = tree_sum(sum);
   if constexpr (Lanes > kTree) {
     Shared shared;
@@ -47,7 +71,18 @@ GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rmsnorm(Mark mark, RmsnormCall ca
   const float mean = divide(sum, static_cast<float>(call.width));
   const float r = divide(1.0f, root_of(mean + call.eps));
   float* out = call.out + row * call.width;
-  for (int64_t i = lane; i < width; i += Lanes) out[i] = (x[i] * r) * call.weight[i];
+  float amax = 0.0f;
+  for (int64_t i = lane; i < width; i += Lanes) {
+    const float y = (x[i] * r) * call.weight[i];
+    out[i] = y;
+    amax = larger(amax, magnitude_of(y));
+  }
+  if constexpr (Lanes > kTree) {
+    if (call.rounded.data == nullptr) return;
+    Shared shared;
+    shared.array<float>(kTrees);
+    round_row(out, row, width, amax, call.rounded, shared.array<float>(kRowThreads / kWave));
+  }
 }
 
 // ---- rope and the cache
@@ -158,6 +193,25 @@ void run_elements(const Launch& how, const char* name, Op op, const float* a, co
          out, aligned);
 }
 
+/// A block a row: out = op(gate, up), and the row rounded.
+template <class Op>
+GRETA_KERNEL void GRETA_BOUNDS(kGluThreads, 1) glu_rounded(Mark mark, Op op, GluCall call) {
+  entered(mark);
+  Shared shared;
+  const SharedArray<float> largest = shared.array<float>(kGluThreads / kWave);
+  const int64_t row = block_x();
+  const float* gate = call.gate + row * call.width;
+  const float* up = call.up + row * call.width;
+  float* out = call.out + row * call.width;
+  float amax = 0.0f;
+  for (int64_t i = thread_index(); i < call.width; i += kGluThreads) {
+    const float y = op(gate[i], up[i]);
+    out[i] = y;
+    amax = larger(amax, magnitude_of(y));
+  }
+  round_row(out, row, call.width, amax, call.rounded, largest);
+}
+
 /// Block (row, columns): moves bits.
 GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) gather(Mark mark, GatherCall call) {
   entered(mark);
@@ -255,13 +309,17 @@ GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) combine(Mark mark, CombineCall ca
 // ---- launchers
 // ------------------------------------------------------------------------------------------------
 
+bool rounds_with_norm(int64_t width) { return rmsnorm_lanes(width) == kRowThreads; }
+
 void run_rmsnorm(const Launch& how, const RmsnormCall& call) {
   const int lanes = rmsnorm_lanes(call.width);
   const Grid grid{blocks_for(call.rows, kRowThreads / lanes)};
   if (lanes == kTree) {
     launch(how, "rmsnorm.narrow", rmsnorm<kTree>, grid, kRowThreads, 0, call);
   } else {
-    launch(how, "rmsnorm", rmsnorm<kRowThreads>, grid, kRowThreads, kTrees * sizeof(float), call);
+    constexpr int kShared = kTrees * sizeof(float) + (kRowThreads / kWave + 3) / 4 * 16;
+    launch(how, call.add != nullptr ? "rmsnorm.add" : "rmsnorm", rmsnorm<kRowThreads>, grid, kRowThreads,
+           kShared, call);
   }
 }
 
@@ -283,10 +341,18 @@ void run_add(const Launch& how, const AddCall& call) {
 }
 
 void run_glu(const Launch& how, const GluCall& call) {
-  if (call.gelu) {
-    run_elements(how, "glu.gelu", GeluMul{}, call.gate, call.up, call.count, call.out);
+  const Grid grid{static_cast<unsigned>(call.rows)};
+  constexpr int kShared = (kGluThreads / kWave + 3) / 4 * 16;
+  const bool rounds = call.rounded.data != nullptr;
+  const int64_t count = call.rows * call.width;
+  if (rounds && call.gelu) {
+    launch(how, "glu_rounded.gelu", glu_rounded<GeluMul>, grid, kGluThreads, kShared, GeluMul{}, call);
+  } else if (rounds) {
+    launch(how, "glu_rounded.silu", glu_rounded<SiluMul>, grid, kGluThreads, kShared, SiluMul{}, call);
+  } else if (call.gelu) {
+    run_elements(how, "glu.gelu", GeluMul{}, call.gate, call.up, count, call.out);
   } else {
-    run_elements(how, "glu.silu", SiluMul{}, call.gate, call.up, call.count, call.out);
+    run_elements(how, "glu.silu", SiluMul{}, call.gate, call.up, count, call.out);
   }
 }
 

@@ -11,6 +11,7 @@ const Kernels& kernel_table() {
     k.packed_bytes = packed_matrix_bytes;
     k.attention_scratch_floats = attention_scratch_floats;
     k.attention_tile_rows = attention_tile_rows;
+    k.rounds_with_norm = rounds_with_norm;
     k.embed = run_embed;
     k.rmsnorm = run_rmsnorm;
     k.round = run_round;

@@ -1,0 +1,32 @@
+#pragma once
+// The power of two behind which a row is rounded to f16. Included after a target's target.h.
+#include <cstdint>
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+
+/// 2^e for a row whose largest finite magnitude is amax: amax 2^e lies in [2^14, 2^15), e in [-113, 126];
+/// e = 0 for zeros and infinities.
+GRETA_DEVICE float row_power(float amax) {
+  const uint32_t bits = bits_of(amax);
+  const int exponent = static_cast<int>(bits >> 23);
+  if (bits == 0 || exponent == 255) return 1.0f;
+  const int e = 141 - exponent;
+  return float_of(static_cast<uint32_t>((e < 126 ? e : 126) + 127) << 23);
+}
+/// Of a power of two within [2^-126, 2^126]: 1 / x.
+GRETA_DEVICE float inverse_power(float x) { return float_of(0x7f000000u - bits_of(x)); }
+
+GRETA_DEVICE float magnitude_of(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
+
+/// The largest of all threads' values; `shared` has an element for each wave.
+GRETA_DEVICE float block_largest(float value, const SharedArray<float>& shared) {
+  GRETA_UNROLL
+  for (int mask = kWave / 2; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
+  if (lane_index() == 0) shared[wave_index()] = value;
+  barrier();
+  value = shared[0];
+  for (int w = 1; w < block_threads() / kWave; ++w) value = larger(value, shared[w]);
+  return value;
+}
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET
