@@ -217,8 +217,8 @@ GRETA_DEVICE void entered(const Mark& mark) {
     *const_cast<volatile uint32_t*>(mark.at) = mark.id;
 }
 
-/// Shared memory of a compute unit of both chips: a block can have no more.
-inline constexpr int kMostSharedBytes = 64 * 1024;
+/// Shared memory of a compute unit of both chips, less what block_any() has of its own.
+inline constexpr int kMostSharedBytes = 64 * 1024 - 256;
 
 void check_launch(hipError_t status, const char* kernel);  // api_device.inl
 template <class... Taken, class... Given>
