@@ -9,6 +9,7 @@ endif()
 option(GRETA_CUDA "NVIDIA GPUs, sm_80 and sm_90a (nvcc 13)" OFF)
 option(GRETA_HIP "AMD GPUs (clang 19, Debian's HIP)" OFF)
 option(GRETA_SIM "the GPU kernels on the host, waves of 32 and 64, for tests (Boost.Context)" ${sim_wanted})
+set(GRETA_CUDA_ARCHITECTURES 80 90a CACHE STRING "architectures of the CUDA kernels")
 set(GRETA_HIP_ARCHITECTURES gfx942 gfx90a CACHE STRING "architectures of the HIP kernels")
 
 set(GRETA_GPU ${CMAKE_SOURCE_DIR}/src/backend/gpu)
@@ -54,6 +55,9 @@ if(GRETA_CUDA)
   find_package(CUDAToolkit REQUIRED)
 
   gpu_units(cuda_units cuda cu "" matmul_warpgroup)
+  list(TRANSFORM GRETA_CUDA_ARCHITECTURES REPLACE "(.+)" "-gencode=arch=compute_\\1,code=sm_\\1" OUTPUT_VARIABLE cuda_code)
+  list(TRANSFORM GRETA_CUDA_ARCHITECTURES PREPEND "sm_" OUTPUT_VARIABLE cuda_architectures)
+  list(JOIN cuda_architectures ", " cuda_architectures)
   gpu_target(cuda ${GRETA_GPU}/cuda/cuda_device.cpp ${GRETA_GPU}/cuda/cuda_library.cpp ${cuda_units})
   set_target_properties(greta_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
   # nvcc takes other options than the directory's, which go to the host compiler behind it.
@@ -62,9 +66,9 @@ if(GRETA_CUDA)
   set_target_properties(greta_cuda PROPERTIES COMPILE_OPTIONS "")
   target_compile_options(greta_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CXX>:${host_options}>"
-    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-lineinfo;--compress-mode=size;-gencode=arch=compute_80,code=sm_80;-gencode=arch=compute_90a,code=sm_90a>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-lineinfo;--compress-mode=size;${cuda_code}>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${behind_nvcc}>")
-  target_compile_definitions(greta_cuda PRIVATE GRETA_GPU_ARCHITECTURES="sm_80, sm_90a")
+  target_compile_definitions(greta_cuda PRIVATE GRETA_GPU_ARCHITECTURES="${cuda_architectures}")
   target_include_directories(greta_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_libraries(greta_core PUBLIC CUDA::cudart_static)
 else()

@@ -27,6 +27,8 @@ namespace cuda {
 // --------------------------------------------------------------------------------------------------
 
 inline constexpr int kWave = 32;
+/// Whether kernels of Hopper's warpgroups are among the target's (matmul_warpgroup.inl).
+inline constexpr bool kWarpgroups = true;
 GRETA_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 GRETA_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 GRETA_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) & (kWave - 1); }

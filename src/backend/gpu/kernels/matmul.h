@@ -13,6 +13,8 @@ namespace greta::gpu::GRETA_GPU_TARGET {
 inline constexpr int kFewRows = 4 * kTileN;
 void run_matmul_few(const Launch& how, const MatmulCall& call);
 void run_matmul_many(const Launch& how, const MatmulCall& call);
+/// Where the target and the device have warpgroups.
+void run_matmul_warpgroup(const Launch& how, const MatmulCall& call);
 
 namespace {
 

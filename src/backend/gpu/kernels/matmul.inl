@@ -35,10 +35,12 @@ void run_round(const Launch& how, const RoundCall& call) {
 
 void run_matmul(const Launch& how, const MatmulCall& call) {
   if (call.rows <= kFewRows) {
-    run_matmul_few(how, call);
-  } else {
-    run_matmul_many(how, call);
+    return run_matmul_few(how, call);
   }
+  if constexpr (kWarpgroups) {
+    if (how.warpgroups) return run_matmul_warpgroup(how, call);
+  }
+  run_matmul_many(how, call);
 }
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET

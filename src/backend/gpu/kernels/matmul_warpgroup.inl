@@ -1,12 +1,13 @@
 // Products of many rows on Hopper: wgmma with the weights as A from registers, unpacked there, and the
 // rounded rows as B from shared memory. The same packed layout, the same order of addition and so the same
 // bits as the other kernels (matmul.inl): a warpgroup's 64 rows of A are four 16-row tiles, and what a lane
-// holds of each is what it holds for mma.m16n8k16. Included by matmul.inl where the target has warpgroups.
+// holds of each is what it holds for mma.m16n8k16. A translation unit of the targets that have warpgroups
+// (target.h).
 //
 // A block: kOutputs outputs x kTokens rows; one warpgroup brings rows of x, each of the others multiplies 64
 // outputs. x passes through kStages pieces of 64 k; `full` and `empty` say whose turn each piece is.
 #include "backend/gpu/cuda/warpgroup.h"
-#include "backend/gpu/kernels/formats.h"
+#include "backend/gpu/kernels/matmul.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
@@ -24,20 +25,6 @@ constexpr int kProducerRegisters = 40;
 constexpr int kConsumerRegisters = 232;
 }  // namespace warpgroup
 
-/// What a block needs to know of a call; rows as in MatmulCall.
-struct WarpgroupProduct {
-  const std::byte* weight;
-  const float* row_scale;
-  const float* bias;
-  const uint16_t* x;
-  const float* x_scale;
-  const int32_t* x_rows;
-  const int32_t* y_rows;
-  float* y;
-  int64_t rows, outputs, stride;
-  int chunks, k64;  ///< of K
-};
-
 struct WarpgroupShared {
   SharedArray<uint16_t> x;  ///< begins on 1024 bytes
   SharedArray<uint64_t> barriers;
@@ -47,8 +34,10 @@ struct WarpgroupShared {
   }
 };
 
+GRETA_DEVICE int k64_steps(const MatmulCall& call) { return static_cast<int>((call.weight.cols + 63) / 64); }
+
 /// Brings piece after piece; the matrix unit may read one when all threads have arrived at `full`.
-GRETA_DEVICE void bring_rows(const WarpgroupProduct& p, const WarpgroupShared& shared) {
+GRETA_DEVICE void bring_rows(const MatmulCall& call, const WarpgroupShared& shared) {
   using namespace warpgroup;
   constexpr int kCopies = kTokens * 8 / kWarpgroup;  // 16 bytes each
   const int piece = thread_index() % 8;
@@ -57,13 +46,13 @@ GRETA_DEVICE void bring_rows(const WarpgroupProduct& p, const WarpgroupShared& s
   bool valid[kCopies];
   GRETA_UNROLL
   for (int i = 0; i < kCopies; ++i) {
-    const int64_t row = static_cast<int64_t>(block_x()) * kTokens + first + i * (kWarpgroup / 8);
-    valid[i] = row < p.rows;
-    const int64_t source = !valid[i] ? 0 : p.x_rows == nullptr ? row : p.x_rows[row];
-    from[i] = p.x + source * p.stride + piece * 8;
+    const int row = x_row_of(call, block_x() * kTokens + first + i * (kWarpgroup / 8));
+    valid[i] = row >= 0;
+    from[i] = call.x.data + (valid[i] ? row : 0) * call.x.stride + piece * 8;
   }
-  for (int step = 0; step < p.k64 + kLag; ++step) {
-    if (step < p.k64) {
+  const int steps = k64_steps(call);
+  for (int step = 0; step < steps + kLag; ++step) {
+    if (step < steps) {
       const int stage = step % kStages;
       if (step >= kStages) shared.empty(stage).wait(static_cast<uint32_t>(step / kStages - 1) & 1u);
       GRETA_UNROLL
@@ -84,19 +73,19 @@ GRETA_DEVICE void bring_rows(const WarpgroupProduct& p, const WarpgroupShared& s
 
 /// One consumer's 64 outputs.
 template <quant::Type T>
-GRETA_DEVICE void multiply_rows(const WarpgroupProduct& p, const WarpgroupShared& shared, int consumer) {
+GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& shared, int consumer) {
   using namespace warpgroup;
   const int lane = lane_index();
-  const int64_t row_tiles = (p.outputs + kTileRows - 1) / kTileRows;
-  const int64_t wanted =
-      static_cast<int64_t>(block_y()) * (kOutputs / kTileRows) + consumer * 4 + wave_index() % 4;
-  const int64_t row_tile =
-      wanted < row_tiles ? wanted : row_tiles - 1;  // past the end: computed, not written
-  const std::byte* tiles = p.weight + row_tile * p.chunks * Format<T>::kTileBytes;
+  const int chunks = chunks_of(call.weight.cols);
+  const int steps = k64_steps(call);
+  const int row_tiles = static_cast<int>((call.weight.rows + kTileRows - 1) / kTileRows);
+  const int wanted = block_y() * (kOutputs / kTileRows) + consumer * 4 + wave_index() % 4;
+  const int row_tile = wanted < row_tiles ? wanted : row_tiles - 1;  // past the end: computed, not written
+  const std::byte* tiles = call.weight.data + static_cast<int64_t>(row_tile) * chunks * Format<T>::kTileBytes;
   float up[kRowsA];
   GRETA_UNROLL
   for (int i = 0; i < kRowsA; ++i)
-    up[i] = inverse_power(p.row_scale[row_tile * kTileRows + a_row(lane, 2 * i)]);
+    up[i] = inverse_power(call.weight.row_scale[row_tile * kTileRows + a_row(lane, 2 * i)]);
 
   float total[kTokens / 2], sum[kTokens / 2];
   GRETA_UNROLL
@@ -106,16 +95,16 @@ GRETA_DEVICE void multiply_rows(const WarpgroupProduct& p, const WarpgroupShared
   Piece<T, 1> piece[2];
   Operand<T> a[2][4];
   load_piece<T, 1>(tiles, 0, piece[0]);
-  if (p.k64 > 1) load_piece<T, 1>(tiles, 1, piece[1]);
+  if (steps > 1) load_piece<T, 1>(tiles, 1, piece[1]);
   unpack_k64<T, 1>(piece[0], up, 0, 0, a[0]);
-  for (int chunk = 0; chunk < p.chunks; ++chunk) {
+  for (int chunk = 0; chunk < chunks; ++chunk) {
     const std::byte* tile = tiles + static_cast<int64_t>(chunk) * Format<T>::kTileBytes;
     GRETA_UNROLL
     for (int j = 0; j < kStepsK64; ++j) {
       const int step = chunk * kStepsK64 + j;
-      if (step >= p.k64) break;
+      if (step >= steps) break;
       // Two steps ahead: what a[j % 2] was made of is no longer needed.
-      if (step + 2 < p.k64)
+      if (step + 2 < steps)
         load_piece<T, 1>(j + 2 < kStepsK64 ? tile : tile + Format<T>::kTileBytes, (j + 2) % kStepsK64,
                          piece[j % 2]);
       const int stage = step % kStages;
@@ -130,8 +119,8 @@ GRETA_DEVICE void multiply_rows(const WarpgroupProduct& p, const WarpgroupShared
                              j + s + part > 0);
       }
       warpgroup_commit();
-      const bool last = j + 1 == kStepsK64 || step + 1 == p.k64;
-      if (step + 1 < p.k64) unpack_k64<T, 1>(piece[(j + 1) % 2], up, (j + 1) % kStepsK64, 0, a[(j + 1) % 2]);
+      const bool last = j + 1 == kStepsK64 || step + 1 == steps;
+      if (step + 1 < steps) unpack_k64<T, 1>(piece[(j + 1) % 2], up, (j + 1) % kStepsK64, 0, a[(j + 1) % 2]);
       warpgroup_wait<0>();
       if (lane == 0) shared.empty(stage).arrive();
       if (last) {
@@ -146,19 +135,16 @@ GRETA_DEVICE void multiply_rows(const WarpgroupProduct& p, const WarpgroupShared
   for (int n = 0; n < kTokens / kTileN; ++n) {
     GRETA_UNROLL
     for (int i = 0; i < kFragmentC; ++i) {
-      const int64_t row = static_cast<int64_t>(block_x()) * kTokens + n * kTileN + c_n(lane, i);
-      const int64_t output = row_tile * kTileRows + c_row(lane, i);
-      if (row >= p.rows || output >= p.outputs) continue;
-      const int64_t source = p.x_rows == nullptr ? row : p.x_rows[row];
-      float value = (total[n * kFragmentC + i] * p.row_scale[output]) * p.x_scale[source];
-      if (p.bias != nullptr) value = value + p.bias[output];
-      p.y[(p.y_rows == nullptr ? row : p.y_rows[row]) * p.outputs + output] = value;
+      const int token = block_x() * kTokens + n * kTileN + c_n(lane, i);
+      const int output = row_tile * kTileRows + c_row(lane, i);
+      if (token < call.rows && output < call.weight.rows)
+        store_output(call, output, token, total[n * kFragmentC + i]);
     }
   }
 }
 
 template <quant::Type T>
-GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mark, WarpgroupProduct p) {
+GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mark, MatmulCall call) {
   using namespace warpgroup;
   entered(mark);
   Shared memory;
@@ -177,12 +163,25 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mar
   barrier();
   if (wave_index() < 4) {
     give_registers<kProducerRegisters>();
-    bring_rows(p, shared);
+    bring_rows(call, shared);
   } else {
     take_registers<kConsumerRegisters>();
-    multiply_rows<T>(p, shared, wave_index() / 4 - 1);
+    multiply_rows<T>(call, shared, wave_index() / 4 - 1);
   }
 }
 
 }  // namespace
+
+void run_matmul_warpgroup(const Launch& how, const MatmulCall& call) {
+  for_type(call.weight.type, [&]<quant::Type T>() {
+    const auto tiles = [](int64_t count, int64_t each) {
+      return static_cast<unsigned>((count + each - 1) / each);
+    };
+    static const std::string name = kernel_name<T>("matmul_warpgroup");
+    launch(how, name.c_str(), matmul_warpgroup<T>,
+           Grid{tiles(call.rows, warpgroup::kTokens), tiles(call.weight.rows, warpgroup::kOutputs)},
+           warpgroup::kThreads, warpgroup::kSharedBytes, call);
+  });
+}
+
 }  // namespace greta::gpu::GRETA_GPU_TARGET
