@@ -21,10 +21,12 @@ struct State {
 
   GRETA_DEVICE State() : o{} {
     GRETA_UNROLL
-    for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
-    for (int r = 0; r < kRowsC; ++r) {
-      largest[t][r] = float_of(0xff800000u);
-      sum[t][r] = 0.0f;
+    for (int t = 0; t < S::kTiles; ++t) {
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsC; ++r) {
+        largest[t][r] = float_of(0xff800000u);
+        sum[t][r] = 0.0f;
+      }
     }
   }
 };
@@ -42,64 +44,87 @@ GRETA_DEVICE Entering<S> enter(const Block<S>& block, const typename Block<S>::R
                                State<S>& state) {
   Entering<S> how;
   GRETA_UNROLL
-  for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
-  for (int r = 0; r < kRowsC; ++r) {
-    const Merging merge = merging(state.largest[t][r], m[t][r]);
-    const bool seen = block.sees[t][r].meets(split);
-    how.seen[t][r] = seen;
-    how.a[t][r] = merge.a;
-    how.b[t][r] = merge.b;
-    if (!seen) continue;
-    state.largest[t][r] = merge.largest;
-    state.sum[t][r] = fused(state.sum[t][r], merge.a, block.sum_of(t, r) * merge.b);
+  for (int t = 0; t < S::kTiles; ++t) {
+    GRETA_UNROLL
+    for (int r = 0; r < kRowsC; ++r) {
+      const Merging merge = merging(state.largest[t][r], m[t][r]);
+      how.seen[t][r] = block.meets(t, r, split);
+      how.a[t][r] = merge.a;
+      how.b[t][r] = merge.b;
+      if (!how.seen[t][r]) continue;
+      state.largest[t][r] = merge.largest;
+      state.sum[t][r] = fused(state.sum[t][r], merge.a, block.sum_of(t, r) * merge.b);
+    }
   }
   return how;
+}
+
+template <class S>
+GRETA_DEVICE void enter_values(float (&state)[S::kTiles][kFragmentC], const float (&o)[S::kTiles][kFragmentC],
+                               const Entering<S>& how) {
+  GRETA_UNROLL
+  for (int t = 0; t < S::kTiles; ++t) {
+    GRETA_UNROLL
+    for (int i = 0; i < kFragmentC; ++i) {
+      const int r = i / kSameRowC;
+      const float merged = fused(state[t][i], how.a[t][r], o[t][i] * how.b[t][r]);
+      state[t][i] = how.seen[t][r] ? merged : state[t][i];
+    }
+  }
 }
 
 /// Splits apart: m and l as they are, written by one lane of each row in one wave of each tile.
 template <class S>
 GRETA_DEVICE Entering<S> put_numbers(const Block<S>& block, const typename Block<S>::RowNumbers& m,
                                      int split) {
-  Entering<S> how;
+  Entering<S> how = {};
   GRETA_UNROLL
-  for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
-  for (int r = 0; r < kRowsC; ++r) {
-    how.seen[t][r] = block.sees[t][r].meets(split);
-    if (!how.seen[t][r] || block.part != 0 || lane_index() % kRowLanes != 0) continue;
-    const int64_t row = block.work.at(block.pair_of(t, r * kSameRowC), block.call.heads);
-    float* to = partial_numbers(block.call, row * block.call.splits + split);
-    to[0] = m[t][r];
-    to[1] = block.sum_of(t, r);
+  for (int t = 0; t < S::kTiles; ++t) {
+    GRETA_UNROLL
+    for (int r = 0; r < kRowsC; ++r) {
+      how.seen[t][r] = block.meets(t, r, split);
+      if (!how.seen[t][r] || block.part != 0 || lane_index() % kRowLanes != 0) continue;
+      const int64_t row = block.work.at(block.pair_of(t, r * kSameRowC), block.call.heads);
+      float* to = partial_numbers(block.call, row * block.call.splits + split);
+      to[0] = m[t][r];
+      to[1] = block.sum_of(t, r);
+    }
   }
   return how;
 }
 
+/// Value tile n of a slab.
 template <class S>
-GRETA_DEVICE void put_values(const Block<S>& block, const float (&o)[kFragmentC], const Entering<S>& how,
-                             int split, int slab, int n, int t) {
+GRETA_DEVICE void put_values(const Block<S>& block, const float (&o)[S::kTiles][kFragmentC],
+                             const Entering<S>& how, int split, int slab, int n) {
   GRETA_UNROLL
-  for (int i = 0; i < kFragmentC; ++i) {
-    const int d = slab * S::kSlab + block.column_of(n, i);
-    if (!how.seen[t][i / kSameRowC] || d >= block.call.cache.head_dim) continue;
-    const int64_t row = block.work.at(block.pair_of(t, i), block.call.heads);
-    partial_values(block.call, row * block.call.splits + split)[d] = o[i];
+  for (int t = 0; t < S::kTiles; ++t) {
+    GRETA_UNROLL
+    for (int i = 0; i < kFragmentC; ++i) {
+      const int d = slab * S::kSlab + block.column_of(n, i);
+      if (!how.seen[t][i / kSameRowC] || d >= block.call.cache.head_dim) continue;
+      const int64_t row = block.work.at(block.pair_of(t, i), block.call.heads);
+      partial_values(block.call, row * block.call.splits + split)[d] = o[t][i];
+    }
   }
 }
 
 template <class S>
 GRETA_DEVICE void put_out(const Block<S>& block, const State<S>& state) {
   GRETA_UNROLL
-  for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
-  for (int i = 0; i < kFragmentC; ++i) {
-    const int pair = block.pair_of(t, i);
-    if (pair >= block.work.pairs) continue;
-    float* out = block.call.out + block.work.at(pair, block.call.heads) * block.call.cache.head_dim;
+  for (int t = 0; t < S::kTiles; ++t) {
     GRETA_UNROLL
-    for (int slab = 0; slab < S::kSlabs; ++slab) GRETA_UNROLL
-    for (int n = 0; n < S::kValueTiles; ++n) {
-      const int d = slab * S::kSlab + block.column_of(n, i);
-      if (!S::kWhole && d >= block.call.cache.head_dim) continue;
-      out[d] = divide(state.o[slab][n][t][i] * kUndoProbability, state.sum[t][i / kSameRowC]);
+    for (int i = 0; i < kFragmentC; ++i) {
+      const int pair = block.pair_of(t, i);
+      if (pair >= block.work.pairs) continue;
+      float* out = block.call.out + block.work.at(pair, block.call.heads) * block.call.cache.head_dim;
+      GRETA_UNROLL
+      for (int tile = 0; tile < S::kSlabs * S::kValueTiles; ++tile) {
+        const int slab = tile / S::kValueTiles, n = tile % S::kValueTiles;
+        const int d = slab * S::kSlab + block.column_of(n, i);
+        if (!S::kWhole && d >= block.call.cache.head_dim) continue;
+        out[d] = divide(state.o[slab][n][t][i] * kUndoProbability, state.sum[t][i / kSameRowC]);
+      }
     }
   }
 }
@@ -107,12 +132,12 @@ GRETA_DEVICE void put_out(const Block<S>& block, const State<S>& state) {
 /// Block (part of a tile, kv head, splits_each splits), or all splits where they are not apart. Two slots
 /// take turns: a slab is consumed, all threads have done so, the next but one is asked for.
 template <class S, bool Apart>
-GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, 1)
+GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
     attention(Mark mark, AttentionCall call, int tile_blocks, int splits_each) {
   entered(mark);
-  Work work;
-  if (!find_work<S>(call, tile_blocks, work)) return;
-  int begin = work.any.first / kSplit, end = work.any.last / kSplit + 1;
+  Work found;
+  if (!find_work<S>(call, tile_blocks, found)) return;
+  int begin = found.any.first / kSplit, end = found.any.last / kSplit + 1;
   if constexpr (Apart) {
     const int first = block_z() * splits_each;
     begin = first > begin ? first : begin;
@@ -120,7 +145,8 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, 1)
     if (begin >= end) return;
   }
   Shared shared;
-  Block<S> block(call, work, shared);
+  Block<S> block(call, found, shared);
+  barrier();
   int64_t page = block.page_of(begin);
   const auto stage_first_two = [&] {
     block.stage(false, 0, begin, page);
@@ -166,7 +192,7 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, 1)
       copy_wait<1>();
       barrier();
       bool by_row = block.pair_values(slab, split);
-      if (work.all.covers(split)) {
+      if (block.work.all.covers(split)) {
         barrier();
       } else {
         by_row = block_any(by_row);
@@ -191,17 +217,11 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, 1)
           block.walk_values(o, p, n);
         }
         GRETA_UNROLL
-        for (int j = 0; j < S::kAtOnce; ++j) GRETA_UNROLL
-        for (int t = 0; t < S::kTiles; ++t) {
+        for (int j = 0; j < S::kAtOnce; ++j) {
           if constexpr (Apart) {
-            put_values(block, o[j][t], how, split, slab, n + j, t);
+            put_values(block, o[j], how, split, slab, n + j);
           } else {
-            GRETA_UNROLL
-            for (int i = 0; i < kFragmentC; ++i) {
-              const int r = i / kSameRowC;
-              float& to = state.o[slab][n + j][t][i];
-              to = how.seen[t][r] ? fused(to, how.a[t][r], o[j][t][i] * how.b[t][r]) : to;
-            }
+            enter_values(state.o[slab][n + j], o[j], how);
           }
         }
       }

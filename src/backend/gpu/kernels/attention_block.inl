@@ -45,6 +45,7 @@ GRETA_DEVICE bool has_special(uint32_t halves) {
 template <class S>
 struct Block {
   const AttentionCall& call;
+  const SharedArray<Work> kept;  ///< [1]: needed at a split's edges, no reason to fill registers
   const Work& work;
   SharedArray<uint16_t> room;           ///< slabs as they come, then V in pairs of keys
   SharedArray<uint16_t> probabilities;  ///< [operands][rows][kProbabilityStride]
@@ -56,12 +57,12 @@ struct Block {
   int steps;                            ///< k16 steps of head_dim
 
   FragmentA q[S::kTiles][S::kSteps][S::kOperands];
-  Keys sees[S::kTiles][kRowsC];
-  float unscale[S::kTiles][kRowsC];
 
+  /// A barrier follows.
   GRETA_DEVICE Block(const AttentionCall& of, const Work& on, Shared& shared)
       : call(of),
-        work(on),
+        kept(shared.array<Work>(1)),
+        work(kept[0]),
         room(shared.array<uint16_t>(2 * S::kSlot + S::kPairs)),
         probabilities(shared.array<uint16_t>(S::kProbabilities)),
         maxima(shared.array<float>(4 * S::kRows)),
@@ -69,7 +70,9 @@ struct Block {
         unscales(shared.array<float>(S::kRows)),
         part(wave_index() % S::kParts),
         first_pair(wave_index() / S::kParts * S::kTiles * 16),
-        steps((of.cache.head_dim + 15) / 16) {}
+        steps((of.cache.head_dim + 15) / 16) {
+    if (thread_index() == 0) kept[0] = on;
+  }
 
   /// Of element i of row tile t.
   GRETA_DEVICE int pair_of(int t, int i) const { return first_pair + 16 * t + c_row(lane_index(), i); }
@@ -78,6 +81,15 @@ struct Block {
   /// Of the slab, of element i of this wave's value tile n: tiles go round the parts.
   GRETA_DEVICE int column_of(int n, int i) const {
     return (n * S::kParts + part) * kTileN + c_n(lane_index(), i);
+  }
+  /// The keys that row r of row tile t sees.
+  GRETA_DEVICE Keys sees(int t, int r) const {
+    const int pair = pair_of(t, r * kSameRowC);
+    return pair < work.pairs ? visible_at(work.position(pair), call.window) : Keys{0, -1};
+  }
+  /// Whether that row sees one of the split's keys.
+  GRETA_DEVICE bool meets(int t, int r, int split) const {
+    return work.all.covers(split) ? pair_of(t, r * kSameRowC) < work.pairs : sees(t, r).meets(split);
   }
   GRETA_DEVICE SharedArray<uint16_t> slot(bool value, int slab) const {
     return room.from((S::kSlabs == 1 ? (value ? 1 : 0) : slab) * S::kSlot);
@@ -145,7 +157,7 @@ struct Block {
     if (lane_index() == 0) unscales[pair] = float_of(static_cast<uint32_t>(127 - e) << 23);
   }
 
-  /// This wave's operands of q, and what its rows see. After a barrier.
+  /// This wave's operands of q. After a barrier.
   GRETA_DEVICE void take_queries() {
     const SharedArray<uint16_t> from = room.from(S::kQueriesAt);
     GRETA_UNROLL
@@ -157,12 +169,6 @@ struct Block {
         for (int o = 0; o < S::kOperands; ++o)
           q[t][s][o] = fragment_a(from.from((o * S::kRows + first_pair + 16 * t) * S::kQueryStride + 16 * s),
                                   S::kQueryStride);
-      }
-      GRETA_UNROLL
-      for (int r = 0; r < kRowsC; ++r) {
-        const int pair = pair_of(t, r * kSameRowC);
-        sees[t][r] = pair < work.pairs ? visible_at(work.position(pair), call.window) : Keys{0, -1};
-        unscale[t][r] = unscales[pair];
       }
     }
   }
@@ -251,95 +257,133 @@ struct Block {
       for (int n = 0; n < S::kKeyTiles; ++n)
         b[n] = fragment_b(k.from(n * kTileN * S::kStride + 16 * s), S::kStride);
       GRETA_UNROLL
-      for (int o = 0; o < S::kOperands; ++o) GRETA_UNROLL
-      for (int n = 0; n < S::kKeyTiles; ++n) GRETA_UNROLL
-      for (int t = 0; t < S::kTiles; ++t) multiply_operands<S::kBf16>(acc[t][n], q[t][step][o], b[n]);
+      for (int o = 0; o < S::kOperands; ++o) {
+        GRETA_UNROLL
+        for (int n = 0; n < S::kKeyTiles; ++n) {
+          GRETA_UNROLL
+          for (int t = 0; t < S::kTiles; ++t) multiply_operands<S::kBf16>(acc[t][n], q[t][step][o], b[n]);
+        }
+      }
     }
   }
 
-  /// acc becomes S; each row's largest among this wave's keys goes to `maxima`.
+  /// Of a row tile, what belongs to keys that its row does not see.
+  GRETA_DEVICE void put_unseen(float (&of)[S::kKeyTiles][kFragmentC], int t, int split, float value) const {
+    GRETA_UNROLL
+    for (int r = 0; r < kRowsC; ++r) {
+      const Keys keys = sees(t, r);
+      GRETA_UNROLL
+      for (int n = 0; n < S::kKeyTiles; ++n) {
+        GRETA_UNROLL
+        for (int i = r * kSameRowC; i < (r + 1) * kSameRowC; ++i)
+          of[n][i] = keys.has(split * kSplit + key_of(n, i)) ? of[n][i] : value;
+      }
+    }
+  }
+
+  /// acc becomes S, -infinity for keys that a row does not see; each row's largest among this wave's keys
+  /// goes to `maxima`.
   GRETA_DEVICE void finish_scores(Scores& acc, int split) const {
-    const bool all = work.all.covers(split);
+    constexpr uint32_t kMinusInfinity = 0xff800000u;
     GRETA_UNROLL
     for (int t = 0; t < S::kTiles; ++t) {
-      float most[kRowsC];
-      GRETA_UNROLL
-      for (int r = 0; r < kRowsC; ++r) most[r] = float_of(0xff800000u);
-      GRETA_UNROLL
-      for (int n = 0; n < S::kKeyTiles; ++n) GRETA_UNROLL
-      for (int i = 0; i < kFragmentC; ++i) {
-        const int r = i / kSameRowC;
-        float s = (acc[t][n][i] * unscale[t][r]) * call.scale;
-        if (call.softcap > 0.0f) s = capped(s, call.softcap);
-        acc[t][n][i] = s;
-        const bool seen = all || sees[t][r].has(split * kSplit + key_of(n, i));
-        most[r] = seen ? larger(most[r], s) : most[r];
-      }
       GRETA_UNROLL
       for (int r = 0; r < kRowsC; ++r) {
+        const float unscale = unscales[pair_of(t, r * kSameRowC)];
         GRETA_UNROLL
-        for (int mask = 1; mask < kRowLanes; mask *= 2) most[r] = larger(most[r], shuffle_xor(most[r], mask));
-        if (lane_index() % kRowLanes == 0) maxima[4 * pair_of(t, r * kSameRowC) + part] = most[r];
+        for (int n = 0; n < S::kKeyTiles; ++n) {
+          GRETA_UNROLL
+          for (int i = r * kSameRowC; i < (r + 1) * kSameRowC; ++i)
+            acc[t][n][i] = (acc[t][n][i] * unscale) * call.scale;
+        }
       }
+      if (call.softcap > 0.0f) cap_scores(acc[t]);
+      if (!work.all.covers(split)) put_unseen(acc[t], t, split, float_of(kMinusInfinity));
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsC; ++r) {
+        float most = float_of(kMinusInfinity);
+        GRETA_UNROLL
+        for (int n = 0; n < S::kKeyTiles; ++n) {
+          GRETA_UNROLL
+          for (int i = r * kSameRowC; i < (r + 1) * kSameRowC; ++i) most = larger(most, acc[t][n][i]);
+        }
+        GRETA_UNROLL
+        for (int mask = 1; mask < kRowLanes; mask *= 2) most = larger(most, shuffle_xor(most, mask));
+        if (lane_index() % kRowLanes == 0) maxima[4 * pair_of(t, r * kSameRowC) + part] = most;
+      }
+    }
+  }
+  GRETA_DEVICE void cap_scores(float (&scores)[S::kKeyTiles][kFragmentC]) const {
+    GRETA_UNROLL
+    for (int n = 0; n < S::kKeyTiles; ++n) {
+      GRETA_UNROLL
+      for (int i = 0; i < kFragmentC; ++i) scores[n][i] = capped(scores[n][i], call.softcap);
     }
   }
 
   using RowNumbers = float[S::kTiles][kRowsC];
 
+  /// m of a row, after a barrier.
+  GRETA_DEVICE float largest_of(int t, int r) const {
+    const int at = 4 * pair_of(t, r * kSameRowC);
+    float most = maxima[at];
+    GRETA_UNROLL
+    for (int other = 1; other < S::kParts; ++other) most = larger(most, maxima[at + other]);
+    return most;
+  }
+
   /// After a barrier: m of each row, p in place of S, its operands and the sums of 16 keys in shared memory.
   GRETA_DEVICE void probabilities_of(Scores& acc, int split, RowNumbers& m) const {
-    const bool all = work.all.covers(split);
     GRETA_UNROLL
     for (int t = 0; t < S::kTiles; ++t) {
       GRETA_UNROLL
-      for (int r = 0; r < kRowsC; ++r) {
-        const int at = 4 * pair_of(t, r * kSameRowC);
-        m[t][r] = maxima[at];
-        GRETA_UNROLL
-        for (int other = 1; other < S::kParts; ++other) m[t][r] = larger(m[t][r], maxima[at + other]);
-      }
+      for (int r = 0; r < kRowsC; ++r) m[t][r] = largest_of(t, r);
       GRETA_UNROLL
       for (int n = 0; n < S::kKeyTiles; ++n) {
         GRETA_UNROLL
-        for (int i = 0; i < kFragmentC; ++i) {
-          const int r = i / kSameRowC;
-          const bool seen = all || sees[t][r].has(split * kSplit + key_of(n, i));
-          const float p = exp_of(acc[t][n][i] - m[t][r]);
-          acc[t][n][i] = seen ? p : 0.0f;
-        }
-        put_probabilities(acc[t][n], t, n);
+        for (int i = 0; i < kFragmentC; ++i) acc[t][n][i] = exp_of(acc[t][n][i] - m[t][i / kSameRowC]);
       }
+      if (!work.all.covers(split)) put_unseen(acc[t], t, split, 0.0f);
+      put_probabilities(acc[t], t);
       sum_groups(acc[t], t);
     }
   }
-  GRETA_DEVICE void put_probabilities(const float (&p)[kFragmentC], int t, int n) const {
+  GRETA_DEVICE void put_probabilities(const float (&p)[S::kKeyTiles][kFragmentC], int t) const {
     constexpr float kScale = static_cast<float>(1 << kProbability);
     GRETA_UNROLL
-    for (int i = 0; i < kFragmentC; i += kSameRowC) {
-      const uint32_t halves = pack_f16(p[i] * kScale, kSameRowC == 2 ? p[i + kSameRowC - 1] * kScale : 0.0f);
+    for (int n = 0; n < S::kKeyTiles; ++n) {
       GRETA_UNROLL
-      for (int o = 0; o < S::kOperands; ++o) {
-        const int at = (o * S::kRows + pair_of(t, i)) * S::kProbabilityStride + key_of(n, i);
-        const uint32_t word = S::kBf16 ? bf16_part(halves, o) : halves;
-        if constexpr (kSameRowC == 2) {
-          probabilities.put_word(at, word);
-        } else {
-          probabilities[at] = static_cast<uint16_t>(word);
+      for (int i = 0; i < kFragmentC; i += kSameRowC) {
+        const float second = kSameRowC == 2 ? p[n][i + kSameRowC - 1] : 0.0f;
+        const uint32_t halves = pack_f16(p[n][i] * kScale, second * kScale);
+        GRETA_UNROLL
+        for (int o = 0; o < S::kOperands; ++o) {
+          const int at = (o * S::kRows + pair_of(t, i)) * S::kProbabilityStride + key_of(n, i);
+          const uint32_t word = S::kBf16 ? bf16_part(halves, o) : halves;
+          if constexpr (kSameRowC == 2) {
+            probabilities.put_word(at, word);
+          } else {
+            probabilities[at] = static_cast<uint16_t>(word);
+          }
         }
       }
     }
   }
   GRETA_DEVICE void sum_groups(const float (&p)[S::kKeyTiles][kFragmentC], int t) const {
     GRETA_UNROLL
-    for (int g = 0; g < S::kGroups; ++g) GRETA_UNROLL
-    for (int r = 0; r < kRowsC; ++r) {
-      float sum = 0.0f;  // the first addition is exact
+    for (int g = 0; g < S::kGroups; ++g) {
       GRETA_UNROLL
-      for (int n = 0; n < S::kGroupTiles; ++n) GRETA_UNROLL
-      for (int i = 0; i < kSameRowC; ++i) sum += p[g * S::kGroupTiles + n][r * kSameRowC + i];
-      GRETA_UNROLL
-      for (int mask = 1; mask < kRowLanes; mask *= 2) sum += shuffle_xor(sum, mask);
-      if (lane_index() % kRowLanes == 0) sums[4 * pair_of(t, r * kSameRowC) + part * S::kGroups + g] = sum;
+      for (int r = 0; r < kRowsC; ++r) {
+        float sum = 0.0f;  // the first addition is exact
+        GRETA_UNROLL
+        for (int n = g * S::kGroupTiles; n < (g + 1) * S::kGroupTiles; ++n) {
+          GRETA_UNROLL
+          for (int i = r * kSameRowC; i < (r + 1) * kSameRowC; ++i) sum += p[n][i];
+        }
+        GRETA_UNROLL
+        for (int mask = 1; mask < kRowLanes; mask *= 2) sum += shuffle_xor(sum, mask);
+        if (lane_index() % kRowLanes == 0) sums[4 * pair_of(t, r * kSameRowC) + part * S::kGroups + g] = sum;
+      }
     }
   }
   /// l of a row, after a barrier.
@@ -355,12 +399,15 @@ struct Block {
 
   GRETA_DEVICE void take_probabilities(Operands& p) const {
     GRETA_UNROLL
-    for (int t = 0; t < S::kTiles; ++t) GRETA_UNROLL
-    for (int s = 0; s < kSplit / 16; ++s) GRETA_UNROLL
-    for (int o = 0; o < S::kOperands; ++o)
-      p[t][s][o] = fragment_a(
-          probabilities.from((o * S::kRows + first_pair + 16 * t) * S::kProbabilityStride + 16 * s),
-          S::kProbabilityStride);
+    for (int t = 0; t < S::kTiles; ++t) {
+      GRETA_UNROLL
+      for (int o = 0; o < S::kOperands; ++o) {
+        const int at = (o * S::kRows + first_pair + 16 * t) * S::kProbabilityStride;
+        GRETA_UNROLL
+        for (int s = 0; s < kSplit / 16; ++s)
+          p[t][s][o] = fragment_a(probabilities.from(at + 16 * s), S::kProbabilityStride);
+      }
+    }
   }
 
   /// V's keys 16 step .. of this wave's value tile n.
@@ -383,9 +430,13 @@ struct Block {
       GRETA_UNROLL
       for (int j = 0; j < S::kAtOnce; ++j) b[j] = value_fragment(n + j, s);
       GRETA_UNROLL
-      for (int part_of_p = 0; part_of_p < S::kOperands; ++part_of_p) GRETA_UNROLL
-      for (int j = 0; j < S::kAtOnce; ++j) GRETA_UNROLL
-      for (int t = 0; t < S::kTiles; ++t) multiply_operands<S::kBf16>(o[j][t], p[t][s][part_of_p], b[j]);
+      for (int part_of_p = 0; part_of_p < S::kOperands; ++part_of_p) {
+        GRETA_UNROLL
+        for (int j = 0; j < S::kAtOnce; ++j) {
+          GRETA_UNROLL
+          for (int t = 0; t < S::kTiles; ++t) multiply_operands<S::kBf16>(o[j][t], p[t][s][part_of_p], b[j]);
+        }
+      }
     }
   }
 

@@ -8,6 +8,7 @@ namespace {
 
 inline constexpr int kSplit = 64;        ///< keys; aligned to absolute position (kKvPage)
 inline constexpr int kProbability = 15;  ///< the operand of p is f16(p 2^15)
+inline constexpr int kWorkBytes = 48;    ///< of shared memory
 inline constexpr float kUndoProbability = 0x1p-15f;
 
 // Elements of C [16, kTileN] that a lane has: kRowsC rows, of each kSameRowC neighbours; element i is of row
@@ -47,12 +48,17 @@ struct Shape {
   static constexpr int kWaves = Small ? kParts : 256 / kWave;
   static constexpr int kThreads = kWaves * kWave;
   static constexpr int kRows = kWaves / kParts * kTiles * 16;
+  /// Of a multiprocessor, as far as registers reach without spilling.
+  static constexpr int blocks(bool apart) {
+    if (!Small || IsBf16 || HeadDim > 128) return 1;
+    return apart || HeadDim <= 64 ? 4 : 3;
+  }
   static constexpr int kKeys = kSplit / kParts;     ///< of a wave
   static constexpr int kKeyTiles = kKeys / kTileN;  ///< of a wave
   static constexpr int kGroups = kKeys / 16;        ///< of a wave: 16 keys are summed first
   static constexpr int kGroupTiles = 16 / kTileN;
   static constexpr int kValueTiles = kSlab / kTileN / kParts;  ///< of a wave, in a slab
-  static constexpr int kAtOnce = kValueTiles < 4 ? kValueTiles : 4;
+  static constexpr int kAtOnce = kValueTiles * kTiles < 4 ? kValueTiles : 4 / kTiles;
 
   // Shared memory, in 16-bit elements: two slabs as they come; a slab of V in pairs of keys; P; then floats.
   static constexpr int kSlot = kSplit * kStride;
@@ -65,7 +71,8 @@ struct Shape {
   static_assert(kQueries <= (Small ? kPairs : 2 * kSlot));
   static constexpr int kProbabilityStride = kSplit + 8;
   static constexpr int kProbabilities = kOperands * kRows * kProbabilityStride;
-  static constexpr int kSharedBytes = 2 * (2 * kSlot + kPairs + kProbabilities) + 4 * (4 + 4 + 1) * kRows;
+  static constexpr int kSharedBytes =
+      2 * (2 * kSlot + kPairs + kProbabilities) + 4 * (4 + 4 + 1) * kRows + kWorkBytes;
 };
 
 /// A range of keys, last included; empty where last < first.
@@ -108,6 +115,8 @@ struct Work {
            (first + pair - of * group);
   }
 };
+
+static_assert(sizeof(Work) <= kWorkBytes);
 
 /// Block (part of a tile, kv head). Tiles from the last on: they tend to see most keys, and whoever takes
 /// longest should begin first. False: nothing to do here.
