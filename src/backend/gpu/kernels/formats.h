@@ -39,7 +39,7 @@ GRETA_DEVICE void load_words(const std::byte* from, uint32_t* to) {
 /// kWords words of a lane from word `first` on, of a plane in which it has kTotal; `first` is a multiple of
 /// kWords, or they are within one group.
 template <int kTotal, int kWords>
-GRETA_DEVICE void load_plane(const std::byte* plane, int first, uint32_t (&to)[kWords]) {
+GRETA_DEVICE void load_plane(const std::byte* plane, int first, uint32_t* to) {
   constexpr int kGroup = Plane<kTotal>::kGroup;
   constexpr int kWide = kWords < kGroup ? kWords : kGroup;
   const std::byte* mine = plane + lane_index() * (4 * kGroup);
@@ -48,30 +48,33 @@ GRETA_DEVICE void load_plane(const std::byte* plane, int first, uint32_t (&to)[k
     load_words<kWide>(mine + 4 * Plane<kTotal>::at(first + i, 0), to + i);
 }
 
-/// kCount consecutive k64 steps of a tile, as a lane has them.
+/// Of kCount consecutive k64 steps of a tile, what a lane has beside the low plane.
 template <quant::Type T, int kCount>
-struct Piece {
+struct Rest {
   using F = Format<T>;
-  static constexpr int kLow = kCount * F::kLowWords / kStepsK64;
   static constexpr int kHigh = F::kHighBits == 0                    ? 0
                                : kCount * F::kHighWords < kStepsK64 ? 1
                                                                     : kCount * F::kHighWords / kStepsK64;
   static constexpr int kParams = kCount * F::kParamWords;
   static constexpr int kHeads = !F::kSuper ? 0 : F::kMinimum ? kRowsA : 1;
-  uint32_t low[kLow];
   uint32_t high[kHigh == 0 ? 1 : kHigh];
   uint32_t params[kRowsA][kParams == 0 ? 1 : kParams];
   uint32_t heads[kHeads == 0 ? 1 : kHeads];
 };
+/// All of it.
+template <quant::Type T, int kCount>
+struct Piece : Rest<T, kCount> {
+  static constexpr int kLowStep = Format<T>::kLowWords / kStepsK64;  ///< words of one k64 step
+  uint32_t low[kCount * kLowStep];
+};
 
 /// From k64 step `first` of the tile on.
 template <quant::Type T, int kCount>
-GRETA_DEVICE void load_piece(const std::byte* tile, int first, Piece<T, kCount>& piece) {
-  using P = Piece<T, kCount>;
+GRETA_DEVICE void load_rest(const std::byte* tile, int first, Rest<T, kCount>& piece) {
+  using P = Rest<T, kCount>;
   using F = Format<T>;
-  load_plane<F::kLowWords>(tile, first * F::kLowWords / kStepsK64, piece.low);
   if constexpr (P::kHigh > 0)
-    load_plane<F::kHighWords>(tile + F::kHighAt, first * F::kHighWords / kStepsK64, piece.high);
+    load_plane<F::kHighWords, P::kHigh>(tile + F::kHighAt, first * F::kHighWords / kStepsK64, piece.high);
   const int row0 = a_row(lane_index(), 0);
   constexpr int kRowBytes = 4 * F::kParamWords * kStepsK64;
   constexpr int kNextRow = a_row(0, 2) - a_row(0, 0);
@@ -91,12 +94,26 @@ GRETA_DEVICE void load_piece(const std::byte* tile, int first, Piece<T, kCount>&
   }
 }
 
+/// The low plane's words of k64 step `step` of the tile.
+template <quant::Type T>
+GRETA_DEVICE void load_low(const std::byte* tile, int step, uint32_t* to) {
+  constexpr int kWords = Piece<T, 1>::kLowStep;
+  load_plane<Format<T>::kLowWords, kWords>(tile, step * kWords, to);
+}
+
+template <quant::Type T, int kCount>
+GRETA_DEVICE void load_piece(const std::byte* tile, int first, Piece<T, kCount>& piece) {
+  GRETA_UNROLL
+  for (int i = 0; i < kCount; ++i) load_low<T>(tile, first + i, piece.low + i * Piece<T, 1>::kLowStep);
+  load_rest<T, kCount>(tile, first, piece);
+}
+
 // ---- parameters of sub-blocks
 // ----------------------------------------------------------------------------------
 
-/// For one k64 step: a pair of parity o in sub-block b is code * d[b][o] + m[b][o]. Codes with a minimum are
-/// taken as f16 subnormals, q 2^-24 (odd pairs: q 2^-20); those with an offset as integers (odd pairs: 16 q).
-/// d makes up for it.
+/// For one k64 step, by sub-block and parity o of the pair. Codes are read as f16 subnormals: q 2^-24, in odd
+/// pairs q 2^-20. Where there are minima d makes up for that, so that a weight is q 2^-24 * d[b][o] +
+/// m[b][o].
 template <quant::Type T>
 struct Scales {
   static constexpr int kBlocks = Format<T>::kCodes ? 64 / Format<T>::kBlock : 1;
@@ -104,7 +121,7 @@ struct Scales {
   float m[kBlocks][2];
 };
 
-inline constexpr uint32_t kTwo1024 = 0x64006400u;  ///< two f16, 1024 each: | q is 1024 + q for q < 1024
+inline constexpr float kSubnormal = 0x1p24f;
 
 /// d and m of a row's sub-blocks in the k64 step that `params` holds; d times `up_d`, m times `up`: powers of
 /// two.
@@ -112,7 +129,6 @@ template <quant::Type T>
 GRETA_DEVICE void row_scales(const uint32_t* params, uint32_t head, float up_d, float up,
                              float (&d)[Scales<T>::kBlocks], float (&m)[Scales<T>::kBlocks]) {
   using F = Format<T>;
-  constexpr float kSubnormal = 0x1p24f;
   if constexpr (!F::kSuper && !F::kMinimum) {
     d[0] = low_f16(params[0]) * up_d;
     d[1] = high_f16(params[0]) * up_d;
@@ -144,13 +160,13 @@ GRETA_DEVICE void row_scales(const uint32_t* params, uint32_t head, float up_d, 
     m[0] = low_f16(mm) * minimum;
     m[1] = high_f16(mm) * minimum;
   } else {  // Q3_K, Q6_K
-    constexpr float kZero = 1024.0f + static_cast<float>(F::kScaleOffset);
+    constexpr auto kZero = static_cast<float>(F::kScaleOffset);
     const float scale = low_f16(head) * up_d;
     GRETA_UNROLL
     for (int h = 0; h < 2; ++h) {
-      const uint32_t sc = ((params[0] >> (8 * h)) & 0x00ff00ffu) | kTwo1024;
-      d[h] = (low_f16(sc) - kZero) * scale;
-      d[h + 2] = (high_f16(sc) - kZero) * scale;
+      const uint32_t sc = (params[0] >> (8 * h)) & 0x00ff00ffu;
+      d[h] = fused(low_f16(sc), kSubnormal, -kZero) * scale;
+      d[h + 2] = fused(high_f16(sc), kSubnormal, -kZero) * scale;
     }
   }
 }
@@ -162,7 +178,7 @@ GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const
   Scales<T> scales = {};
   if constexpr (F::kCodes) {
     constexpr int kBlocks = Scales<T>::kBlocks;
-    constexpr float kOdd = F::kLowBits == 8 ? 1.0f : 0.0625f;
+    constexpr float kOdd = F::kMinimum ? 0.0625f : 1.0f;
     float d[kBlocks], m[kBlocks];
     GRETA_UNROLL
     for (int i = 0; i < kRowsA; ++i) {  // with two rows, the pairs of parity i are row i's
@@ -217,9 +233,10 @@ GRETA_DEVICE void code_values(const Piece<T, kCount>& piece, const Scales<T>& sc
     even = fused(low_f16(q), scales.d[block][parity], scales.m[block][parity]);
     odd = fused(high_f16(q), scales.d[block][parity], scales.m[block][parity]);
   } else {
-    const float zero = 1024.0f + static_cast<float>(F::kOffset << shift);
-    even = (low_f16(q | kTwo1024) - zero) * scales.d[block][parity];
-    odd = (high_f16(q | kTwo1024) - zero) * scales.d[block][parity];
+    constexpr auto kZero = static_cast<float>(F::kOffset);
+    const float up = shift == 0 ? kSubnormal : kSubnormal / 16;
+    even = fused(low_f16(q), up, -kZero) * scales.d[block][parity];
+    odd = fused(high_f16(q), up, -kZero) * scales.d[block][parity];
   }
 }
 

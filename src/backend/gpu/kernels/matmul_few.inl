@@ -8,76 +8,91 @@
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
+/// Of a block at most; half as many where there are tiles for two blocks a multiprocessor.
 constexpr int kFewThreads = 512;
+constexpr int kFewTiles = 192;
 /// Of shared memory, for chunks' sums.
 constexpr int kFewSumsBytes = 40 * 1024;
 /// Floats between two tokens' 16 outputs: a fragment of C is stored without bank conflicts.
 constexpr int kOutputStride = kTileRows + 4;
 
-/// k64 steps that a lane loads at a time: two such pieces are in registers.
+/// k64 steps that a lane has in registers or on their way.
 template <quant::Type T>
-constexpr int kFewPiece = T == quant::Type::F32   ? 1
-                          : T == quant::Type::F16 ? 2
-                                                  : 4;
+constexpr int kFewPiece = T == quant::Type::F32 ? 2 : 4;
 
-/// c += the product of k64 step `local` of a piece with the tokens' activations from element k on.
+/// c += the product of k64 step `local` of a piece with the tokens' activations from word `at` on.
 template <quant::Type T, int kTiles>
 GRETA_DEVICE void multiply_k64(const Piece<T, kFewPiece<T>>& piece, const float (&up)[kRowsA], int first,
-                               int local, const uint32_t* const (&x)[kTiles], int k,
+                               int local, const uint32_t* const (&x)[kTiles], int at,
                                float (&c)[kTiles][kFragmentC]) {
-  Operand<T> a[4];
-  unpack_k64(piece, up, first, local, a);
-  const int lane = lane_index();
+  const Scales<T> scales = scales_of(piece, local, up);
   GRETA_UNROLL
-  for (int tile = 0; tile < kTiles; ++tile) {
-    FragmentB b[4];
+  for (int step = 0; step < 4; ++step) {
+    Operand<T> a;
+    unpack_k16(piece, scales, up, first, local, step, a);
     GRETA_UNROLL
-    for (int step = 0; step < 4; ++step) {
+    for (int tile = 0; tile < kTiles; ++tile) {
+      FragmentB b;
       GRETA_UNROLL
       for (int w = 0; w < kFragmentB / 2; ++w)
-        b[step].word[w] = x[tile] == nullptr ? 0 : x[tile][(k + 16 * step + b_k(lane, 2 * w)) / 2];
-    }
-    GRETA_UNROLL
-    for (int step = 0; step < 4; ++step) {
+        b.word[w] = x[tile][at + 8 * step + (b_k(0, 2 * w) - b_k(0, 0)) / 2];
       GRETA_UNROLL
-      for (int part = 0; part < kParts<T>; ++part) multiply(c[tile], a[step].part[part], b[step]);
+      for (int part = 0; part < kParts<T>; ++part) multiply(c[tile], a.part[part], b);
     }
   }
 }
 
-/// Chunks first, first + waves, .. below `end`: chunk i's sums go to sums[(i - base) ..][tokens][outputs].
+/// A chunk's sums, to sums[tokens][outputs]. The chunk at `tile` is in `piece`, which gives way to that at
+/// `next` as it is used up (not kMore: to nothing).
+template <quant::Type T, int kTiles, bool kMore>
+GRETA_DEVICE void sum_chunk(const std::byte* tile, const std::byte* next, Piece<T, kFewPiece<T>>& piece,
+                            const float (&up)[kRowsA], const uint32_t* const (&x)[kTiles],
+                            const SharedArray<float>& sums) {
+  constexpr int kPiece = kFewPiece<T>;
+  constexpr bool kNextRest = kMore && Format<T>::kCodes;
+  static_assert(kPiece == kStepsK64 || !Format<T>::kCodes);
+  Rest<T, kPiece> next_rest = piece;
+  if constexpr (kNextRest) load_rest(next, 0, next_rest);
+  float c[kTiles][kFragmentC] = {};
+  GRETA_UNROLL
+  for (int j = 0; j < kStepsK64; ++j) {
+    multiply_k64<T>(piece, up, j - j % kPiece, j % kPiece, x, 32 * j, c);
+    const bool same = j + kPiece < kStepsK64;
+    if (same || kMore)
+      load_low<T>(same ? tile : next, (j + kPiece) % kStepsK64,
+                  piece.low + j % kPiece * Piece<T, 1>::kLowStep);
+  }
+  if constexpr (kNextRest) static_cast<Rest<T, kPiece>&>(piece) = next_rest;
+  const int lane = lane_index();
+  GRETA_UNROLL
+  for (int t = 0; t < kTiles; ++t) {
+    GRETA_UNROLL
+    for (int i = 0; i < kFragmentC; ++i)
+      sums[(t * kTileN + c_n(lane, i)) * kOutputStride + c_row(lane, i)] = c[t][i];
+  }
+}
+
+/// Chunks first, first + waves, .. below `end`: chunk i's sums go to sums[i - base][tokens][outputs].
 template <quant::Type T, int kTiles>
 GRETA_DEVICE void sum_chunks(const std::byte* tiles, const float (&up)[kRowsA],
                              const uint32_t* const (&x)[kTiles], int first, int waves, int base, int end,
                              const SharedArray<float>& sums) {
-  constexpr int kPiece = kFewPiece<T>;
-  const int lane = lane_index();
-  Piece<T, kPiece> now = {};
-  if (first < end) load_piece(tiles + static_cast<int64_t>(first) * Format<T>::kTileBytes, 0, now);
-  for (int chunk = first; chunk < end; chunk += waves) {
-    float c[kTiles][kFragmentC] = {};
+  if (first >= end) return;
+  constexpr int kSlot = kTiles * kTileN * kOutputStride;
+  const std::byte* tile = tiles + static_cast<int64_t>(first) * Format<T>::kTileBytes;
+  const int64_t stride = static_cast<int64_t>(waves) * Format<T>::kTileBytes;
+  const uint32_t* at[kTiles];
+  GRETA_UNROLL
+  for (int t = 0; t < kTiles; ++t) at[t] = x[t] + static_cast<int64_t>(first) * (kChunkK / 2);
+  Piece<T, kFewPiece<T>> piece;
+  load_piece(tile, 0, piece);
+  int chunk = first;
+  for (; chunk + waves < end; chunk += waves, tile += stride) {
+    sum_chunk<T, kTiles, true>(tile, tile + stride, piece, up, at, sums.from((chunk - base) * kSlot));
     GRETA_UNROLL
-    for (int j = 0; j < kStepsK64; j += kPiece) {
-      const bool last = j + kPiece == kStepsK64;
-      const int next_chunk = last ? chunk + waves : chunk;
-      Piece<T, kPiece> next = now;
-      if (next_chunk < end)
-        load_piece(tiles + static_cast<int64_t>(next_chunk) * Format<T>::kTileBytes, last ? 0 : j + kPiece,
-                   next);
-      GRETA_UNROLL
-      for (int local = 0; local < kPiece; ++local)
-        multiply_k64<T>(now, up, j, local, x, chunk * kChunkK + 64 * (j + local), c);
-      now = next;
-    }
-    GRETA_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) {
-      GRETA_UNROLL
-      for (int i = 0; i < kFragmentC; ++i) {
-        const int token = tile * kTileN + c_n(lane, i);
-        sums[((chunk - base) * kTiles * kTileN + token) * kOutputStride + c_row(lane, i)] = c[tile][i];
-      }
-    }
+    for (int t = 0; t < kTiles; ++t) at[t] += waves * (kChunkK / 2);
   }
+  sum_chunk<T, kTiles, false>(tile, nullptr, piece, up, at, sums.from((chunk - base) * kSlot));
 }
 
 /// `slots`: chunks whose sums shared memory holds at once. Grid: tiles of outputs, tiles of tokens.
@@ -98,8 +113,10 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads, 1) matmul_few(Mark mark, MatmulCall 
   const uint32_t* x[kTiles];
   GRETA_UNROLL
   for (int tile = 0; tile < kTiles; ++tile) {
-    const int row = x_row_of(call, token0 + tile * kTileN + b_n(lane, 0));
-    x[tile] = row < 0 ? nullptr : reinterpret_cast<const uint32_t*>(call.x.data + row * call.x.stride);
+    // Behind the last token stands the last once more: columns of a product know nothing of each other.
+    const int token = token0 + tile * kTileN + b_n(lane, 0);
+    const int row = x_row_of(call, token < call.rows ? token : static_cast<int>(call.rows) - 1);
+    x[tile] = reinterpret_cast<const uint32_t*>(call.x.data + row * call.x.stride) + b_k(lane, 0) / 2;
   }
   float up[kRowsA];
   GRETA_UNROLL
@@ -131,10 +148,11 @@ void launch_few(const Launch& how, const MatmulCall& call) {
   constexpr int kSlotBytes = kTokens * kOutputStride * static_cast<int>(sizeof(float));
   const auto chunks = static_cast<int>((call.weight.cols + kChunkK - 1) / kChunkK);
   const int slots = std::min(chunks, kFewSumsBytes / kSlotBytes);
+  const int64_t tiles = (call.weight.rows + kTileRows - 1) / kTileRows;
+  const int most = tiles < kFewTiles ? kFewThreads : kFewThreads / 2;
   // A whole number of 64 threads.
-  const int threads = std::min(kFewThreads, (slots * kWave + 63) / 64 * 64);
-  const Grid grid{static_cast<unsigned>((call.weight.rows + kTileRows - 1) / kTileRows),
-                  static_cast<unsigned>((call.rows + kTokens - 1) / kTokens)};
+  const int threads = std::min(most, (slots * kWave + 63) / 64 * 64);
+  const Grid grid{static_cast<unsigned>(tiles), static_cast<unsigned>((call.rows + kTokens - 1) / kTokens)};
   static const std::string name = kernel_name<T>("matmul_few");
   launch(how, name.c_str(), matmul_few<T, kTiles>, grid, threads, (slots + 1) * kSlotBytes, call, slots);
 }

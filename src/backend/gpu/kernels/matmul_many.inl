@@ -11,10 +11,13 @@ constexpr int kManyTokens = 128;
 constexpr int kWavesM = 4;  ///< across the outputs
 constexpr int kWavesN = 2;  ///< across the tokens
 constexpr int kManyThreads = kWavesM * kWavesN * kWave;
-constexpr int kTilesN = kManyTokens / kWavesN / kTileN;
+constexpr int kWaveTokens = kManyTokens / kWavesN;
+constexpr int kTilesN = kWaveTokens / kTileN;
 /// 16-output tiles of a wave.
 template <quant::Type T>
 constexpr int kTilesM = T == quant::Type::F32 ? 1 : 2;
+template <quant::Type T>
+constexpr int kOutputs = kTilesM<T>* kWavesM* kTileRows;
 
 constexpr int kStages = 3;
 /// Elements between two tokens in shared memory: 8 more than a k64 step has, so that rows of a fragment of B
@@ -87,6 +90,41 @@ GRETA_DEVICE void multiply_step(const WeightStep<T>& weights, const float (&up)[
   }
 }
 
+/// The tokens of one column of waves after those of the other, through shared memory, so that neighbours in y
+/// are stored together. The stages are no longer read.
+template <quant::Type T>
+GRETA_DEVICE void store_totals(const MatmulCall& call, int token0,
+                               const float (&total)[kTilesM<T>][kTilesN][kFragmentC]) {
+  constexpr int kStride = kOutputs<T> + 4;  // a fragment of C is stored without bank conflicts
+  static_assert(kWaveTokens * kStride * 4 <= kStages * kStageElements * 2);
+  Shared shared;
+  const SharedArray<float> sums = shared.array<float>(kWaveTokens * kStride);
+  const int lane = lane_index();
+  const int output0 = block_y() * kOutputs<T>;
+  for (int wave_n = 0; wave_n < kWavesN; ++wave_n) {
+    barrier();
+    if (wave_index() / kWavesM == wave_n) {
+      GRETA_UNROLL
+      for (int m = 0; m < kTilesM<T>; ++m) {
+        const int row = (wave_index() % kWavesM * kTilesM<T> + m) * kTileRows;
+        GRETA_UNROLL
+        for (int n = 0; n < kTilesN; ++n) {
+          GRETA_UNROLL
+          for (int i = 0; i < kFragmentC; ++i)
+            sums[(n * kTileN + c_n(lane, i)) * kStride + row + c_row(lane, i)] = total[m][n][i];
+        }
+      }
+    }
+    barrier();
+    for (int i = thread_index(); i < kWaveTokens * kOutputs<T>; i += kManyThreads) {
+      const int token = token0 + wave_n * kWaveTokens + i / kOutputs<T>;
+      const int output = output0 + i % kOutputs<T>;
+      if (token < call.rows && output < call.weight.rows)
+        store_output(call, output, token, sums[i / kOutputs<T> * kStride + i % kOutputs<T>]);
+    }
+  }
+}
+
 /// Grid: tiles of tokens, tiles of outputs.
 template <quant::Type T>
 GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCall call) {
@@ -98,7 +136,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
   const int chunks = chunks_of(call.weight.cols);
   const int steps = chunks * kStepsK64;
   const int token0 = block_x() * kManyTokens;
-  const int wave_tokens = wave_index() / kWavesM * (kTilesN * kTileN);
+  const int wave_n = wave_index() / kWavesM;
   const TokenCopies copies = token_copies(call, token0);
 
   // Tiles behind the last are the last once more; nothing of them is stored.
@@ -117,9 +155,9 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
 
   copy_step(copies, stages, 0, steps);
   copy_step(copies, stages, 1, steps);
-  WeightStep<T> now;
+  WeightStep<T> weights[2];
   GRETA_UNROLL
-  for (int m = 0; m < kM; ++m) load_piece(tiles[m], 0, now.tile[m]);
+  for (int m = 0; m < kM; ++m) load_piece(tiles[m], 0, weights[0].tile[m]);
 
   float total[kM][kTilesN][kFragmentC];
   for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -130,18 +168,18 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
       copy_wait<1>();
       barrier();  // stage `step` is there, and nobody reads the one before it any more
       copy_step(copies, stages, step + 2, steps);
-      WeightStep<T> next = now;
-      const int to = j + 1 == kStepsK64 ? chunk + 1 : chunk;
-      if (to < chunks) {
+      const bool last = j + 1 == kStepsK64;
+      if (!last || chunk + 1 < chunks) {
         GRETA_UNROLL
         for (int m = 0; m < kM; ++m)
-          load_piece(tiles[m] + static_cast<int64_t>(to) * Format<T>::kTileBytes, (j + 1) % kStepsK64,
-                     next.tile[m]);
+          load_piece(last ? tiles[m] + Format<T>::kTileBytes : tiles[m], (j + 1) % kStepsK64,
+                     weights[(j + 1) % 2].tile[m]);
       }
-      multiply_step<T>(now, up, j, stages.from(step % kStages * kStageElements + wave_tokens * kTokenStride),
-                       c);
-      now = next;
+      multiply_step<T>(weights[j % 2], up, j,
+                       stages.from(step % kStages * kStageElements + wave_n * kWaveTokens * kTokenStride), c);
     }
+    GRETA_UNROLL
+    for (int m = 0; m < kM; ++m) tiles[m] += Format<T>::kTileBytes;
     GRETA_UNROLL
     for (int m = 0; m < kM; ++m) {
       GRETA_UNROLL
@@ -152,27 +190,15 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
       }
     }
   }
-  GRETA_UNROLL
-  for (int m = 0; m < kM; ++m) {
-    GRETA_UNROLL
-    for (int n = 0; n < kTilesN; ++n) {
-      GRETA_UNROLL
-      for (int i = 0; i < kFragmentC; ++i) {
-        const int output = (tile0 + m) * kTileRows + c_row(lane, i);
-        const int token = token0 + wave_tokens + n * kTileN + c_n(lane, i);
-        if (output < call.weight.rows && token < call.rows) store_output(call, output, token, total[m][n][i]);
-      }
-    }
-  }
+  store_totals<T>(call, token0, total);
 }
 
 }  // namespace
 
 void run_matmul_many(const Launch& how, const MatmulCall& call) {
   for_type(call.weight.type, [&]<quant::Type T>() {
-    constexpr int kOutputs = kTilesM<T> * kWavesM * kTileRows;
     const Grid grid{static_cast<unsigned>((call.rows + kManyTokens - 1) / kManyTokens),
-                    static_cast<unsigned>((call.weight.rows + kOutputs - 1) / kOutputs)};
+                    static_cast<unsigned>((call.weight.rows + kOutputs<T> - 1) / kOutputs<T>)};
     static const std::string name = kernel_name<T>("matmul_many");
     launch(how, name.c_str(), matmul_many<T>, grid, kManyThreads,
            kStages * kStageElements * static_cast<int>(sizeof(uint16_t)), call);
