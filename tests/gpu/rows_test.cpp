@@ -66,6 +66,67 @@ TEST_P(GpuRows, RmsnormKeepsNanAndInfinityVisible) {
   }
 }
 
+// ---- rows rounded on the way
+
+/// Room for rounded rows, set to what nobody leaves.
+struct Rounded {
+  Rounded(const Machine& machine, int64_t rows, int64_t width)
+      : stride((width + kChunkK - 1) / kChunkK * kChunkK),
+        data(machine, rows * stride, uint16_t{0xabcd}),
+        scale(machine, rows, -1.0f) {}
+  RoundedRows view() const { return {data.data(), scale.data(), stride}; }
+  int64_t stride;
+  Array<uint16_t> data;
+  Array<float> scale;
+};
+
+void expect_rounded(const Machine& machine, const Array<float>& x, const Rounded& got, int64_t rows,
+                    int64_t width) {
+  const Rounded expected(machine, rows, width);
+  machine.kernels().round(machine, {x.data(), rows, width, expected.view()});
+  EXPECT_TRUE(same_bits(got.data.read(), expected.data.read())) << width;
+  EXPECT_TRUE(same_bits(got.scale.read(), expected.scale.read())) << width;
+}
+
+TEST_P(GpuRows, RmsnormAddsAndRoundsAsTheOperatorsApart) {
+  const int64_t rows = 5;
+  for (const int64_t n : {257, 576, 2048, 5003}) {
+    ASSERT_TRUE(machine_.kernels().rounds_with_norm(n));
+    std::vector<float> x = random_rows(rows * n, 1), zeros(static_cast<size_t>(rows * n));
+    std::fill_n(x.begin(), n, 0.0f);
+    x[static_cast<size_t>(n + 2)] = NAN;
+    const Array<float> a(machine_, x), b(machine_, random_rows(rows * n, 2)),
+        weight(machine_, random_rows(n, 3)), sum(machine_, zeros), apart(machine_, zeros),
+        out(machine_, zeros);
+    machine_.kernels().add(machine_, {a.data(), b.data(), rows * n, sum.data()});
+    machine_.kernels().rmsnorm(machine_, {sum.data(), weight.data(), 1e-5f, rows, n, apart.data()});
+    const Rounded rounded(machine_, rows, n);
+    RmsnormCall call{a.data(), weight.data(), 1e-5f, rows, n, out.data()};
+    call.rounded = rounded.view();
+    call.add = b.data();
+    call.sum = a.data();  // in place
+    machine_.kernels().rmsnorm(machine_, call);
+    EXPECT_TRUE(same_bits(a.read(), sum.read())) << n;
+    EXPECT_TRUE(same_bits(out.read(), apart.read())) << n;
+    expect_rounded(machine_, out, rounded, rows, n);
+  }
+  EXPECT_FALSE(machine_.kernels().rounds_with_norm(128));
+}
+
+TEST_P(GpuRows, GluRoundsAsTheOperatorsApart) {
+  const int64_t rows = 4;
+  for (const int64_t n : {1, 300, 1536})
+    for (const bool gelu : {false, true}) {
+      const Array<float> gate(machine_, random_rows(rows * n, 1)), up(machine_, random_rows(rows * n, 2)),
+          apart(machine_, rows * n, 0.0f);
+      machine_.kernels().glu(machine_, {gelu, gate.data(), up.data(), rows, n, apart.data()});
+      const Rounded rounded(machine_, rows, n);
+      machine_.kernels().glu(machine_, {gelu, gate.data(), up.data(), rows, n, gate.data(), rounded.view()});
+      EXPECT_TRUE(same_bits(gate.read(), apart.read())) << n;
+      expect_rounded(machine_, gate, rounded, rows, n);
+    }
+}
+
 // ---- rope
 
 struct RopeCase {
@@ -195,7 +256,7 @@ std::vector<float> spread(int low, int high, int count) {
 std::vector<float> activated(const Machine& machine, bool gelu, const std::vector<float>& gate, float up) {
   const auto count = static_cast<int64_t>(gate.size());
   const Array<float> in(machine, gate), with(machine, count, up);
-  machine.kernels().glu(machine, {gelu, in.data(), with.data(), count, in.data()});  // in place
+  machine.kernels().glu(machine, {gelu, in.data(), with.data(), 1, count, in.data()});  // in place
   return in.read();
 }
 

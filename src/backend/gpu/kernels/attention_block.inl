@@ -6,7 +6,8 @@
 // 2^-e) scale, acc the matrix unit's walk over head_dim in ascending k16 steps, soft-capped where there is a
 // cap; m = max S over the keys that the row sees; p[j] = e^(S[j] - m), 0 for the others; l = the sum of p: 16
 // keys by lanes and a tree, then (0 + 1) + (2 + 3); o = the walk over the split's 64 keys of f16(p 2^15) and
-// V. A bf16 cache takes each step twice: an f16 is exactly the sum of two bf16, the high part first.
+// V. With a bf16 cache q 2^e and p 2^15 are two bf16 each, bf16(x) and bf16 of what that leaves, and a step
+// is taken with the one and then the other.
 //
 // What a row does not see reaches none of its bits. Its scores are dropped by select; V rows that no row of
 // the block sees are zeros, never read; and where a V row that some see and others do not holds a NaN or an
@@ -25,9 +26,10 @@ GRETA_DEVICE void multiply_operands(float (&c)[kFragmentC], const FragmentA& a, 
   }
 }
 
-/// Two f16 as bf16: their high parts, or what those leave. Both exact.
-GRETA_DEVICE uint32_t bf16_part(uint32_t halves, int part) {
-  const float low = low_f16(halves), high = high_f16(halves);
+/// Two numbers as operands: f16; or bf16, the high part, and then what it leaves.
+template <bool Bf16>
+GRETA_DEVICE uint32_t operands_of(float low, float high, int part) {
+  if constexpr (!Bf16) return pack_f16(low, high);
   const uint32_t a = to_bf16(low), b = to_bf16(high);
   if (part == 0) return a | (b << 16);
   const uint32_t c = to_bf16(low - from_bf16(static_cast<uint16_t>(a)));
@@ -125,36 +127,26 @@ struct Block {
     }
   }
 
-  /// x: a row's elements in pairs, lane's own. The largest magnitude as bits: a NaN's are past all others'.
+  /// x: a row's elements in pairs, the lane's own.
   template <int Words>
   GRETA_DEVICE void round_query(const Words2 (&x)[Words], int pair, const SharedArray<uint16_t>& to) const {
-    uint32_t largest = 0;
+    float largest = 0.0f;
     GRETA_UNROLL
-    for (int i = 0; i < Words; ++i) {
-      const uint32_t a = x[i].x & 0x7fffffffu, b = x[i].y & 0x7fffffffu;
-      largest = a > largest ? a : largest;
-      largest = b > largest ? b : largest;
-    }
+    for (int i = 0; i < Words; ++i)
+      largest = larger(larger(largest, magnitude_of(float_of(x[i].x))), magnitude_of(float_of(x[i].y)));
     GRETA_UNROLL
-    for (int mask = 1; mask < kWave; mask *= 2) {
-      const uint32_t other = shuffle_xor(largest, mask);
-      largest = other > largest ? other : largest;
-    }
-    // e = 14 - floor(log2), the exponent field being floor(log2) + 127 (a subnormal's 0), at most 126.
-    const int field = static_cast<int>(largest >> 23);
-    const int e = largest == 0 || field == 255 ? 0 : 141 - field > 126 ? 126 : 141 - field;
-    const float scale = float_of(static_cast<uint32_t>(127 + e) << 23);
+    for (int mask = 1; mask < kWave; mask *= 2) largest = larger(largest, shuffle_xor(largest, mask));
+    const float up = row_power(largest);
     GRETA_UNROLL
     for (int i = 0; i < Words; ++i) {
       const int w = lane_index() + i * kWave;
       if (w >= steps * 8) continue;
-      const uint32_t halves = pack_f16(float_of(x[i].x) * scale, float_of(x[i].y) * scale);
       GRETA_UNROLL
       for (int o = 0; o < S::kOperands; ++o)
         to.put_word((o * S::kRows + pair) * S::kQueryStride + 2 * w,
-                    S::kBf16 ? bf16_part(halves, o) : halves);
+                    operands_of<S::kBf16>(float_of(x[i].x) * up, float_of(x[i].y) * up, o));
     }
-    if (lane_index() == 0) unscales[pair] = float_of(static_cast<uint32_t>(127 - e) << 23);
+    if (lane_index() == 0) unscales[pair] = inverse_power(up);
   }
 
   /// This wave's operands of q. After a barrier.
@@ -355,11 +347,10 @@ struct Block {
       GRETA_UNROLL
       for (int i = 0; i < kFragmentC; i += kSameRowC) {
         const float second = kSameRowC == 2 ? p[n][i + kSameRowC - 1] : 0.0f;
-        const uint32_t halves = pack_f16(p[n][i] * kScale, second * kScale);
         GRETA_UNROLL
         for (int o = 0; o < S::kOperands; ++o) {
           const int at = (o * S::kRows + pair_of(t, i)) * S::kProbabilityStride + key_of(n, i);
-          const uint32_t word = S::kBf16 ? bf16_part(halves, o) : halves;
+          const uint32_t word = operands_of<S::kBf16>(p[n][i] * kScale, second * kScale, o);
           if constexpr (kSameRowC == 2) {
             probabilities.put_word(at, word);
           } else {

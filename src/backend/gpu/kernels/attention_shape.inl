@@ -7,7 +7,7 @@ namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
 inline constexpr int kSplit = 64;        ///< keys; aligned to absolute position (kKvPage)
-inline constexpr int kProbability = 15;  ///< the operand of p is f16(p 2^15)
+inline constexpr int kProbability = 15;  ///< the operand of p is p 2^15
 inline constexpr int kWorkBytes = 48;    ///< of shared memory
 inline constexpr float kUndoProbability = 0x1p-15f;
 
@@ -41,7 +41,7 @@ struct Shape {
   static constexpr int kStride = kSlab + 8;  ///< of a key in a slab: no two lanes meet in a bank
   static constexpr int kSteps = HeadDim / 16;
   static constexpr int kSlabSteps = kSlab / 16;
-  static constexpr int kOperands = IsBf16 ? 2 : 1;  ///< an f16 is the sum of two bf16, a high and a low one
+  static constexpr int kOperands = IsBf16 ? 2 : 1;  ///< bf16: a high and a low part
 
   static constexpr int kParts = Small || (IsBf16 && HeadDim > 128) ? 4 : 2;
   static constexpr int kTiles = Small || IsBf16 || HeadDim > 128 ? 1 : 2;
