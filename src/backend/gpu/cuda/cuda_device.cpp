@@ -32,14 +32,18 @@ std::string architecture(const cudaDeviceProp& properties) {
   return fmt::format("sm_{}{}", properties.major, properties.minor);
 }
 
+bool built_for(const char* architecture) {
+  return std::string(GRETA_GPU_ARCHITECTURES).find(architecture) != std::string::npos;
+}
+
 /// Machine code of sm_80 runs on all of 8.x, that of sm_90a on 9.0 alone.
 std::string lacks_kernels(const cudaDeviceProp& properties) {
-  if (properties.major < 8)
-    return fmt::format("compute capability {}.{}; at least 8.0 is needed", properties.major,
-                       properties.minor);
-  if (properties.major == 8 || (properties.major == 9 && properties.minor == 0)) return "";
-  return fmt::format("compute capability {}.{}; this build has kernels for 8.x and 9.0", properties.major,
-                     properties.minor);
+  const int major = properties.major, minor = properties.minor;
+  if (major < 8) return fmt::format("compute capability {}.{}; at least 8.0 is needed", major, minor);
+  if (major == 8 && built_for("sm_80")) return "";
+  if (major == 9 && minor == 0 && built_for("sm_90a")) return "";
+  return fmt::format("compute capability {}.{}; this build has kernels for {} (sm_80: 8.x, sm_90a: 9.0)",
+                     major, minor, GRETA_GPU_ARCHITECTURES);
 }
 
 /// sm_90a's instructions are Hopper's alone.
