@@ -395,11 +395,16 @@ void GpuBackend::matmul(const MatmulArgs& args) {
   if (args.rows == 0) return;
   at("matmul", args.site, {});
   const RoundedRows x = rounded(args.x, args.rows);
-  for (int i = 0; i < args.count; ++i) {
-    const MatmulOutput& o = args.outputs[static_cast<size_t>(i)];
-    begin("matmul", {args.site.layer, o.stage}, {});
-    kernels_.matmul(*this, {own(o.weight).matrix(), vector_of(o.bias), args.rows, x, nullptr, nullptr,
-                            floats_out(o.out)});
+  const auto output = [&](int i) -> const MatmulOutput& { return args.outputs[static_cast<size_t>(i)]; };
+  for (int i = 0; i < args.count;) {  // neighbours of one type go together
+    const MatmulOutput& o = output(i);
+    MatmulCall call{own(o.weight).matrix(), vector_of(o.bias), args.rows, x, nullptr, nullptr,
+                    floats_out(o.out)};
+    for (++i; i < args.count && own(output(i).weight).matrix().type == call.weight.type; ++i)
+      call.others[call.other_count++] = {own(output(i).weight).matrix(), vector_of(output(i).bias),
+                                         floats_out(output(i).out)};
+    operator_.stage = o.stage;
+    kernels_.matmul(*this, call);
   }
   for (int i = 0; i < args.count; ++i)
     if (args.outputs[static_cast<size_t>(i)].out.data == rounded_of_.data) rounded_of_ = {};

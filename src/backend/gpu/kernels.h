@@ -85,6 +85,14 @@ struct MatmulCall {
   const int32_t* x_rows = nullptr;
   const int32_t* y_rows = nullptr;
   float* y = nullptr;  ///< [.., weight.rows]
+  /// More products of the same rows, by matrices of the same type and cols.
+  struct Other {
+    PackedMatrix weight;
+    const float* bias = nullptr;
+    float* y = nullptr;
+  };
+  Other others[2] = {};
+  int other_count = 0;
 };
 struct RopeCall {
   DeviceBatch batch;

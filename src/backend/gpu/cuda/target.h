@@ -217,7 +217,8 @@ GRETA_DEVICE FragmentB fragment_b(const SharedArray<uint16_t>& from, int stride)
   FragmentB b;
   const int lane = lane_index();
   GRETA_UNROLL
-  for (int w = 0; w < kFragmentB / 2; ++w) b.word[w] = from.word(b_n(lane, 2 * w) * stride + b_k(lane, 2 * w));
+  for (int w = 0; w < kFragmentB / 2; ++w)
+    b.word[w] = from.word(b_n(lane, 2 * w) * stride + b_k(lane, 2 * w));
   return b;
 }
 /// A [m 16, k 16] likewise: element (m, k) at m * stride + k.
@@ -225,17 +226,32 @@ GRETA_DEVICE FragmentA fragment_a(const SharedArray<uint16_t>& from, int stride)
   FragmentA a;
   const int lane = lane_index();
   GRETA_UNROLL
-  for (int w = 0; w < kFragmentA / 2; ++w) a.word[w] = from.word(a_row(lane, 2 * w) * stride + a_k(lane, 2 * w));
+  for (int w = 0; w < kFragmentA / 2; ++w)
+    a.word[w] = from.word(a_row(lane, 2 * w) * stride + a_k(lane, 2 * w));
   return a;
 }
 
 // ---- launching
 // ------------------------------------------------------------------------------------------------
 
+/// A kernel may begin while those launched before it end. entered() waits for them at once; a kernel that
+/// begins with entered_early() calls after_earlier() before it touches what they leave.
+GRETA_DEVICE void entered_early(const Mark&) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 /// Says which kernel is running, for the report of a fault that comes later (device.h).
-GRETA_DEVICE void entered(const Mark& mark) {
+GRETA_DEVICE void after_earlier(const Mark& mark) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
   if (mark.at != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0)
     *const_cast<volatile uint32_t*>(mark.at) = mark.id;
+}
+GRETA_DEVICE void entered(const Mark& mark) {
+  entered_early(mark);
+  after_earlier(mark);
 }
 
 /// launch(how, name, kernel, {x, y, z}, threads, shared bytes, arguments...): `kernel` gets a Mark before its
@@ -249,9 +265,17 @@ void launch(const Launch& how, const char* name, void (*kernel)(Mark, Taken...),
     check_launch(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
                  name);
-  kernel<<<dim3(grid.x, grid.y, grid.z), dim3(static_cast<unsigned>(threads)), static_cast<size_t>(shared_bytes),
-           static_cast<cudaStream_t>(how.stream)>>>(how.mark(name), static_cast<Taken>(arguments)...);
-  check_launch(cudaGetLastError(), name);
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(how.stream);
+  config.attrs = &early;
+  config.numAttrs = how.warpgroups ? 1 : 0;  // Hopper has both
+  check_launch(cudaLaunchKernelEx(&config, kernel, how.mark(name), static_cast<Taken>(arguments)...), name);
 }
 
 }  // namespace cuda

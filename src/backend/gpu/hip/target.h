@@ -212,10 +212,13 @@ GRETA_DEVICE FragmentA fragment_a(const SharedArray<uint16_t>& from, int stride)
 // ---- launching
 // ------------------------------------------------------------------------------------------------
 
-GRETA_DEVICE void entered(const Mark& mark) {
+GRETA_DEVICE void after_earlier(const Mark& mark) {
   if (mark.at != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0)
     *const_cast<volatile uint32_t*>(mark.at) = mark.id;
 }
+GRETA_DEVICE void entered(const Mark& mark) { after_earlier(mark); }
+/// Kernels of this target begin when those before have ended.
+GRETA_DEVICE void entered_early(const Mark& /*mark*/) {}
 
 /// Shared memory of a compute unit of both chips, less what block_any() has of its own.
 inline constexpr int kMostSharedBytes = 64 * 1024 - 256;

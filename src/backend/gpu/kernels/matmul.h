@@ -24,6 +24,27 @@ GRETA_DEVICE int x_row_of(const MatmulCall& call, int token) {
   return call.x_rows == nullptr ? token : call.x_rows[token];
 }
 
+/// The product that tile `tile` of `each` outputs belongs to, tiles counted through all of a call's products;
+/// `tile` becomes the one within it.
+GRETA_DEVICE MatmulCall product_of(const MatmulCall& all, int each, int& tile) {
+  MatmulCall one = all;
+  for (int i = 0; i < all.other_count; ++i) {
+    const int tiles = static_cast<int>((one.weight.rows + each - 1) / each);
+    if (tile < tiles) break;
+    tile -= tiles;
+    one.weight = all.others[i].weight;
+    one.bias = all.others[i].bias;
+    one.y = all.others[i].y;
+  }
+  return one;
+}
+/// Tiles of all of them.
+inline int64_t product_tiles(const MatmulCall& all, int64_t each) {
+  int64_t tiles = (all.weight.rows + each - 1) / each;
+  for (int i = 0; i < all.other_count; ++i) tiles += (all.others[i].weight.rows + each - 1) / each;
+  return tiles;
+}
+
 /// y of one output of one token.
 GRETA_DEVICE void store_output(const MatmulCall& call, int output, int token, float total) {
   const int x_row = call.x_rows == nullptr ? token : call.x_rows[token];

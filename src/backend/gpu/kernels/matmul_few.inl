@@ -76,7 +76,7 @@ GRETA_DEVICE void sum_chunk(const std::byte* tile, const std::byte* next, Piece<
 template <quant::Type T, int kTiles>
 GRETA_DEVICE void sum_chunks(const std::byte* tiles, const float (&up)[kRowsA],
                              const uint32_t* const (&x)[kTiles], int first, int waves, int base, int end,
-                             const SharedArray<float>& sums) {
+                             const SharedArray<float>& sums, const Mark& mark) {
   if (first >= end) return;
   constexpr int kSlot = kTiles * kTileN * kOutputStride;
   const std::byte* tile = tiles + static_cast<int64_t>(first) * Format<T>::kTileBytes;
@@ -86,6 +86,7 @@ GRETA_DEVICE void sum_chunks(const std::byte* tiles, const float (&up)[kRowsA],
   for (int t = 0; t < kTiles; ++t) at[t] = x[t] + static_cast<int64_t>(first) * (kChunkK / 2);
   Piece<T, kFewPiece<T>> piece;
   load_piece(tile, 0, piece);
+  after_earlier(mark);  // the weights are on their way; x is what the kernel before leaves
   int chunk = first;
   for (; chunk + waves < end; chunk += waves, tile += stride) {
     sum_chunk<T, kTiles, true>(tile, tile + stride, piece, up, at, sums.from((chunk - base) * kSlot));
@@ -97,8 +98,10 @@ GRETA_DEVICE void sum_chunks(const std::byte* tiles, const float (&up)[kRowsA],
 
 /// `slots`: chunks whose sums shared memory holds at once. Grid: tiles of outputs, tiles of tokens.
 template <quant::Type T, int kTiles>
-GRETA_KERNEL void GRETA_BOUNDS(kFewThreads, 1) matmul_few(Mark mark, MatmulCall call, int slots) {
-  entered(mark);
+GRETA_KERNEL void GRETA_BOUNDS(kFewThreads, 1) matmul_few(Mark mark, MatmulCall calls, int slots) {
+  entered_early(mark);
+  int block_tile = block_x();
+  const MatmulCall call = product_of(calls, kTileRows, block_tile);
   constexpr int kTokens = kTiles * kTileN;
   constexpr int kSlot = kTokens * kOutputStride;
   Shared shared;
@@ -106,10 +109,10 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads, 1) matmul_few(Mark mark, MatmulCall 
   const SharedArray<float> totals = shared.array<float>(kSlot);
   const int lane = lane_index();
   const int chunks = chunks_of(call.weight.cols);
-  const int output0 = block_x() * kTileRows;
+  const int output0 = block_tile * kTileRows;
   const int token0 = block_y() * kTokens;
   const std::byte* tiles =
-      call.weight.data + static_cast<int64_t>(block_x()) * chunks * Format<T>::kTileBytes;
+      call.weight.data + static_cast<int64_t>(block_tile) * chunks * Format<T>::kTileBytes;
   const uint32_t* x[kTiles];
   GRETA_UNROLL
   for (int tile = 0; tile < kTiles; ++tile) {
@@ -126,7 +129,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads, 1) matmul_few(Mark mark, MatmulCall 
       static_cast<int>(call.rows) - token0 < kTokens ? static_cast<int>(call.rows) - token0 : kTokens;
   for (int base = 0; base < chunks; base += slots) {
     const int end = base + slots < chunks ? base + slots : chunks;
-    sum_chunks<T, kTiles>(tiles, up, x, base + wave_index(), block_threads() / kWave, base, end, sums);
+    sum_chunks<T, kTiles>(tiles, up, x, base + wave_index(), block_threads() / kWave, base, end, sums, mark);
     barrier();
     for (int i = thread_index(); i < tokens * kTileRows; i += block_threads()) {
       const int at = i / kTileRows * kOutputStride + i % kTileRows;
@@ -148,7 +151,7 @@ void launch_few(const Launch& how, const MatmulCall& call) {
   constexpr int kSlotBytes = kTokens * kOutputStride * static_cast<int>(sizeof(float));
   const auto chunks = static_cast<int>((call.weight.cols + kChunkK - 1) / kChunkK);
   const int slots = std::min(chunks, kFewSumsBytes / kSlotBytes);
-  const int64_t tiles = (call.weight.rows + kTileRows - 1) / kTileRows;
+  const int64_t tiles = product_tiles(call, kTileRows);
   const int most = tiles < kFewTiles ? kFewThreads : kFewThreads / 2;
   // A whole number of 64 threads.
   const int threads = std::min(most, (slots * kWave + 63) / 64 * 64);

@@ -195,7 +195,16 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
 
 }  // namespace
 
-void run_matmul_many(const Launch& how, const MatmulCall& call) {
+void run_matmul_many(const Launch& how, const MatmulCall& calls) {
+  MatmulCall call = calls;
+  call.other_count = 0;
+  for (int i = 0; i < calls.other_count; ++i) {
+    MatmulCall other = call;
+    other.weight = calls.others[i].weight;
+    other.bias = calls.others[i].bias;
+    other.y = calls.others[i].y;
+    run_matmul_many(how, other);
+  }
   for_type(call.weight.type, [&]<quant::Type T>() {
     const Grid grid{static_cast<unsigned>((call.rows + kManyTokens - 1) / kManyTokens),
                     static_cast<unsigned>((call.weight.rows + kOutputs<T> - 1) / kOutputs<T>)};

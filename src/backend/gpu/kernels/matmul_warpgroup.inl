@@ -73,13 +73,14 @@ GRETA_DEVICE void bring_rows(const MatmulCall& call, const WarpgroupShared& shar
 
 /// One consumer's 64 outputs.
 template <quant::Type T>
-GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& shared, int consumer) {
+GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& shared, int block_tile,
+                                int consumer) {
   using namespace warpgroup;
   const int lane = lane_index();
   const int chunks = chunks_of(call.weight.cols);
   const int steps = k64_steps(call);
   const int row_tiles = static_cast<int>((call.weight.rows + kTileRows - 1) / kTileRows);
-  const int wanted = block_y() * (kOutputs / kTileRows) + consumer * 4 + wave_index() % 4;
+  const int wanted = block_tile * (kOutputs / kTileRows) + consumer * 4 + wave_index() % 4;
   const int row_tile = wanted < row_tiles ? wanted : row_tiles - 1;  // past the end: computed, not written
   const std::byte* tiles = call.weight.data + static_cast<int64_t>(row_tile) * chunks * Format<T>::kTileBytes;
   float up[kRowsA];
@@ -92,42 +93,50 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
   for (int i = 0; i < kTokens / 2; ++i) total[i] = sum[i] = 0.0f;
   const uint32_t x = shared.x.shared_address(0);
 
-  Piece<T, 1> piece[2];
-  Operand<T> a[2][4];
-  load_piece<T, 1>(tiles, 0, piece[0]);
-  if (steps > 1) load_piece<T, 1>(tiles, 1, piece[1]);
-  unpack_k64<T, 1>(piece[0], up, 0, 0, a[0]);
+  // A ring of a chunk's k64 steps: what has been multiplied makes room for the same step of the next chunk.
+  // Codes are unpacked one step ahead, while the step before is multiplied; f16 is an operand as it lies.
+  constexpr bool kAhead = Format<T>::kCodes;
+  Piece<T, 1> piece[kStepsK64];
+  Operand<T> a[kAhead ? 2 : 1][4];
+  GRETA_UNROLL
+  for (int j = 0; j < kStepsK64; ++j) load_piece<T, 1>(tiles, j, piece[j]);
+  if constexpr (kAhead) unpack_k64<T, 1>(piece[0], up, 0, 0, a[0]);
+  const std::byte* next = tiles + (chunks > 1 ? Format<T>::kTileBytes : 0);
+  if constexpr (kAhead) load_piece<T, 1>(next, 0, piece[0]);
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    const std::byte* tile = tiles + static_cast<int64_t>(chunk) * Format<T>::kTileBytes;
+    // Of the last chunk on, the last tile is read again: nothing of it is used.
+    const std::byte* after = chunk + 2 < chunks ? next + Format<T>::kTileBytes : next;
     GRETA_UNROLL
     for (int j = 0; j < kStepsK64; ++j) {
       const int step = chunk * kStepsK64 + j;
       if (step >= steps) break;
-      // Two steps ahead: what a[j % 2] was made of is no longer needed.
-      if (step + 2 < steps)
-        load_piece<T, 1>(j + 2 < kStepsK64 ? tile : tile + Format<T>::kTileBytes, (j + 2) % kStepsK64,
-                         piece[j % 2]);
       const int stage = step % kStages;
+      constexpr int kLast = kStepsK64 - 1;
+      if constexpr (!kAhead) unpack_k64<T, 1>(piece[j], up, j, 0, a[0]);
       shared.full(stage).wait(static_cast<uint32_t>(step / kStages) & 1u);
       warpgroup_begin();
       GRETA_UNROLL
       for (int s = 0; s < 4; ++s) {
         GRETA_UNROLL
         for (int part = 0; part < kParts<T>; ++part)
-          warpgroup_multiply(sum, a[j % 2][s].part[part],
+          warpgroup_multiply(sum, a[kAhead ? j % 2 : 0][s].part[part],
                              shared_tile(x + static_cast<uint32_t>(stage * kPieceBytes), s),
                              j + s + part > 0);
       }
       warpgroup_commit();
-      const bool last = j + 1 == kStepsK64 || step + 1 == steps;
-      if (step + 1 < steps) unpack_k64<T, 1>(piece[(j + 1) % 2], up, (j + 1) % kStepsK64, 0, a[(j + 1) % 2]);
+      if constexpr (kAhead) {
+        unpack_k64<T, 1>(piece[(j + 1) % kStepsK64], up, (j + 1) % kStepsK64, 0, a[(j + 1) % 2]);
+        load_piece<T, 1>(j == kLast ? after : next, (j + 1) % kStepsK64, piece[(j + 1) % kStepsK64]);
+      }
       warpgroup_wait<0>();
       if (lane == 0) shared.empty(stage).arrive();
-      if (last) {
+      if constexpr (!kAhead) load_piece<T, 1>(next, j, piece[j]);
+      if (j == kLast || step + 1 == steps) {
         GRETA_UNROLL
         for (int i = 0; i < kTokens / 2; ++i) total[i] = chunk == 0 ? sum[i] : total[i] + sum[i];
       }
     }
+    next = after;
   }
 
   if (wanted >= row_tiles) return;
@@ -144,9 +153,11 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
 }
 
 template <quant::Type T>
-GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mark, MatmulCall call) {
+GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mark, MatmulCall calls) {
   using namespace warpgroup;
   entered(mark);
+  int block_tile = block_y();
+  const MatmulCall call = product_of(calls, kOutputs, block_tile);
   Shared memory;
   // The tile wants 1024-byte alignment of the block's shared memory, which begins on 128.
   const SharedArray<uint16_t> raw = memory.array<uint16_t>(512 + kStages * kPieceBytes / 2);
@@ -166,7 +177,7 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mar
     bring_rows(call, shared);
   } else {
     take_registers<kConsumerRegisters>();
-    multiply_rows<T>(call, shared, wave_index() / 4 - 1);
+    multiply_rows<T>(call, shared, block_tile, wave_index() / 4 - 1);
   }
 }
 
@@ -174,12 +185,10 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mar
 
 void run_matmul_warpgroup(const Launch& how, const MatmulCall& call) {
   for_type(call.weight.type, [&]<quant::Type T>() {
-    const auto tiles = [](int64_t count, int64_t each) {
-      return static_cast<unsigned>((count + each - 1) / each);
-    };
     static const std::string name = kernel_name<T>("matmul_warpgroup");
     launch(how, name.c_str(), matmul_warpgroup<T>,
-           Grid{tiles(call.rows, warpgroup::kTokens), tiles(call.weight.rows, warpgroup::kOutputs)},
+           Grid{static_cast<unsigned>((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens),
+                static_cast<unsigned>(product_tiles(call, warpgroup::kOutputs))},
            warpgroup::kThreads, warpgroup::kSharedBytes, call);
   });
 }

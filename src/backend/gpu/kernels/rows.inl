@@ -9,7 +9,7 @@ namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
 inline constexpr int kRowThreads = 256;
-inline constexpr int kGluThreads = 512;
+inline constexpr int kGluThreads = 1024;
 /// Lanes that meet by shuffles. They lie in one wave of either size.
 inline constexpr int kTree = 32;
 inline constexpr int kTrees = kRowThreads / kTree;
@@ -27,61 +27,104 @@ inline unsigned blocks_for(int64_t items, int64_t each) {
 // ---- rmsnorm
 // --------------------------------------------------------------------------------------------------
 
-/// Leaves the row `x` rounded; every thread's own elements, i, i + the block's threads, ..., of which `amax`
-/// is the largest magnitude. `largest` has an element for each wave.
-GRETA_DEVICE void round_row(const float* x, int64_t row, int64_t width, float amax, const RoundedRows& to,
-                            const SharedArray<float>& largest) {
+/// A row's elements i, i + the threads, ... are one thread's: so many of them lie in its registers, so that
+/// all loads of a row are on their way together; kHeld 0: a row of any width, read again from memory.
+template <int kThreads, int kHeld>
+struct HeldRow {
+  float v[kHeld];
+  /// f(i, held value) for each of the thread's elements.
+  template <class F>
+  GRETA_DEVICE void each(int first, int64_t width, const F& f) {
+    GRETA_UNROLL
+    for (int e = 0; e < kHeld; ++e) {
+      const int64_t i = first + e * kThreads;
+      if (i < width) f(i, v[e]);
+    }
+  }
+};
+template <int kThreads>
+struct HeldRow<kThreads, 0> {
+  const float* again;  ///< where the row has been left
+  template <class F>
+  GRETA_DEVICE void each(int first, int64_t width, const F& f) {
+    for (int64_t i = first; i < width; i += kThreads) {
+      float v = again == nullptr ? 0.0f : again[i];
+      f(i, v);
+    }
+  }
+};
+
+/// Leaves the row rounded, `amax` being the largest magnitude of the thread's elements. `largest` has an
+/// element for each wave.
+template <int kThreads, int kHeld>
+GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int64_t width, float amax,
+                            const RoundedRows& to, const SharedArray<float>& largest) {
   const float up = row_power(block_largest(amax, largest));
   if (thread_index() == 0) to.scale[row] = inverse_power(up);
   uint16_t* out = to.data + row * to.stride;
-  for (int64_t i = thread_index(); i < to.stride; i += block_threads())
-    out[i] = i < width ? to_f16(x[i] * up) : uint16_t{0};
+  held.each(thread_index(), width, [&](int64_t i, float v) { out[i] = to_f16(v * up); });
+  for (int64_t i = width + thread_index(); i < to.stride; i += kThreads) out[i] = 0;
 }
 
-/// r = 1 / sqrt(mean + eps); out = (x r) w. Lanes threads share a row, in the order of orders.h.
+// Of a norm: 32 lanes a row, eight rows a block; or a block a row (orders.h).
 template <int Lanes>
-GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rmsnorm(Mark mark, RmsnormCall call) {
+inline constexpr int kNormThreads = Lanes == kTree ? kRowThreads : Lanes;
+
+/// r = 1 / sqrt(mean + eps); out = (x r) w. Lanes threads share a row, in the order of orders.h.
+template <int Lanes, int kHeld>
+GRETA_KERNEL void GRETA_BOUNDS(kNormThreads<Lanes>, 1) rmsnorm(Mark mark, RmsnormCall call) {
   entered(mark);
   const int lane = thread_index() % Lanes;
-  const int64_t row = static_cast<int64_t>(block_x()) * (kRowThreads / Lanes) + thread_index() / Lanes;
+  const int64_t row =
+      static_cast<int64_t>(block_x()) * (kNormThreads<Lanes> / Lanes) + thread_index() / Lanes;
   const int64_t width = row < call.rows ? call.width : 0;
   const float* x = call.x + row * call.width;
-  float sum = 0.0f;
-  if (Lanes > kTree && call.add != nullptr) {
-    const float* add = call.add + row * call.width;
-    float* added = call.sum + row * call.width;
-    for (int64_t i = lane; i < width; i += Lanes) {
-      const float v = x[i] + add[i];
-      added[i] = v;
-      sum = fused(v, v, sum);
-    }
-    x = added;
+  const float* add = call.add == nullptr ? nullptr : call.add + row * call.width;
+  float* added = call.sum + (call.add == nullptr ? 0 : row * call.width);
+  HeldRow<Lanes, kHeld> held;
+  if constexpr (kHeld == 0) {
+    held.again = nullptr;
   } else {
-    for (int64_t i = lane; i < width; i += Lanes) sum = fused(x[i], x[i], sum);
+    held.each(lane, width, [&](int64_t i, float& v) { v = x[i]; });
+    if (add != nullptr) held.each(lane, width, [&](int64_t i, float& v) { v = v + add[i]; });
   }
+  float sum = 0.0f;
+  held.each(lane, width, [&](int64_t i, float v) {
+    if constexpr (kHeld == 0) v = add == nullptr ? x[i] : x[i] + add[i];
+    if (add != nullptr) added[i] = v;
+    sum = fused(v, v, sum);
+  });
+  if constexpr (kHeld == 0) held.again = add == nullptr ? x : added;
   sum = tree_sum(sum);
+  Shared shared;
   if constexpr (Lanes > kTree) {
-    Shared shared;
-    const SharedArray<float> trees = shared.array<float>(kTrees);
+    constexpr int kSums = Lanes / kTree;
+    const SharedArray<float> trees = shared.array<float>(kSums);
     if (thread_index() % kTree == 0) trees[thread_index() / kTree] = sum;
     barrier();
-    static_assert(Lanes == kRowThreads && kTrees == 8);
-    sum = ((trees[0] + trees[1]) + (trees[2] + trees[3])) + ((trees[4] + trees[5]) + (trees[6] + trees[7]));
+    float pairs[kSums];
+    GRETA_UNROLL
+    for (int i = 0; i < kSums; ++i) pairs[i] = trees[i];
+    GRETA_UNROLL
+    for (int step = 1; step < kSums; step *= 2) {
+      GRETA_UNROLL
+      for (int i = 0; i < kSums; i += 2 * step) pairs[i] = pairs[i] + pairs[i + step];
+    }
+    sum = pairs[0];
   }
   const float mean = divide(sum, static_cast<float>(call.width));
   const float r = divide(1.0f, root_of(mean + call.eps));
   float* out = call.out + row * call.width;
   float amax = 0.0f;
-  for (int64_t i = lane; i < width; i += Lanes) {
-    const float y = (x[i] * r) * call.weight[i];
-    out[i] = y;
-    amax = larger(amax, magnitude_of(y));
-  }
+  held.each(lane, width, [&](int64_t i, float& v) {
+    v = (v * r) * call.weight[i];
+    out[i] = v;
+    amax = larger(amax, magnitude_of(v));
+  });
   if constexpr (Lanes > kTree) {
     if (call.rounded.data == nullptr) return;
-    Shared shared;
-    shared.array<float>(kTrees);
-    round_row(out, row, width, amax, call.rounded, shared.array<float>(kRowThreads / kWave));
+    if constexpr (kHeld == 0) held.again = out;
+    round_row(held, row, width, amax, call.rounded, shared.array<float>(Lanes / kWave));
   }
 }
 
@@ -194,7 +237,7 @@ void run_elements(const Launch& how, const char* name, Op op, const float* a, co
 }
 
 /// A block a row: out = op(gate, up), and the row rounded.
-template <class Op>
+template <class Op, int kHeld>
 GRETA_KERNEL void GRETA_BOUNDS(kGluThreads, 1) glu_rounded(Mark mark, Op op, GluCall call) {
   entered(mark);
   Shared shared;
@@ -203,13 +246,20 @@ GRETA_KERNEL void GRETA_BOUNDS(kGluThreads, 1) glu_rounded(Mark mark, Op op, Glu
   const float* gate = call.gate + row * call.width;
   const float* up = call.up + row * call.width;
   float* out = call.out + row * call.width;
-  float amax = 0.0f;
-  for (int64_t i = thread_index(); i < call.width; i += kGluThreads) {
-    const float y = op(gate[i], up[i]);
-    out[i] = y;
-    amax = larger(amax, magnitude_of(y));
+  HeldRow<kGluThreads, kHeld> held;
+  if constexpr (kHeld == 0) {
+    held.again = gate;
+  } else {
+    held.each(thread_index(), call.width, [&](int64_t i, float& v) { v = gate[i]; });
   }
-  round_row(out, row, call.width, amax, call.rounded, largest);
+  float amax = 0.0f;
+  held.each(thread_index(), call.width, [&](int64_t i, float& v) {
+    v = op(v, up[i]);
+    out[i] = v;
+    amax = larger(amax, magnitude_of(v));
+  });
+  if constexpr (kHeld == 0) held.again = out;
+  round_row(held, row, call.width, amax, call.rounded, largest);
 }
 
 /// Block (row, columns): moves bits.
@@ -309,18 +359,25 @@ GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) combine(Mark mark, CombineCall ca
 // ---- launchers
 // ------------------------------------------------------------------------------------------------
 
-bool rounds_with_norm(int64_t width) { return rmsnorm_lanes(width) == kRowThreads; }
+bool rounds_with_norm(int64_t width) { return rmsnorm_lanes(width) > kTree; }
 
 void run_rmsnorm(const Launch& how, const RmsnormCall& call) {
-  const int lanes = rmsnorm_lanes(call.width);
-  const Grid grid{blocks_for(call.rows, kRowThreads / lanes)};
-  if (lanes == kTree) {
-    launch(how, "rmsnorm.narrow", rmsnorm<kTree>, grid, kRowThreads, 0, call);
-  } else {
-    constexpr int kShared = kTrees * sizeof(float) + (kRowThreads / kWave + 3) / 4 * 16;
-    launch(how, call.add != nullptr ? "rmsnorm.add" : "rmsnorm", rmsnorm<kRowThreads>, grid, kRowThreads,
-           kShared, call);
+  constexpr int kLanes = 512;
+  if (rmsnorm_lanes(call.width) == kTree) {
+    launch(how, "rmsnorm.narrow", rmsnorm<kTree, 8>, Grid{blocks_for(call.rows, kRowThreads / kTree)},
+           kRowThreads, 0, call);
+    return;
   }
+  static_assert(rmsnorm_lanes(1 << 20) == kLanes);
+  const auto norm = [&](auto kernel) {
+    constexpr int kShared = (kLanes / kTree + kLanes / kWave) * static_cast<int>(sizeof(float));
+    launch(how, call.add != nullptr ? "rmsnorm.add" : "rmsnorm", kernel,
+           Grid{static_cast<unsigned>(call.rows)}, kLanes, kShared, call);
+  };
+  if (call.width <= 4 * kLanes) return norm(rmsnorm<kLanes, 4>);
+  if (call.width <= 8 * kLanes) return norm(rmsnorm<kLanes, 8>);
+  if (call.width <= 16 * kLanes) return norm(rmsnorm<kLanes, 16>);
+  norm(rmsnorm<kLanes, 0>);
 }
 
 void run_rope(const Launch& how, const RopeCall& call) {
@@ -340,20 +397,25 @@ void run_add(const Launch& how, const AddCall& call) {
   run_elements(how, "add", Add{}, call.a, call.b, call.count, call.out);
 }
 
-void run_glu(const Launch& how, const GluCall& call) {
-  const Grid grid{static_cast<unsigned>(call.rows)};
+/// The one block a row where it is to be rounded, else any number of blocks.
+template <class Op>
+void run_glu_of(const Launch& how, const char* plain, const char* rounding, Op op, const GluCall& call) {
   constexpr int kShared = (kGluThreads / kWave + 3) / 4 * 16;
-  const bool rounds = call.rounded.data != nullptr;
-  const int64_t count = call.rows * call.width;
-  if (rounds && call.gelu) {
-    launch(how, "glu_rounded.gelu", glu_rounded<GeluMul>, grid, kGluThreads, kShared, GeluMul{}, call);
-  } else if (rounds) {
-    launch(how, "glu_rounded.silu", glu_rounded<SiluMul>, grid, kGluThreads, kShared, SiluMul{}, call);
-  } else if (call.gelu) {
-    run_elements(how, "glu.gelu", GeluMul{}, call.gate, call.up, count, call.out);
+  const Grid rows{static_cast<unsigned>(call.rows)};
+  if (call.rounded.data == nullptr) {
+    run_elements(how, plain, op, call.gate, call.up, call.rows * call.width, call.out);
+  } else if (call.width <= 8 * kGluThreads) {
+    launch(how, rounding, glu_rounded<Op, 8>, rows, kGluThreads, kShared, op, call);
+  } else if (call.width <= 16 * kGluThreads) {
+    launch(how, rounding, glu_rounded<Op, 16>, rows, kGluThreads, kShared, op, call);
   } else {
-    run_elements(how, "glu.silu", SiluMul{}, call.gate, call.up, count, call.out);
+    launch(how, rounding, glu_rounded<Op, 0>, rows, kGluThreads, kShared, op, call);
   }
+}
+
+void run_glu(const Launch& how, const GluCall& call) {
+  if (call.gelu) return run_glu_of(how, "glu.gelu", "glu_rounded.gelu", GeluMul{}, call);
+  run_glu_of(how, "glu.silu", "glu_rounded.silu", SiluMul{}, call);
 }
 
 void run_softcap(const Launch& how, const SoftcapCall& call) {

@@ -283,10 +283,13 @@ GRETA_DEVICE FragmentA fragment_a(const SharedArray<uint16_t>& from, int stride)
 // ------------------------------------------------------------------------------------------------
 
 /// Says which kernel is running, for the report of a fault that comes later (device.h).
-GRETA_DEVICE void entered(const Mark& mark) {
+GRETA_DEVICE void after_earlier(const Mark& mark) {
   if (mark.at != nullptr && thread_index() == 0 && block_x() == 0 && block_y() == 0 && block_z() == 0)
     *mark.at = mark.id;
 }
+GRETA_DEVICE void entered(const Mark& mark) { after_earlier(mark); }
+/// Kernels of this target begin when those before have ended.
+GRETA_DEVICE void entered_early(const Mark& /*mark*/) {}
 
 /// Shared memory of a block: what sm_80 allows (CUDA C++ Programming Guide, "Technical Specifications per
 /// Compute Capability": 163 KiB), and CDNA3's 64 KiB of LDS.
