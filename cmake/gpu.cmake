@@ -54,11 +54,16 @@ if(GRETA_CUDA)
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
 
-  gpu_units(cuda_units cuda cu "" matmul_warpgroup)
+  gpu_units(cuda_units cuda cu "")
   list(TRANSFORM GRETA_CUDA_ARCHITECTURES REPLACE "(.+)" "-gencode=arch=compute_\\1,code=sm_\\1" OUTPUT_VARIABLE cuda_code)
   list(TRANSFORM GRETA_CUDA_ARCHITECTURES PREPEND "sm_" OUTPUT_VARIABLE cuda_architectures)
   list(JOIN cuda_architectures ", " cuda_architectures)
-  gpu_target(cuda ${GRETA_GPU}/cuda/cuda_device.cpp ${GRETA_GPU}/cuda/cuda_library.cpp ${cuda_units})
+  set_source_files_properties(${cuda_units} PROPERTIES COMPILE_OPTIONS "${cuda_code}")
+  # Hopper's own instructions: no other chip launches these kernels.
+  gpu_units(hopper_units cuda cu "" matmul_warpgroup)
+  list(REMOVE_ITEM hopper_units ${cuda_units})
+  set_source_files_properties(${hopper_units} PROPERTIES COMPILE_OPTIONS "-gencode=arch=compute_90a,code=sm_90a")
+  gpu_target(cuda ${GRETA_GPU}/cuda/cuda_device.cpp ${GRETA_GPU}/cuda/cuda_library.cpp ${cuda_units} ${hopper_units})
   set_target_properties(greta_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
   # nvcc takes other options than the directory's, which go to the host compiler behind it.
   get_target_property(host_options greta_cuda COMPILE_OPTIONS)
@@ -66,7 +71,7 @@ if(GRETA_CUDA)
   set_target_properties(greta_cuda PROPERTIES COMPILE_OPTIONS "")
   target_compile_options(greta_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CXX>:${host_options}>"
-    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-lineinfo;--compress-mode=size;${cuda_code}>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-lineinfo;--compress-mode=size>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${behind_nvcc}>")
   target_compile_definitions(greta_cuda PRIVATE GRETA_GPU_ARCHITECTURES="${cuda_architectures}")
   target_include_directories(greta_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
