@@ -500,10 +500,14 @@ void GpuBackend::expert_matmul(const ExpertMatmulArgs& args) {
     for (int o = 0; count > 0 && o < args.count; ++o) {
       const MatmulOutput& output = args.outputs[static_cast<size_t>(o)];
       operator_.stage = output.stage;
-      kernels_.matmul(
-          *this, {own(output.weight).matrix(static_cast<int64_t>(e)), nullptr, count, x,
-                  indices_.data<int32_t>() + begin,
-                  reinterpret_cast<const int32_t*>(indices_.data() + bytes) + begin, floats_out(output.out)});
+      const MatmulCall call{own(output.weight).matrix(static_cast<int64_t>(e)),
+                            nullptr,
+                            count,
+                            x,
+                            indices_.data<int32_t>() + begin,
+                            reinterpret_cast<const int32_t*>(indices_.data() + bytes) + begin,
+                            floats_out(output.out)};
+      kernels_.matmul(*this, call);
     }
     begin += count;
   }

@@ -75,6 +75,11 @@ struct RmsnormCall {
   const float* add = nullptr;  ///< x + add is what is normed, left in `sum`
   float* sum = nullptr;        ///< may be x
 };
+struct OtherProduct {
+  PackedMatrix weight;
+  const float* bias = nullptr;
+  float* y = nullptr;
+};
 /// One product; x is rounded. Expert products: row r of the call reads x row x_rows[r] and writes output row
 /// y_rows[r] (both null: r); the rows of a call all belong to this matrix.
 struct MatmulCall {
@@ -86,12 +91,7 @@ struct MatmulCall {
   const int32_t* y_rows = nullptr;
   float* y = nullptr;  ///< [.., weight.rows]
   /// More products of the same rows, by matrices of the same type and cols.
-  struct Other {
-    PackedMatrix weight;
-    const float* bias = nullptr;
-    float* y = nullptr;
-  };
-  Other others[2] = {};
+  OtherProduct others[2] = {};
   int other_count = 0;
 };
 struct RopeCall {
