@@ -362,6 +362,25 @@ TEST_P(GpuAttention, WhatARowDoesNotSeeReachesNoneOfItsBits) {
     }
 }
 
+/// p is 0 for a key that a row does not see, and 0 times the largest V must not move where a sum is cut off:
+/// a matrix unit that aligned its addends to such a product would lose bits of small ones.
+TEST_P(GpuAttention, ZeroTimesALargeValueIsNothing) {
+  for (const bool bf16 : {false, true})
+    for (const int64_t window : {0, 20}) {
+      Setting setting(machine_, {2, 1, 64, bf16}, {{0, 100}}, window);
+      for (int p = 0; p < 100; ++p)
+        for (int d = 0; d < 64; ++d) {
+          const float x = static_cast<float>(setting.number(setting.value(0, p, 0, d)));
+          const float v = p / 10 % 2 == 0 ? x * 0x1p-14f : std::copysign(60000.0f, x);
+          setting.value(0, p, 0, d) = bf16 ? f32_to_bf16(v) : f32_to_f16(v);
+        }
+      const std::vector<float> alone = setting.run(1, true);
+      for (const bool apart : {false, true})
+        EXPECT_TRUE(same_bits(setting.run(1000, apart), alone))
+            << "window " << window << (bf16 ? " bf16" : "");
+    }
+}
+
 TEST_P(GpuAttention, ANanInAQueryIsInItsHeadAlone) {
   for (const float bad : {NAN, INFINITY})
     for (const bool apart : {false, true}) {
