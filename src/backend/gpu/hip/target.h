@@ -26,6 +26,7 @@ namespace hip {
 // --------------------------------------------------------------------------------------------------
 
 inline constexpr int kWave = 64;
+inline constexpr bool kWarpgroups = false;
 #if defined(__HIP_DEVICE_COMPILE__)
 static_assert(__AMDGCN_WAVEFRONT_SIZE == kWave, "compiled for gfx9: waves of 64");
 #endif
