@@ -148,7 +148,8 @@ class GpuBackend : public Backend, private Launch {
   /// An addition waits for the norm that mostly follows it: then both are one kernel.
   void launch_pending();
   /// Room for rows to be left rounded in; `of` are those rows, until they or the room are written again.
-  RoundedRows rounded_room(const View& of, int64_t rows);
+  /// `tiles`: as a product without x_rows wants them.
+  RoundedRows rounded_room(const View& of, int64_t rows, bool tiles = true);
   void touched() { read_begin_ = nullptr; }
   /// Scratch of at least so many bytes; recordings know the old place.
   void reserve(DeviceMemory& memory, size_t bytes) {
@@ -161,7 +162,7 @@ class GpuBackend : public Backend, private Launch {
   /// The batch (and a page table) on the device: the pass's own, or put there for this call.
   const PassData& data_of(const BatchView& batch, const KvLayer* cache, int heads);
   DeviceKv cache_of(const KvLayer& cache, const PassData& data) const;
-  RoundedRows rounded(const View& x, int64_t rows);
+  RoundedRows rounded(const View& x, int64_t rows, bool tiles);
   const double* frequencies(const RopeSpec& spec);
   const std::byte* read_bytes(const void* from, size_t bytes) const;
   uint16_t* kv_row(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const;
@@ -176,6 +177,7 @@ class GpuBackend : public Backend, private Launch {
   DeviceMemory staging_, rounded_, partial_, indices_;
   View rounded_of_;  ///< whose rows lie in rounded_
   int64_t rounded_count_ = 0;
+  bool rounded_tiles_ = false;
   std::optional<AddArgs> pending_;
   ReadBack reader_;
   PassData pass_, loose_;
@@ -201,8 +203,8 @@ OwnedBuffer::~OwnedBuffer() {
 }
 
 uint64_t GpuBackend::scratch_bytes(const ScratchShape& shape) const {
-  const auto rounded =
-      static_cast<uint64_t>(shape.rows) * (static_cast<uint64_t>(stride_of(shape.widest)) * 2 + 4);
+  const auto rounded = static_cast<uint64_t>(shape.rows + kTiledRows) *
+                       (static_cast<uint64_t>(stride_of(shape.widest)) * 2 + 4);
   const int64_t splits =
       static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(ceil_div(shape.context, kKvPage))));
   int64_t partial = 0;  // the most is not always that of the most rows: those may go another way
@@ -372,21 +374,25 @@ void GpuBackend::rmsnorm(const RmsnormArgs& args) {
   kernels_.rmsnorm(*this, call);
 }
 
-RoundedRows GpuBackend::rounded_room(const View& of, int64_t rows) {
+RoundedRows GpuBackend::rounded_room(const View& of, int64_t rows, bool tiles) {
   RoundedRows to;
   to.stride = stride_of(of.width);
-  const auto data = static_cast<size_t>(ceil_div(rows * to.stride * 2, int64_t{256}) * 256);
+  to.tiled_rows = tiles && kernels_.wants_tiles(*this, rows) ? ceil_div(rows, kTiledRows) * kTiledRows : 0;
+  const int64_t held = std::max(rows, to.tiled_rows);
+  const auto data = static_cast<size_t>(ceil_div(held * to.stride * 2, int64_t{256}) * 256);
   reserve(rounded_, data + static_cast<size_t>(rows) * sizeof(float));
   to.data = rounded_.data<uint16_t>();
   to.scale = reinterpret_cast<float*>(rounded_.data() + data);
   rounded_of_ = of;
   rounded_count_ = rows;
+  rounded_tiles_ = tiles;
   return to;
 }
 
-RoundedRows GpuBackend::rounded(const View& x, int64_t rows) {
-  const bool there = rounded_of_.data == x.data && rounded_of_.width == x.width && rounded_count_ == rows;
-  const RoundedRows to = rounded_room(x, rows);
+RoundedRows GpuBackend::rounded(const View& x, int64_t rows, bool tiles) {
+  const bool there = rounded_of_.data == x.data && rounded_of_.width == x.width && rounded_count_ == rows &&
+                     rounded_tiles_ == tiles;
+  const RoundedRows to = rounded_room(x, rows, tiles);
   if (!there) kernels_.round(*this, {floats(x), rows, x.width, to});
   return to;
 }
@@ -394,7 +400,7 @@ RoundedRows GpuBackend::rounded(const View& x, int64_t rows) {
 void GpuBackend::matmul(const MatmulArgs& args) {
   if (args.rows == 0) return;
   at("matmul", args.site, {});
-  const RoundedRows x = rounded(args.x, args.rows);
+  const RoundedRows x = rounded(args.x, args.rows, true);
   const auto output = [&](int i) -> const MatmulOutput& { return args.outputs[static_cast<size_t>(i)]; };
   for (int i = 0; i < args.count;) {  // neighbours of one type go together
     const MatmulOutput& o = output(i);
@@ -493,7 +499,7 @@ void GpuBackend::expert_matmul(const ExpertMatmulArgs& args) {
   device_->upload(indices_.data(), x_rows.data(), bytes);
   device_->upload(indices_.data() + bytes, y_rows.data(), bytes);
 
-  const RoundedRows x = rounded({args.x.data, in}, shared ? args.rows : args.rows * used);
+  const RoundedRows x = rounded({args.x.data, in}, shared ? args.rows : args.rows * used, false);
   int64_t begin = 0;
   for (size_t e = 0; e < slots.size(); ++e) {
     const auto count = static_cast<int64_t>(slots[e].size());

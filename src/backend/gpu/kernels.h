@@ -40,12 +40,15 @@ struct PackedMatrix {
   const float* row_scale = nullptr;  ///< [rows rounded up to 16]: 2^-e, the operand is f16(w 2^e)
 };
 
-/// Activations as the matrix units see them: row r is f16(x 2^e) with scale[r] = 2^-e; [rows, stride].
+/// Activations as the matrix units see them: row r is f16(x 2^e) with scale[r] = 2^-e; [rows, stride], or in
+/// the tiles that the warpgroups' kernel copies whole (kernels/rounding.h, rounded_at()).
 struct RoundedRows {
   uint16_t* data = nullptr;
   float* scale = nullptr;
-  int64_t stride = 0;  ///< elements: cols rounded up to kChunkK, zeros behind cols
+  int64_t stride = 0;      ///< elements: cols rounded up to kChunkK, zeros behind cols
+  int64_t tiled_rows = 0;  ///< in tiles: of so many rows, a multiple of kTiledRows; else 0
 };
+inline constexpr int64_t kTiledRows = 128;
 
 struct EmbedCall {
   DeviceBatch batch;
@@ -220,6 +223,8 @@ struct Kernels {
   uint64_t (*packed_bytes)(quant::Type kernel_type, int64_t rows, int64_t cols);
   /// Floats that AttentionCall::partial must hold for so many rows of so many splits; 0: not used.
   int64_t (*attention_scratch_floats)(int64_t rows, int heads, int head_dim, int64_t splits);
+  /// Whether a product of so many rows wants them in tiles; one with x_rows never does.
+  bool (*wants_tiles)(const Launch&, int64_t rows);
   /// Whether RmsnormCall may add and round rows of this width.
   bool (*rounds_with_norm)(int64_t width);
   /// Most rows that a tile of attention may have.

@@ -23,6 +23,12 @@ class SharedBarrier {
   __device__ __forceinline__ void arrive() const {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address_) : "memory");
   }
+  /// Arrives, and the phase ends not before so many bytes have been brought (copy_bulk).
+  __device__ __forceinline__ void expect(int bytes) const {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address_), "r"(bytes)
+                 : "memory");
+  }
+  __device__ __forceinline__ uint32_t address() const { return address_; }
   /// Until the phase of this parity has ended.
   __device__ __forceinline__ void wait(uint32_t parity) const {
     asm volatile(
@@ -41,6 +47,16 @@ class SharedBarrier {
  private:
   uint32_t address_;
 };
+/// So many bytes from global to shared memory by the copy engine; `full` counts them. Both 16-byte aligned.
+template <class T>
+GRETA_DEVICE void copy_bulk(const SharedArray<T>& to, int i, const void* from, int bytes,
+                            const SharedBarrier& full) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          to.shared_address(i)),
+      "l"(from), "r"(bytes), "r"(full.address())
+      : "memory");
+}
 /// What this thread wrote to shared memory is there for the matrix unit's own reads, after a barrier.
 GRETA_DEVICE void publish_to_matrix_unit() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -78,15 +94,13 @@ GRETA_DEVICE void warpgroup_wait() {
 }
 
 /// B [k 16, n] of f16 in shared memory: rows n of 64 k, 128 bytes each, 16-byte pieces of a row permuted by
-/// swizzled_piece(); 1024-byte aligned. `address`: of its first byte; k16 step `step` of the row's four.
+/// rounded_at() (kernels/rounding.h); 1024-byte aligned. `address`: of its first byte; k16 step `step` of the
+/// row's four.
 GRETA_DEVICE uint64_t shared_tile(uint32_t address, int step) {
   const uint64_t start = ((address + 32u * static_cast<uint32_t>(step)) & 0x3ffffu) >> 4;
   const uint64_t leading = 1, stride = 1024 >> 4;                         // stride: from 8 rows to the next 8
   return start | (leading << 16) | (stride << 32) | (uint64_t{1} << 62);  // 128-byte swizzle
 }
-/// Where 16-byte piece `piece` (0 .. 7) of row `row` lies within its 128 bytes.
-GRETA_DEVICE int swizzled_piece(int row, int piece) { return piece ^ (row & 7); }
-
 /// c [64, 128] = a b, or c + a b. c: as C of mma.m16n8k16 for each 8 of n; `b`: shared_tile().
 GRETA_DEVICE void warpgroup_multiply(float (&c)[64], const FragmentA& a, uint64_t b, bool add) {
 #ifdef GRETA_WARPGROUP_CODE

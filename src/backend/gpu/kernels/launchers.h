@@ -15,6 +15,7 @@ void run_dequantize(const Launch& how, const DequantizeCall& call);
 void run_embed(const Launch& how, const EmbedCall& call);
 // matmul.inl
 void run_round(const Launch& how, const RoundCall& call);
+bool wants_tiles(const Launch& how, int64_t rows);
 void run_matmul(const Launch& how, const MatmulCall& call);
 // attention.inl
 int64_t attention_scratch_floats(int64_t rows, int heads, int head_dim, int64_t splits);

@@ -18,11 +18,10 @@ GRETA_KERNEL void round_rows(Mark mark, RoundCall call) {
     amax = larger(amax, magnitude_of(x[i]));
   const float up = row_power(block_largest(amax, largest));
   if (thread_index() == 0) call.out.scale[row] = inverse_power(up);
-  auto* out = reinterpret_cast<uint32_t*>(call.out.data + row * call.out.stride);
   for (int64_t i = 2 * thread_index(); i < call.out.stride; i += 2 * kRoundThreads) {
     const float even = i < call.width ? x[i] * up : 0.0f;
     const float odd = i + 1 < call.width ? x[i + 1] * up : 0.0f;
-    out[i / 2] = pack_f16(even, odd);
+    *reinterpret_cast<uint32_t*>(call.out.data + rounded_at(call.out, row, i)) = pack_f16(even, odd);
   }
 }
 
@@ -33,12 +32,14 @@ void run_round(const Launch& how, const RoundCall& call) {
          kRoundThreads / kWave * static_cast<int>(sizeof(float)), call);
 }
 
+bool wants_tiles(const Launch& how, int64_t rows) { return kWarpgroups && how.warpgroups && rows > kFewRows; }
+
 void run_matmul(const Launch& how, const MatmulCall& call) {
   if (call.rows <= kFewRows) {
     return run_matmul_few(how, call);
   }
   if constexpr (kWarpgroups) {
-    if (how.warpgroups) return run_matmul_warpgroup(how, call);
+    if (call.x.tiled_rows != 0) return run_matmul_warpgroup(how, call);
   }
   run_matmul_many(how, call);
 }

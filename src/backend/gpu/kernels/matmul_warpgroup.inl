@@ -4,8 +4,9 @@
 // holds of each is what it holds for mma.m16n8k16. A translation unit of the targets that have warpgroups
 // (target.h).
 //
-// A block: kOutputs outputs x kTokens rows; one warpgroup brings rows of x, each of the others multiplies 64
-// outputs. x passes through kStages pieces of 64 k; `full` and `empty` say whose turn each piece is.
+// A block: kOutputs outputs x kTokens rows; a thread of one warpgroup brings rows of x, each of the others
+// multiplies 64 outputs. x passes through kStages pieces of 64 k; `full` and `empty` say whose turn each
+// piece is.
 #include "backend/gpu/cuda/warpgroup.h"
 #include "backend/gpu/kernels/matmul.h"
 
@@ -15,9 +16,8 @@ namespace {
 namespace warpgroup {
 constexpr int kConsumers = 2;
 constexpr int kOutputs = 64 * kConsumers;
-constexpr int kTokens = 128;
+constexpr int kTokens = static_cast<int>(kTiledRows);
 constexpr int kStages = 6;
-constexpr int kLag = 3;                        ///< pieces on their way before the first is waited for
 constexpr int kPieceBytes = kTokens * 64 * 2;  ///< [kTokens][64 k], 128 bytes a row, swizzled
 constexpr int kThreads = kWarpgroup * (kConsumers + 1);
 constexpr int kSharedBytes = 1024 + kStages * kPieceBytes + 2 * kStages * 8;
@@ -36,38 +36,17 @@ struct WarpgroupShared {
 
 GRETA_DEVICE int k64_steps(const MatmulCall& call) { return static_cast<int>((call.weight.cols + 63) / 64); }
 
-/// Brings piece after piece; the matrix unit may read one when all threads have arrived at `full`.
+/// Brings piece after piece: one thread, whole pieces as they lie.
 GRETA_DEVICE void bring_rows(const MatmulCall& call, const WarpgroupShared& shared) {
   using namespace warpgroup;
-  constexpr int kCopies = kTokens * 8 / kWarpgroup;  // 16 bytes each
-  const int piece = thread_index() % 8;
-  const int first = thread_index() / 8;
-  const uint16_t* from[kCopies];
-  bool valid[kCopies];
-  GRETA_UNROLL
-  for (int i = 0; i < kCopies; ++i) {
-    const int row = x_row_of(call, block_x() * kTokens + first + i * (kWarpgroup / 8));
-    valid[i] = row >= 0;
-    from[i] = call.x.data + (valid[i] ? row : 0) * call.x.stride + piece * 8;
-  }
+  const uint16_t* from = call.x.data + static_cast<int64_t>(block_x()) * (kTokens * 64);
+  const int64_t next = call.x.tiled_rows * 64;
   const int steps = k64_steps(call);
-  for (int step = 0; step < steps + kLag; ++step) {
-    if (step < steps) {
-      const int stage = step % kStages;
-      if (step >= kStages) shared.empty(stage).wait(static_cast<uint32_t>(step / kStages - 1) & 1u);
-      GRETA_UNROLL
-      for (int i = 0; i < kCopies; ++i) {
-        const int row = first + i * (kWarpgroup / 8);
-        copy_async16(shared.x, stage * (kPieceBytes / 2) + row * 64 + swizzled_piece(row, piece) * 8,
-                     from[i] + static_cast<int64_t>(step) * 64, valid[i]);
-      }
-    }
-    copy_commit();
-    copy_wait<kLag>();
-    if (step >= kLag) {
-      publish_to_matrix_unit();
-      shared.full((step - kLag) % kStages).arrive();
-    }
+  for (int step = 0; step < steps; ++step) {
+    const int stage = step % kStages;
+    if (step >= kStages) shared.empty(stage).wait(static_cast<uint32_t>(step / kStages - 1) & 1u);
+    shared.full(stage).expect(kPieceBytes);
+    copy_bulk(shared.x, stage * (kPieceBytes / 2), from + step * next, kPieceBytes, shared.full(stage));
   }
 }
 
@@ -166,7 +145,7 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mar
   if (thread_index() == 0) {
     GRETA_UNROLL
     for (int s = 0; s < kStages; ++s) {
-      shared.full(s).start(kWarpgroup);
+      shared.full(s).start(1);
       shared.empty(s).start(kConsumers * kWarpgroup / kWave);
     }
     publish_to_matrix_unit();
@@ -174,7 +153,7 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mar
   barrier();
   if (wave_index() < 4) {
     give_registers<kProducerRegisters>();
-    bring_rows(call, shared);
+    if (thread_index() == 0) bring_rows(call, shared);
   } else {
     take_registers<kConsumerRegisters>();
     multiply_rows<T>(call, shared, block_tile, wave_index() / 4 - 1);

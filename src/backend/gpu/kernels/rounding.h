@@ -2,6 +2,8 @@
 // The power of two behind which a row is rounded to f16. Included after a target's target.h.
 #include <cstdint>
 
+#include "backend/gpu/kernels.h"
+
 namespace greta::gpu::GRETA_GPU_TARGET {
 
 /// 2^e for a row whose largest finite magnitude is amax: amax 2^e lies in [2^14, 2^15), e in [-113, 126];
@@ -17,6 +19,15 @@ GRETA_DEVICE float row_power(float amax) {
 GRETA_DEVICE float inverse_power(float x) { return float_of(0x7f000000u - bits_of(x)); }
 
 GRETA_DEVICE float magnitude_of(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
+
+/// Where element k of a row lies. Tiles: [k / 64][row / 8] pieces of 8 rows x 64 k, 128 bytes a row, whose
+/// 16-byte words are permuted by the row (what wgmma calls a 128-byte swizzle): 128 rows of one k64 are 16
+/// KiB in one piece.
+GRETA_DEVICE int64_t rounded_at(const RoundedRows& rows, int64_t row, int64_t k) {
+  if (rows.tiled_rows == 0) return row * rows.stride + k;
+  const int64_t piece = k / 64 * (rows.tiled_rows / 8) + row / 8;
+  return piece * 512 + row % 8 * 64 + ((k % 64 / 8) ^ (row % 8)) * 8 + k % 8;
+}
 
 /// The largest of all threads' values; `shared` has an element for each wave.
 GRETA_DEVICE float block_largest(float value, const SharedArray<float>& shared) {

@@ -61,9 +61,9 @@ GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int64_t
                             const RoundedRows& to, const SharedArray<float>& largest) {
   const float up = row_power(block_largest(amax, largest));
   if (thread_index() == 0) to.scale[row] = inverse_power(up);
-  uint16_t* out = to.data + row * to.stride;
-  held.each(thread_index(), width, [&](int64_t i, float v) { out[i] = to_f16(v * up); });
-  for (int64_t i = width + thread_index(); i < to.stride; i += kThreads) out[i] = 0;
+  held.each(thread_index(), width,
+            [&](int64_t i, float v) { to.data[rounded_at(to, row, i)] = to_f16(v * up); });
+  for (int64_t i = width + thread_index(); i < to.stride; i += kThreads) to.data[rounded_at(to, row, i)] = 0;
 }
 
 // Of a norm: 32 lanes a row, eight rows a block; or a block a row (orders.h).

@@ -12,6 +12,7 @@ const Kernels& kernel_table() {
     k.attention_scratch_floats = attention_scratch_floats;
     k.attention_tile_rows = attention_tile_rows;
     k.rounds_with_norm = rounds_with_norm;
+    k.wants_tiles = wants_tiles;
     k.embed = run_embed;
     k.rmsnorm = run_rmsnorm;
     k.round = run_round;
