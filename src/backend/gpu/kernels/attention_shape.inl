@@ -48,9 +48,10 @@ struct Shape {
   static constexpr int kWaves = Small ? kParts : 256 / kWave;
   static constexpr int kThreads = kWaves * kWave;
   static constexpr int kRows = kWaves / kParts * kTiles * 16;
-  /// Of a multiprocessor, as far as registers reach without spilling.
+  /// Of a multiprocessor, as far as registers reach without spilling (or shared memory: 64 KiB with waves of
+  /// 64).
   static constexpr int blocks(bool apart) {
-    if (!Small || IsBf16 || HeadDim > 128) return 1;
+    if (kThreads > 128 || IsBf16 || HeadDim > 128) return 1;
     return apart || HeadDim <= 64 ? 4 : 3;
   }
   static constexpr int kKeys = kSplit / kParts;     ///< of a wave
