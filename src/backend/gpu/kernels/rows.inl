@@ -32,13 +32,13 @@ inline unsigned blocks_for(int64_t items, int64_t each) {
 template <int kThreads, int kHeld>
 struct HeldRow {
   float v[kHeld];
-  /// f(i, held value) for each of the thread's elements.
+  /// f(i, held value, which of them) for each of the thread's elements.
   template <class F>
   GRETA_DEVICE void each(int first, int64_t width, const F& f) {
     GRETA_UNROLL
     for (int e = 0; e < kHeld; ++e) {
       const int64_t i = first + e * kThreads;
-      if (i < width) f(i, v[e]);
+      if (i < width) f(i, v[e], e);
     }
   }
 };
@@ -49,7 +49,7 @@ struct HeldRow<kThreads, 0> {
   GRETA_DEVICE void each(int first, int64_t width, const F& f) {
     for (int64_t i = first; i < width; i += kThreads) {
       float v = again == nullptr ? 0.0f : again[i];
-      f(i, v);
+      f(i, v, 0);
     }
   }
 };
@@ -62,7 +62,7 @@ GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int64_t
   const float up = row_power(block_largest(amax, largest));
   if (thread_index() == 0) to.scale[row] = inverse_power(up);
   held.each(thread_index(), width,
-            [&](int64_t i, float v) { to.data[rounded_at(to, row, i)] = to_f16(v * up); });
+            [&](int64_t i, float v, int /*e*/) { to.data[rounded_at(to, row, i)] = to_f16(v * up); });
   for (int64_t i = width + thread_index(); i < to.stride; i += kThreads) to.data[rounded_at(to, row, i)] = 0;
 }
 
@@ -73,7 +73,7 @@ inline constexpr int kNormThreads = Lanes == kTree ? kRowThreads : Lanes;
 /// r = 1 / sqrt(mean + eps); out = (x r) w. Lanes threads share a row, in the order of orders.h.
 template <int Lanes, int kHeld>
 GRETA_KERNEL void GRETA_BOUNDS(kNormThreads<Lanes>, 1) rmsnorm(Mark mark, RmsnormCall call) {
-  entered(mark);
+  entered_early(mark);
   const int lane = thread_index() % Lanes;
   const int64_t row =
       static_cast<int64_t>(block_x()) * (kNormThreads<Lanes> / Lanes) + thread_index() / Lanes;
@@ -81,15 +81,18 @@ GRETA_KERNEL void GRETA_BOUNDS(kNormThreads<Lanes>, 1) rmsnorm(Mark mark, Rmsnor
   const float* x = call.x + row * call.width;
   const float* add = call.add == nullptr ? nullptr : call.add + row * call.width;
   float* added = call.sum + (call.add == nullptr ? 0 : row * call.width);
-  HeldRow<Lanes, kHeld> held;
+  HeldRow<Lanes, kHeld> held, weight;
+  if constexpr (kHeld > 0)  // on their way while the kernel before ends
+    weight.each(lane, width, [&](int64_t i, float& w, int /*e*/) { w = call.weight[i]; });
+  after_earlier(mark);
   if constexpr (kHeld == 0) {
     held.again = nullptr;
   } else {
-    held.each(lane, width, [&](int64_t i, float& v) { v = x[i]; });
-    if (add != nullptr) held.each(lane, width, [&](int64_t i, float& v) { v = v + add[i]; });
+    held.each(lane, width, [&](int64_t i, float& v, int /*e*/) { v = x[i]; });
+    if (add != nullptr) held.each(lane, width, [&](int64_t i, float& v, int /*e*/) { v = v + add[i]; });
   }
   float sum = 0.0f;
-  held.each(lane, width, [&](int64_t i, float v) {
+  held.each(lane, width, [&](int64_t i, float v, int /*e*/) {
     if constexpr (kHeld == 0) v = add == nullptr ? x[i] : x[i] + add[i];
     if (add != nullptr) added[i] = v;
     sum = fused(v, v, sum);
@@ -116,8 +119,14 @@ GRETA_KERNEL void GRETA_BOUNDS(kNormThreads<Lanes>, 1) rmsnorm(Mark mark, Rmsnor
   const float r = divide(1.0f, root_of(mean + call.eps));
   float* out = call.out + row * call.width;
   float amax = 0.0f;
-  held.each(lane, width, [&](int64_t i, float& v) {
-    v = (v * r) * call.weight[i];
+  held.each(lane, width, [&](int64_t i, float& v, int e) {
+    float w;
+    if constexpr (kHeld > 0) {
+      w = weight.v[e];
+    } else {
+      w = call.weight[i];
+    }
+    v = (v * r) * w;
     out[i] = v;
     amax = larger(amax, magnitude_of(v));
   });
@@ -250,10 +259,10 @@ GRETA_KERNEL void GRETA_BOUNDS(kGluThreads, 1) glu_rounded(Mark mark, Op op, Glu
   if constexpr (kHeld == 0) {
     held.again = gate;
   } else {
-    held.each(thread_index(), call.width, [&](int64_t i, float& v) { v = gate[i]; });
+    held.each(thread_index(), call.width, [&](int64_t i, float& v, int /*e*/) { v = gate[i]; });
   }
   float amax = 0.0f;
-  held.each(thread_index(), call.width, [&](int64_t i, float& v) {
+  held.each(thread_index(), call.width, [&](int64_t i, float& v, int /*e*/) {
     v = op(v, up[i]);
     out[i] = v;
     amax = larger(amax, magnitude_of(v));
