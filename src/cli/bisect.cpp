@@ -59,7 +59,7 @@ void write_file(const fs::path& path, const std::string& text) {
 
 Subject defaults_of(const Values& values) {
   Subject s;
-  s.device = values.text("device");
+  s.device = device_of(values);
   s.backend = backend_options(values);
   return s;
 }
@@ -83,7 +83,7 @@ BisectOptions bisect_options(const Values& values) {
   o.tokenizer = values.text("tokenizer");
   const Subject defaults = defaults_of(values);
   o.a = parse_subject(values.has("a") ? values.text("a") : "reference", defaults);
-  o.b = parse_subject(values.has("b") ? values.text("b") : values.text("device"), defaults);
+  o.b = parse_subject(values.has("b") ? values.text("b") : device_of(values), defaults);
   o.repeat_run = values.flag("repeat-run");
   o.keep_going = values.flag("keep-going");
   o.allow_rounding = values.has("allow");
@@ -103,7 +103,7 @@ int run_self_test(const Values& values) {
   SelfTestOptions o;
   o.model = values.positionals[0];
   o.tokenizer = values.text("tokenizer");
-  o.subject = parse_subject(values.has("b") ? values.text("b") : values.text("device"), defaults_of(values));
+  o.subject = parse_subject(values.has("b") ? values.text("b") : device_of(values), defaults_of(values));
   o.plantings = *values.number("plantings");
   o.clean = values.number("clean").value_or(-1);
   o.seed = static_cast<uint64_t>(*values.number("seed"));

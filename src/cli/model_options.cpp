@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "backend/gpu/targets.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/mapped_file.h"
@@ -13,6 +14,13 @@
 #include "cli/progress.h"
 
 namespace greta::cli {
+
+std::string device_of(const Values& values) {
+  if (values.has("device")) return values.text("device");
+  for (const gpu::DeviceInfo& gpu : gpu::list_devices())
+    if (gpu.unusable.empty()) return gpu.device;
+  return "cpu";
+}
 
 BackendOptions backend_options(const Values& values) {
   BackendOptions options;
@@ -28,7 +36,7 @@ BackendOptions backend_options(const Values& values) {
   options.activations = values.text("activations") == "8" ? Activations::bits8 : Activations::bits16;
   const std::string kv = values.text("kv-type");
   options.kv_type = kv == "bf16" ? KvType::bf16 : kv == "f32" ? KvType::f32 : KvType::f16;
-  if (values.text("device") == "reference") {
+  if (device_of(values) == "reference") {
     if (values.has("kv-type")) fail("--kv-type {}: the reference keeps float64; leave the option out", kv);
     options.kv_type = KvType::f64;
   }
@@ -39,7 +47,7 @@ BackendOptions backend_options(const Values& values) {
 
 EngineOptions engine_options(const Values& values) {
   EngineOptions options;
-  options.device = values.text("device");
+  options.device = device_of(values);
   options.backend = backend_options(values);
   if (values.command != Command::bench) options.context = values.number("context");
   options.chunk = *values.number("chunk");

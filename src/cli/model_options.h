@@ -11,6 +11,9 @@
 
 namespace greta::cli {
 
+/// --device, or the first GPU that this build can use, else cpu.
+std::string device_of(const Values& values);
+
 /// Device and backend options as given; context and chunk too.
 EngineOptions engine_options(const Values& values);
 BackendOptions backend_options(const Values& values);

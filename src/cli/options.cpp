@@ -233,8 +233,8 @@ const std::vector<Option>& table() {
       {"output", 'o', Kind::path, "DIR", "", kBisect, "output",
        "a new folder for the report; default: artifacts/<date>/<time>-<model>"},
       // ---- model and device
-      {"device", 0, Kind::text, "DEVICE", "cpu", kModel, "model and device",
-       "cpu, cuda:0, hip:0 or reference"},
+      {"device", 0, Kind::text, "DEVICE", "", kModel, "model and device",
+       "cpu, cuda:0, hip:0 or reference; default: the first GPU that this build can use, else cpu"},
       {"isa",
        0,
        Kind::choice,

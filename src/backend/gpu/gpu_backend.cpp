@@ -53,8 +53,10 @@ class GpuBackend : public Backend, private Launch {
         loose_(*device_),
         limits_(*device_, *this) {
     if (options.activations == Activations::bits8)
-      fail("--activations 8: {} has 16-bit activations alone (f16 behind a scale for each row)",
-           device_->name());
+      fail(
+          "--activations 8: {} has 16-bit activations alone (f16 behind a scale for each row); --device cpu "
+          "has 8 bits",
+          device_->name());
     if (options.kv_type != KvType::f16 && options.kv_type != KvType::bf16)
       fail("--kv-type: the cache on {} is f16 or bf16", device_->name());
     stream = device_->stream();
