@@ -159,7 +159,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
   GRETA_UNROLL
   for (int m = 0; m < kM; ++m) load_piece(tiles[m], 0, weights[0].tile[m]);
 
-  float total[kM][kTilesN][kFragmentC];
+  float total[kM][kTilesN][kFragmentC] = {};
   for (int chunk = 0; chunk < chunks; ++chunk) {
     float c[kM][kTilesN][kFragmentC] = {};
     GRETA_UNROLL
