@@ -2,6 +2,8 @@
 // within their bound and have the same bits for any number of rows.
 #include <gtest/gtest.h>
 
+#include <memory>
+
 #include "gpu/kernel_support.h"
 
 namespace greta::gpu::kernel_test {
@@ -364,18 +366,67 @@ TEST_P(Matmul, ProductsInEveryWeightMode) {
   }
 }
 
-/// Chunks' sums pass through shared memory in several rounds where K is long.
+/// More chunks than a block has waves: each wave takes several.
 TEST_P(Matmul, ProductsOfLongRows) {
-  for (const Type type : {Type::F16, Type::Q4_0}) {
-    const HostMatrix m = random_matrix(type, 16, 256 * 70 + 32, 18);
+  for (const Type type : kernel_types()) {
+    const HostMatrix m =
+        random_matrix(type, 16, 256 * 18 + (quant::traits(type).block == 256 ? 256 : 96), 18);
     const Packed packed(machine, m, type);
-    std::vector<float> alone;
+    const std::vector<float> x = rows_test::random_rows(70 * m.cols, 19);
+    const std::vector<float> many = product(packed, {x, 70});
     for (const int64_t rows : {1, 20}) {
-      const Call call{rows_test::random_rows(20 * m.cols, 19), rows};
+      const Call call{x, rows};
       const std::vector<float> y = product(packed, call);
       expect_product(m, type, call, y, name_of(type));
-      if (rows == 1) alone = y;
-      EXPECT_EQ(first_difference(row_of(y, 0, m.rows), row_of(alone, 0, m.rows)), -1);
+      ASSERT_EQ(first_difference(y, std::span(many).first(y.size())), -1) << name_of(type) << " x " << rows;
+    }
+  }
+}
+
+/// Chunks' sums pass through shared memory in several rounds.
+TEST_P(Matmul, ProductsOfVeryLongRows) {
+  const HostMatrix m = random_matrix(Type::Q4_0, 16, 256 * 70 + 32, 18);
+  const Packed packed(machine, m, Type::Q4_0);
+  const std::vector<float> x = rows_test::random_rows(33 * m.cols, 19);
+  const std::vector<float> many = product(packed, {x, 33});
+  for (const int64_t rows : {1, 20, 32}) {
+    const Call call{x, rows};
+    const std::vector<float> y = product(packed, call);
+    if (rows == 20) expect_product(m, Type::Q4_0, call, y, "Q4_0");
+    EXPECT_EQ(first_difference(y, std::span(many).first(y.size())), -1) << rows;
+  }
+}
+
+/// q, k and v in one call: each as if alone.
+TEST_P(Matmul, SeveralProductsInOneCall) {
+  const int64_t outputs[] = {40, 16, 33};
+  for (const Type type : {Type::Q4_K, Type::F16}) {
+    std::vector<std::unique_ptr<Packed>> weights;
+    for (const int64_t count : outputs)
+      weights.push_back(std::make_unique<Packed>(
+          machine, random_matrix(type, count, 512, static_cast<uint32_t>(count)), type));
+    const Array<float> bias(machine, rows_test::random_rows(33, 34));
+    for (const int64_t rows : {1, 12, 67}) {
+      const std::vector<float> x = rows_test::random_rows(rows * 512, 35);
+      const Rounded rounded(machine, x, rows);
+      std::vector<std::unique_ptr<Array<float>>> y;
+      for (const int64_t count : outputs)
+        y.push_back(std::make_unique<Array<float>>(machine, rows * count, kUnwritten));
+      MatmulCall call;
+      call.weight = weights[0]->matrix();
+      call.rows = rows;
+      call.x = rounded.rows_of();
+      call.y = y[0]->data();
+      call.others[0] = {weights[1]->matrix(), nullptr, y[1]->data()};
+      call.others[1] = {weights[2]->matrix(), bias.data(), y[2]->data()};
+      call.other_count = 2;
+      machine.kernels().matmul(machine, call);
+      for (size_t i = 0; i < 3; ++i) {
+        Call alone{x, rows};
+        if (i == 2) alone.bias = bias.read();
+        EXPECT_EQ(first_difference(y[i]->read(), product(*weights[i], alone)), -1)
+            << name_of(type) << " " << i;
+      }
     }
   }
 }
