@@ -135,8 +135,10 @@ inline void SameBits::chunk_phase_batch_and_threads() const {
     expect_equal(solitary(one, texts[0]), expected, "decode: one token a call");
     EXPECT_NE(one.backend().route(), prefill_route)
         << "both sides ran the same kernels: nothing was compared";
+    // An expert's rows are few in a prefill, too.
     for (const auto& [kernel, times] : one.backend().route())
-      if (kernel.starts_with("matmul")) EXPECT_FALSE(prefill_route.contains(kernel)) << kernel;
+      if (kernel.starts_with("matmul") && hp.experts == 0)
+        EXPECT_FALSE(prefill_route.contains(kernel)) << kernel;
   }
   Engine five(model_, options(512, 5, 2));
   const Hashes together = batched(five, texts);

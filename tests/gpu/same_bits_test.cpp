@@ -56,7 +56,7 @@ std::vector<Mode> entries() {
       Mode mode{with_device(std::string(entry.name), device), Type::Q8_0};
       mode.shape = tiny(entry.name);
       mode.device = device;
-      if (entry.name == "gemma2" || entry.name == "gemma3" || entry.name == "phi3") mode.shape.window = 70;
+      if (entry.name == "gemma2" || entry.name == "gemma3" || entry.name == "phi3") mode.shape.window = 40;
       if (entry.name == "gemma2") mode.shape.layers = 2;
       if (entry.name == "gemma3") mode.shape.layers = 6;  // one global layer
       if (entry.name == "phi3") mode.shape.rope_scaling = "longrope:4:128";
@@ -72,7 +72,7 @@ std::vector<Mode> entries() {
 
 class Simulated : public SameBits {
  protected:
-  Simulated() : SameBits(GetParam().shape, {150, 1, 20, 64, 33}) {}
+  Simulated() : SameBits(GetParam().shape, {90, 1, 20, 64}) {}
 };
 
 TEST_P(Simulated, ChunkPhaseAndBatch) { chunk_phase_batch_and_threads(); }
