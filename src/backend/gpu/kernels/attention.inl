@@ -24,7 +24,7 @@ struct State {
     for (int t = 0; t < S::kTiles; ++t) {
       GRETA_UNROLL
       for (int r = 0; r < kRowsC; ++r) {
-        largest[t][r] = float_of(0xff800000u);
+        largest[t][r] = float_of(kMinusInfinity);
         sum[t][r] = 0.0f;
       }
     }
@@ -183,7 +183,7 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
       copy_commit();
     }
     typename Block<S>::RowNumbers m;
-    block.probabilities_of(scores, split, m);
+    block.probabilities_of(scores, m);
 
     typename Block<S>::Operands p;
     Entering<S> how;
@@ -248,7 +248,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kMergeThreads, 1) attention_merge(Mark mark, Atte
   const int64_t at = block_x();
   const int head_dim = call.cache.head_dim, thread = thread_index();
   const Keys keys = visible_at(call.batch.positions[at / call.heads], call.window);
-  float largest = float_of(0xff800000u), sum = 0.0f, o[kMergeColumns] = {};
+  float largest = float_of(kMinusInfinity), sum = 0.0f, o[kMergeColumns] = {};
   const int last = keys.last / kSplit;
   for (int first = keys.first / kSplit; first <= last; first += kMergeSplits) {
     const int count = last - first + 1 < kMergeSplits ? last - first + 1 : kMergeSplits;

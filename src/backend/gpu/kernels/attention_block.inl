@@ -259,8 +259,9 @@ struct Block {
     }
   }
 
-  /// Of a row tile, what belongs to keys that its row does not see.
-  GRETA_DEVICE void put_unseen(float (&of)[S::kKeyTiles][kFragmentC], int t, int split, float value) const {
+  /// Of a row tile, the scores of keys that their row does not see: p is 0 then. A row that sees none has NaN
+  /// for p, and leaves nothing of the split anywhere.
+  GRETA_DEVICE void drop_unseen(float (&scores)[S::kKeyTiles][kFragmentC], int t, int split) const {
     GRETA_UNROLL
     for (int r = 0; r < kRowsC; ++r) {
       const Keys keys = sees(t, r);
@@ -268,7 +269,7 @@ struct Block {
       for (int n = 0; n < S::kKeyTiles; ++n) {
         GRETA_UNROLL
         for (int i = r * kSameRowC; i < (r + 1) * kSameRowC; ++i)
-          of[n][i] = keys.has(split * kSplit + key_of(n, i)) ? of[n][i] : value;
+          if (!keys.has(split * kSplit + key_of(n, i))) scores[n][i] = float_of(kMinusInfinity);
       }
     }
   }
@@ -276,7 +277,6 @@ struct Block {
   /// acc becomes S, -infinity for keys that a row does not see; each row's largest among this wave's keys
   /// goes to `maxima`.
   GRETA_DEVICE void finish_scores(Scores& acc, int split) const {
-    constexpr uint32_t kMinusInfinity = 0xff800000u;
     GRETA_UNROLL
     for (int t = 0; t < S::kTiles; ++t) {
       GRETA_UNROLL
@@ -290,7 +290,7 @@ struct Block {
         }
       }
       if (call.softcap > 0.0f) cap_scores(acc[t]);
-      if (!work.all.covers(split)) put_unseen(acc[t], t, split, float_of(kMinusInfinity));
+      if (!work.all.covers(split)) drop_unseen(acc[t], t, split);
       GRETA_UNROLL
       for (int r = 0; r < kRowsC; ++r) {
         float most = float_of(kMinusInfinity);
@@ -325,7 +325,7 @@ struct Block {
   }
 
   /// After a barrier: m of each row, p in place of S, its operands and the sums of 16 keys in shared memory.
-  GRETA_DEVICE void probabilities_of(Scores& acc, int split, RowNumbers& m) const {
+  GRETA_DEVICE void probabilities_of(Scores& acc, RowNumbers& m) const {
     GRETA_UNROLL
     for (int t = 0; t < S::kTiles; ++t) {
       GRETA_UNROLL
@@ -335,7 +335,6 @@ struct Block {
         GRETA_UNROLL
         for (int i = 0; i < kFragmentC; ++i) acc[t][n][i] = exp_of(acc[t][n][i] - m[t][i / kSameRowC]);
       }
-      if (!work.all.covers(split)) put_unseen(acc[t], t, split, 0.0f);
       put_probabilities(acc[t], t);
       sum_groups(acc[t], t);
     }

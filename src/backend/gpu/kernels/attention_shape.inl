@@ -9,6 +9,7 @@ namespace {
 inline constexpr int kSplit = 64;        ///< keys; aligned to absolute position (kKvPage)
 inline constexpr int kProbability = 15;  ///< the operand of p is p 2^15
 inline constexpr int kWorkBytes = 48;    ///< of shared memory
+inline constexpr uint32_t kMinusInfinity = 0xff800000u;
 inline constexpr float kUndoProbability = 0x1p-15f;
 
 // Elements of C [16, kTileN] that a lane has: kRowsC rows, of each kSameRowC neighbours; element i is of row
