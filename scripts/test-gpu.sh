@@ -83,7 +83,7 @@ bisected odd_ffn --ffn-dim 1000 --type f16
 
 if command -v compute-sanitizer >/dev/null; then
   if timeout 60 compute-sanitizer --error-exitcode 9 "$greta" devices >"$work/log" 2>&1; then
-    tiny=$(model tiny --dim 128 --layers 1 --heads 2 --type q4_k --ffn-dim 256)
+    tiny=$(model tiny --dim 256 --layers 1 --heads 2 --type q4_k --ffn-dim 256)
     for tool in memcheck racecheck initcheck; do sanitized $tool "$tiny"; done
   else
     skip "compute-sanitizer" "it refuses: $(grep -m 1 -i 'error\|not supported' "$work/log" | cut -c 1-160)"

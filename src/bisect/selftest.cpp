@@ -227,18 +227,11 @@ class SelfTest {
     const Prompt prompt = prompt_for(i);
     Subject subject = o_.subject;
     ExamineOptions examine = examine_options(i, prompt);
-    static const std::vector<std::string> schedules = {"",
-                                                       "chunk=7",
-                                                       "phase=decode",
-                                                       "batch=3",
-                                                       "threads=1",
-                                                       "chunk=64",
-                                                       "weights=int8",
-                                                       "activations=8",
-                                                       "weights=f32",
-                                                       "kv-type=bf16",
-                                                       "kv-type=f32",
-                                                       "isa=portable,chunk=16"};
+    std::vector<std::string> schedules = {"",         "chunk=7",      "phase=decode", "batch=3",
+                                          "chunk=64", "weights=int8", "weights=f32",  "kv-type=bf16"};
+    if (!is_gpu(o_.subject.device))
+      schedules.insert(schedules.end(),
+                       {"threads=1", "activations=8", "kv-type=f32", "isa=portable,chunk=16"});
     const std::string& keys = schedules[i % schedules.size()];
     if (!keys.empty()) subject = parse_subject(o_.subject.device + "," + keys, o_.subject);
     SubjectRun run(subject, model_, model_, examine, prompt);
