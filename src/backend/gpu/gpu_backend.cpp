@@ -144,6 +144,7 @@ class GpuBackend : public Backend, private Launch {
   }
   void begin(const char* name, const Site& site, std::initializer_list<View> writes) {
     operator_ = {name, site.layer, site.stage};
+    stream = device_->stream();  // and the thread's current device is ours
     for (const View& view : writes)
       if (view.data == rounded_of_.data) rounded_of_ = {};  // all a buffer's views begin where it does
   }

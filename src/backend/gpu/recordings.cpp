@@ -65,7 +65,10 @@ void Recordings::abort(Device& device) {
   if (!recording_) return;
   recording_ = false;
   entries_[current_].refused = true;
-  device.end_capture();
+  try {
+    device.end_capture();
+  } catch (const Error&) {  // what spoilt it has been told already
+  }
 }
 
 }  // namespace greta::gpu
