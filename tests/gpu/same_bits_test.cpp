@@ -72,7 +72,7 @@ std::vector<Mode> entries() {
 
 class Simulated : public SameBits {
  protected:
-  Simulated() : SameBits(GetParam().shape, {90, 1, 20, 64}) {}
+  Simulated() : SameBits(GetParam().shape, {70, 1, 20}) {}
 };
 
 TEST_P(Simulated, ChunkPhaseAndBatch) { chunk_phase_batch_and_threads(); }
