@@ -47,7 +47,9 @@ std::vector<std::string> rows_of(const VerifyOptions& options) {
   if (!options.rows.empty()) return options.rows;
   std::vector<std::string> ids;
   for (const RowEntry& entry : entries())
-    if (entry.info.id != "isa" || options.engine.device == "cpu") ids.emplace_back(entry.info.id);
+    if (options.engine.device == "cpu" ||
+        (entry.info.id != "isa" && (entry.info.id != "threads" || !is_gpu(options.engine.device))))
+      ids.emplace_back(entry.info.id);
   return ids;
 }
 

@@ -74,7 +74,8 @@ struct Speed {
   double of_limit = 0.0;
 };
 
-Speed speed_of(const GenerateStats& stats, const Costs& costs, bool measure) {
+/// `device`: its limits, null for the host's.
+Speed speed_of(const GenerateStats& stats, const Costs& costs, DeviceLimits* device, bool measure) {
   Speed speed;
   if (stats.prefill_seconds > 0)
     speed.prefill = static_cast<double>(stats.prompt_tokens) / stats.prefill_seconds;
@@ -87,7 +88,11 @@ Speed speed_of(const GenerateStats& stats, const Costs& costs, bool measure) {
       (steps * static_cast<double>(costs.weights) + positions * static_cast<double>(costs.kv_position)) /
       stats.decode_seconds;
   if (!measure) return speed;
-  speed.limit = ReadMeter(std::min(costs.model, kLargestLimitBuffer), usable_cpus()).measure(kLimitSeconds);
+  if (device != nullptr) {
+    speed.limit.bytes_per_second = device->read_rate(speed.limit.pattern);
+  } else {
+    speed.limit = ReadMeter(std::min(costs.model, kLargestLimitBuffer), usable_cpus()).measure(kLimitSeconds);
+  }
   speed.of_limit = speed.decode_bytes / speed.limit.bytes_per_second;
   return speed;
 }
@@ -97,12 +102,16 @@ void log_statistics(const Generation& result, const GenerateStats& stats, const 
   std::string decode = "nothing decoded";
   if (speed.decode > 0)
     decode = fmt::format("{} decoded at {:.1f} tokens/s", stats.decoded_tokens, speed.decode);
-  if (speed.limit.bytes_per_second > 0)
+  if (speed.limit.bytes_per_second > 0 && speed.limit.threads == 0) {
+    decode += fmt::format(": {:.1f} GB/s, {:.2f} of the {:.1f} GB/s that the device reads",
+                          speed.decode_bytes / 1e9, speed.of_limit, speed.limit.bytes_per_second / 1e9);
+  } else if (speed.limit.bytes_per_second > 0) {
     decode += fmt::format(
         ": {:.1f} GB/s, {:.2f} of the {:.1f} GB/s that {} thread{} read{} from a buffer of {}",
         speed.decode_bytes / 1e9, speed.of_limit, speed.limit.bytes_per_second / 1e9, speed.limit.threads,
         speed.limit.threads == 1 ? "" : "s", speed.limit.threads == 1 ? "s" : "",
         bytes_shown(static_cast<double>(speed.limit.buffer)));
+  }
   log::info("{} prompt token{} at {:.1f} tokens/s; {}; {}{}; logits hash {}", stats.prompt_tokens,
             stats.prompt_tokens == 1 ? "" : "s", speed.prefill, decode, name_of(result.finish),
             activations == Activations::bits8 ? "; activations 8" : "", hash_text(result.logits_hash));
@@ -200,7 +209,8 @@ int run(const Values& values) {
   }
   engine.reset();  // its memory is free before the limit's buffer is taken
   const bool shown = values.flag("json") || !values.flag("quiet");
-  const Speed speed = speed_of(stats, costs, shown && result.finish != Finish::cancelled);
+  const Speed speed =
+      speed_of(stats, costs, engine->backend().limits(), shown && result.finish != Finish::cancelled);
   if (values.flag("json"))
     print_json({{"text", result.text},
                 {"prompt_ids", request.prompt},

@@ -64,9 +64,9 @@ class Estimate {
     const int64_t rows = std::max(run.chunk, run.sequences);
     const int64_t logits = logits_a_sequence_ ? run.sequences : std::min(max_logits_, rows);
     const int64_t widest = std::max({hp_.dim, hp_.q_dim(), hp_.mlp_width()});
-    memory.activations =
-        Workspace::bytes(hp_, rows, logits, backend_.element_bytes()) + backend_.scratch_bytes({rows, widest, static_cast<int>(hp_.heads), static_cast<int>(hp_.head_dim),
-                                run.context, run.sequences});
+    memory.activations = Workspace::bytes(hp_, rows, logits, backend_.element_bytes()) +
+                         backend_.scratch_bytes({rows, widest, static_cast<int>(hp_.heads),
+                                                 static_cast<int>(hp_.head_dim), run.context, run.sequences});
     memory.available = backend_.available_bytes();
     return memory;
   }
