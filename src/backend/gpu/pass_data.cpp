@@ -72,8 +72,8 @@ bool PassData::put(const BatchView& batch, std::span<const int32_t> picked, std:
   picked_ = at(picked_at);
   tables_.clear();
   for (const auto& [host, word] : tables) tables_[host] = at(word);
-  int32_t last = 0;
-  for (int64_t r = 0; r < batch.rows; ++r) last = std::max(last, batch.positions[r]);
+  int64_t last = 0;
+  for (int64_t r = 0; r < batch.rows; ++r) last = std::max<int64_t>(last, batch.positions[r]);
   splits_ = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(last / kKvPage + 1)));
   batch_ = &batch;
   return moves;

@@ -17,7 +17,8 @@ struct OperatorName {
   const char* name = "";
   int layer = kNoLayer;
   Stage stage = Stage::embed_out;
-  auto operator<=>(const OperatorName&) const = default;
+  auto operator<=>(const OperatorName&) const =
+      default;  // NOLINT(modernize-use-nullptr): of the default's code
 };
 
 /// Kernels by number, each with the operator that it served: the same number for the same two.
@@ -40,7 +41,7 @@ struct RecordingKey {
   int64_t picked = 0;
   int64_t tiles = 0;
   int64_t splits = 0;
-  auto operator<=>(const RecordingKey&) const = default;
+  auto operator<=>(const RecordingKey&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 /// A pass that comes a second time is recorded, from the third on it is launched as one graph.
