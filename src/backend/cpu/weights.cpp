@@ -8,6 +8,7 @@
 
 #include "backend/cpu/packed.h"
 #include "backend/cpu/rounding.h"
+#include "backend/weight_source.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/half.h"
@@ -37,11 +38,6 @@ quant::Type kernel_type_of(WeightUse use, quant::Type type, WeightMode mode) {
 bool owns_floats(WeightUse use, quant::Type type, WeightMode mode) {
   return layout_of(use, type, mode) == Layout::floats &&
          (use == WeightUse::vector || (mode == WeightMode::f32 && type != quant::Type::F32));
-}
-
-int64_t file_row_bytes(quant::Type type, int64_t cols) {
-  const quant::Traits& t = quant::traits(type);
-  return cols / t.block * t.bytes;
 }
 
 /// Rows dequantised and rounded to Q8_0 blocks: [rows][units * 34] bytes.
@@ -93,16 +89,6 @@ void widen(const WeightSource& source, CpuWeight& weight, ThreadPool& pool) {
 
 }  // namespace
 
-std::optional<std::string> weight_refusal(WeightUse /*use*/, quant::Type type, int64_t rows, int64_t cols) {
-  const quant::Traits& t = quant::traits(type);
-  if (rows < 1 || cols < 1)
-    return fmt::format("expected at least one row and column, got {} x {}", rows, cols);
-  if (cols % t.block != 0)
-    return fmt::format("expected rows of a multiple of {} elements ({} blocks), got {}", t.block, t.name,
-                       cols);
-  return std::nullopt;
-}
-
 uint64_t weight_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols, WeightMode mode) {
   if (layout_of(use, type, mode) == Layout::groups) {
     const int index = *integer_type(kernel_type_of(use, type, mode));
@@ -139,19 +125,8 @@ std::unique_ptr<CpuWeight> load_stack(const WeightSource& source, WeightMode mod
 std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMode mode,
                                        ThreadPool& pool, Arena& arena) {
   if (use == WeightUse::experts) return load_stack(source, mode, pool, arena);
-  if (const auto why = weight_refusal(use, source.type, source.rows, source.cols))
-    fail("{}: {}", source.name, *why);
-  const auto expected =
-      quant::bytes_for(source.type, static_cast<uint64_t>(source.rows) * static_cast<uint64_t>(source.cols));
-  if (!expected || *expected != source.bytes.size())
-    fail("{}: expected {} bytes of {} for {} x {}, got {}", source.name, expected.value_or(0),
-         quant::traits(source.type).name, source.rows, source.cols, source.bytes.size());
   auto weight = std::make_unique<CpuWeight>();
-  weight->name = source.name;
-  weight->use = use;
-  weight->file_type = source.type;
-  weight->rows = source.rows;
-  weight->cols = source.cols;
+  begin_weight(source, use, *weight);
   weight->layout = layout_of(use, source.type, mode);
   weight->kernel_type = kernel_type_of(use, source.type, mode);
   weight->index = integer_type(weight->kernel_type).value_or(float_type(weight->kernel_type));

@@ -38,7 +38,4 @@ std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use
 /// Bytes that load_weight() allocates.
 uint64_t weight_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols, WeightMode mode);
 
-/// Why load_weight() would refuse, or nothing.
-std::optional<std::string> weight_refusal(WeightUse use, quant::Type type, int64_t rows, int64_t cols);
-
 }  // namespace greta::cpu

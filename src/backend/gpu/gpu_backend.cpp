@@ -12,6 +12,7 @@
 #include "backend/gpu/kernels.h"
 #include "backend/gpu/pass_data.h"
 #include "backend/gpu/recordings.h"
+#include "backend/weight_source.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/half.h"
@@ -81,7 +82,7 @@ class GpuBackend : public Backend, private Launch {
   const Arithmetic& arithmetic() const override { return arithmetic_; }
 
   std::optional<std::string> refuses(WeightUse, quant::Type type, int64_t rows, int64_t cols) const override {
-    return gpu_weight_refusal(type, rows, cols);
+    return shape_refusal(type, rows, cols);
   }
   uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const override {
     return gpu_weight_bytes(kernels_, use, type, rows, cols, options_.weights);
@@ -145,8 +146,12 @@ class GpuBackend : public Backend, private Launch {
   void begin(const char* name, const Site& site, std::initializer_list<View> writes) {
     operator_ = {name, site.layer, site.stage};
     stream = device_->stream();  // and the thread's current device is ours
-    for (const View& view : writes)
-      if (view.data == rounded_of_.data) rounded_of_ = {};  // all a buffer's views begin where it does
+    for (const View& view : writes) written(view.data);
+  }
+  /// A buffer's rows change or go: what was rounded of them is old. All views of a buffer begin where it
+  /// does.
+  void written(const void* data) {
+    if (data == rounded_of_.data) rounded_of_ = {};
   }
   /// An addition waits for the norm that mostly follows it: then both are one kernel.
   void launch_pending();
@@ -201,6 +206,7 @@ OwnedBuffer::OwnedBuffer(GpuBackend& backend, size_t bytes)
 }
 OwnedBuffer::~OwnedBuffer() {
   owner.touched();
+  owner.written(memory.data());
   owner.recordings_.forget();
   owner.allocations_.erase(memory.data());
 }
@@ -257,7 +263,7 @@ void GpuBackend::read(const View& view, int64_t first, int64_t count, double* ou
 void GpuBackend::write(const View& view, int64_t first, int64_t count, const double* in) {
   values_.assign(in, in + count * view.width);
   launch_pending();
-  if (view.data == rounded_of_.data) rounded_of_ = {};
+  written(view.data);
   touched();
   device_->upload(floats_out(view) + first * view.width, values_.data(), values_.size() * sizeof(float));
 }
@@ -415,8 +421,7 @@ void GpuBackend::matmul(const MatmulArgs& args) {
     operator_.stage = o.stage;
     kernels_.matmul(*this, call);
   }
-  for (int i = 0; i < args.count; ++i)
-    if (args.outputs[static_cast<size_t>(i)].out.data == rounded_of_.data) rounded_of_ = {};
+  for (int i = 0; i < args.count; ++i) written(output(i).out.data);
 }
 
 const double* GpuBackend::frequencies(const RopeSpec& spec) {
@@ -450,7 +455,7 @@ void GpuBackend::attention(const AttentionArgs& args) {
 
 void GpuBackend::add(const AddArgs& args) {
   launch_pending();
-  if (args.out.data == rounded_of_.data) rounded_of_ = {};
+  written(args.out.data);
   pending_ = args;
   touched();
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "backend/weight_source.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -13,10 +14,6 @@ namespace {
 constexpr size_t kAlign = 256;
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-int64_t file_row_bytes(quant::Type type, int64_t cols) {
-  const quant::Traits& t = quant::traits(type);
-  return cols / t.block * t.bytes;
-}
 size_t scale_bytes(int64_t rows) {
   return aligned(static_cast<size_t>(ceil_div(rows, 16) * 16) * sizeof(float));
 }
@@ -86,16 +83,6 @@ quant::Type kernel_type_of(WeightUse use, quant::Type type, WeightMode mode) {
   return type == quant::Type::BF16 ? quant::Type::F16 : type;
 }
 
-std::optional<std::string> gpu_weight_refusal(quant::Type type, int64_t rows, int64_t cols) {
-  const quant::Traits& t = quant::traits(type);
-  if (rows < 1 || cols < 1)
-    return fmt::format("expected at least one row and column, got {} x {}", rows, cols);
-  if (cols % t.block != 0)
-    return fmt::format("expected rows of a multiple of {} elements ({} blocks), got {}", t.block, t.name,
-                       cols);
-  return std::nullopt;
-}
-
 uint64_t gpu_weight_bytes(const Kernels& kernels, WeightUse use, quant::Type type, int64_t rows, int64_t cols,
                           WeightMode mode) {
   switch (use) {
@@ -113,20 +100,8 @@ uint64_t gpu_weight_bytes(const Kernels& kernels, WeightUse use, quant::Type typ
 std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse use, WeightMode mode,
                                            Device& device, const Launch& launch, DeviceMemory& staging,
                                            ReadBack& reader) {
-  if (const auto why = gpu_weight_refusal(source.type, source.rows, source.cols))
-    fail("{}: {}", source.name, *why);
-  const auto expected =
-      quant::bytes_for(source.type, static_cast<uint64_t>(source.rows) * static_cast<uint64_t>(source.cols));
-  if (!expected || *expected != source.bytes.size())
-    fail("{}: expected {} bytes of {} for {} x {}, got {}", source.name, expected.value_or(0),
-         quant::traits(source.type).name, source.rows, source.cols, source.bytes.size());
   auto weight = std::make_unique<GpuWeight>();
-  weight->name = source.name;
-  weight->use = use;
-  weight->file_type = source.type;
-  weight->rows = source.rows;
-  weight->cols = source.cols;
-  weight->experts = source.experts;
+  begin_weight(source, use, *weight);
   weight->file_in_use = false;
   weight->reader = &reader;
   switch (use) {

@@ -84,7 +84,6 @@ class GpuWeight : public Weight {
 
 /// What the kernels see of a tensor of this type.
 quant::Type kernel_type_of(WeightUse use, quant::Type type, WeightMode mode);
-std::optional<std::string> gpu_weight_refusal(quant::Type type, int64_t rows, int64_t cols);
 /// Bytes of a tensor (of one expert).
 uint64_t gpu_weight_bytes(const Kernels& kernels, WeightUse use, quant::Type type, int64_t rows, int64_t cols,
                           WeightMode mode);
