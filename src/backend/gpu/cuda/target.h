@@ -89,12 +89,12 @@ GRETA_DEVICE void sincos_of(double angle, double& sine, double& cosine) { sincos
 // ---- memory
 // ---------------------------------------------------------------------------------------------------
 
-struct alignas(16) Words4 {
-  uint32_t x, y, z, w;
-};
-struct alignas(8) Words2 {
-  uint32_t x, y;
-};
+}  // namespace cuda
+}  // namespace greta::gpu
+#include "backend/gpu/chip_memory.inl"
+namespace greta::gpu {
+namespace cuda {
+
 /// Read once, not kept in the first cache: weights.
 GRETA_DEVICE Words4 stream_words4(const void* from) {
   Words4 v;
@@ -114,54 +114,17 @@ GRETA_DEVICE uint32_t stream_word(const void* from) {
   return v;
 }
 
-/// The block's dynamic shared memory, handed out from its start. Arrays are 16-byte aligned. An array of
-/// shared memory is indexed and sliced, never turned into a pointer: sim checks each access.
+/// Of element i, as the instructions of shared memory want it.
 template <class T>
-class SharedArray {
- public:
-  __device__ __forceinline__ explicit SharedArray(T* data) : data_(data) {}
-  __device__ __forceinline__ T& operator[](int i) const { return data_[i]; }
-  /// From element `first` on.
-  __device__ __forceinline__ SharedArray from(int first) const { return SharedArray(data_ + first); }
-  /// Elements i .. as one 16-byte or 4-byte word; aligned to it.
-  __device__ __forceinline__ Words4 words4(int i) const {
-    return *reinterpret_cast<const Words4*>(data_ + i);
-  }
-  __device__ __forceinline__ uint32_t word(int i) const {
-    return *reinterpret_cast<const uint32_t*>(data_ + i);
-  }
-  __device__ __forceinline__ void put_word(int i, uint32_t v) const {
-    *reinterpret_cast<uint32_t*>(data_ + i) = v;
-  }
-  __device__ __forceinline__ void put_words4(int i, const Words4& v) const {
-    *reinterpret_cast<Words4*>(data_ + i) = v;
-  }
-  __device__ __forceinline__ uint32_t shared_address(int i) const {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(data_ + i));
-  }
-
- private:
-  T* data_;
-};
-class Shared {
- public:
-  template <class T>
-  __device__ __forceinline__ SharedArray<T> array(int count) {
-    extern __shared__ __align__(128) unsigned char memory[];
-    T* at = reinterpret_cast<T*>(memory + used_);
-    used_ += (count * static_cast<int>(sizeof(T)) + 15) & ~15;
-    return SharedArray<T>(at);
-  }
-
- private:
-  int used_ = 0;
-};
+GRETA_DEVICE uint32_t shared_address(const SharedArray<T>& array, int i) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(&array[i]));
+}
 
 /// 16 bytes from global to shared memory, complete after copy_wait; both 16-byte aligned. `valid` false:
 /// zeros, and nothing is read.
 template <class T>
 GRETA_DEVICE void copy_async16(const SharedArray<T>& to, int i, const void* from, bool valid = true) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.shared_address(i)), "l"(from),
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to, i)), "l"(from),
                "r"(valid ? 16 : 0)
                : "memory");
 }
@@ -189,12 +152,12 @@ __host__ __device__ constexpr int b_k(int lane, int e) { return 2 * (lane % 4) +
 __host__ __device__ constexpr int c_row(int lane, int i) { return lane / 4 + 8 * (i >> 1); }
 __host__ __device__ constexpr int c_n(int lane, int i) { return 2 * (lane % 4) + (i & 1); }
 
-struct FragmentA {
-  uint32_t word[kFragmentA / 2];
-};
-struct FragmentB {
-  uint32_t word[kFragmentB / 2];
-};
+}  // namespace cuda
+}  // namespace greta::gpu
+#include "backend/gpu/fragments.inl"
+namespace greta::gpu {
+namespace cuda {
+
 /// c += a b, f16 operands. Products are exact; the sum truncates (u = 2^-23).
 GRETA_DEVICE void multiply(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b) {
   asm volatile(
@@ -211,26 +174,6 @@ GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, cons
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
 }
-/// B [k 16, n kTileN] of 16-bit elements from shared memory in which element (k, n) is at n * stride + k;
-/// stride a multiple of 8.
-GRETA_DEVICE FragmentB fragment_b(const SharedArray<uint16_t>& from, int stride) {
-  FragmentB b;
-  const int lane = lane_index();
-  GRETA_UNROLL
-  for (int w = 0; w < kFragmentB / 2; ++w)
-    b.word[w] = from.word(b_n(lane, 2 * w) * stride + b_k(lane, 2 * w));
-  return b;
-}
-/// A [m 16, k 16] likewise: element (m, k) at m * stride + k.
-GRETA_DEVICE FragmentA fragment_a(const SharedArray<uint16_t>& from, int stride) {
-  FragmentA a;
-  const int lane = lane_index();
-  GRETA_UNROLL
-  for (int w = 0; w < kFragmentA / 2; ++w)
-    a.word[w] = from.word(a_row(lane, 2 * w) * stride + a_k(lane, 2 * w));
-  return a;
-}
-
 // ---- launching
 // ------------------------------------------------------------------------------------------------
 

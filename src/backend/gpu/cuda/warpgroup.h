@@ -16,7 +16,7 @@ inline constexpr int kWarpgroup = 128;  ///< threads
 class SharedBarrier {
  public:
   __device__ __forceinline__ explicit SharedBarrier(const SharedArray<uint64_t>& at, int i)
-      : address_(at.shared_address(i)) {}
+      : address_(cuda::shared_address(at, i)) {}
   __device__ __forceinline__ void start(int count) const {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_), "r"(count) : "memory");
   }
@@ -53,7 +53,7 @@ GRETA_DEVICE void copy_bulk(const SharedArray<T>& to, int i, const void* from, i
                             const SharedBarrier& full) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          to.shared_address(i)),
+          shared_address(to, i)),
       "l"(from), "r"(bytes), "r"(full.address())
       : "memory");
 }

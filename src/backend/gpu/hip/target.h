@@ -90,12 +90,12 @@ GRETA_DEVICE void sincos_of(double angle, double& sine, double& cosine) { sincos
 // ---- memory
 // ---------------------------------------------------------------------------------------------------
 
-struct alignas(16) Words4 {
-  uint32_t x, y, z, w;
-};
-struct alignas(8) Words2 {
-  uint32_t x, y;
-};
+}  // namespace hip
+}  // namespace greta::gpu
+#include "backend/gpu/chip_memory.inl"
+namespace greta::gpu {
+namespace hip {
+
 using U32x4 = uint32_t __attribute__((ext_vector_type(4)));
 using U32x2 = uint32_t __attribute__((ext_vector_type(2)));
 GRETA_DEVICE Words4 stream_words4(const void* from) {
@@ -107,42 +107,6 @@ GRETA_DEVICE Words2 stream_words2(const void* from) {
 GRETA_DEVICE uint32_t stream_word(const void* from) {
   return __builtin_nontemporal_load(static_cast<const uint32_t*>(from));
 }
-
-template <class T>
-class SharedArray {
- public:
-  __device__ __forceinline__ explicit SharedArray(T* data) : data_(data) {}
-  __device__ __forceinline__ T& operator[](int i) const { return data_[i]; }
-  __device__ __forceinline__ SharedArray from(int first) const { return SharedArray(data_ + first); }
-  __device__ __forceinline__ Words4 words4(int i) const {
-    return *reinterpret_cast<const Words4*>(data_ + i);
-  }
-  __device__ __forceinline__ uint32_t word(int i) const {
-    return *reinterpret_cast<const uint32_t*>(data_ + i);
-  }
-  __device__ __forceinline__ void put_word(int i, uint32_t v) const {
-    *reinterpret_cast<uint32_t*>(data_ + i) = v;
-  }
-  __device__ __forceinline__ void put_words4(int i, const Words4& v) const {
-    *reinterpret_cast<Words4*>(data_ + i) = v;
-  }
-
- private:
-  T* data_;
-};
-class Shared {
- public:
-  template <class T>
-  __device__ __forceinline__ SharedArray<T> array(int count) {
-    extern __shared__ __align__(128) unsigned char memory[];
-    T* at = reinterpret_cast<T*>(memory + used_);
-    used_ += (count * static_cast<int>(sizeof(T)) + 15) & ~15;
-    return SharedArray<T>(at);
-  }
-
- private:
-  int used_ = 0;
-};
 
 /// gfx9 has no such copy of 16 bytes: through registers, complete when it returns.
 template <class T>
@@ -168,12 +132,12 @@ __host__ __device__ constexpr int b_k(int lane, int e) { return 4 * (lane / 16) 
 __host__ __device__ constexpr int c_row(int lane, int i) { return 4 * (lane / 16) + i; }
 __host__ __device__ constexpr int c_n(int lane, int /*i*/) { return lane % 16; }
 
-struct FragmentA {
-  uint32_t word[kFragmentA / 2];
-};
-struct FragmentB {
-  uint32_t word[kFragmentB / 2];
-};
+}  // namespace hip
+}  // namespace greta::gpu
+#include "backend/gpu/fragments.inl"
+namespace greta::gpu {
+namespace hip {
+
 using F16x4 = _Float16 __attribute__((ext_vector_type(4)));
 using I16x4 = short __attribute__((ext_vector_type(4)));
 using F32x4 = float __attribute__((ext_vector_type(4)));
@@ -193,23 +157,6 @@ GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, cons
   GRETA_UNROLL
   for (int i = 0; i < kFragmentC; ++i) c[i] = sum[i];
 }
-GRETA_DEVICE FragmentB fragment_b(const SharedArray<uint16_t>& from, int stride) {
-  FragmentB b;
-  const int lane = lane_index();
-  GRETA_UNROLL
-  for (int w = 0; w < kFragmentB / 2; ++w)
-    b.word[w] = from.word(b_n(lane, 2 * w) * stride + b_k(lane, 2 * w));
-  return b;
-}
-GRETA_DEVICE FragmentA fragment_a(const SharedArray<uint16_t>& from, int stride) {
-  FragmentA a;
-  const int lane = lane_index();
-  GRETA_UNROLL
-  for (int w = 0; w < kFragmentA / 2; ++w)
-    a.word[w] = from.word(a_row(lane, 2 * w) * stride + a_k(lane, 2 * w));
-  return a;
-}
-
 // ---- launching
 // ------------------------------------------------------------------------------------------------
 

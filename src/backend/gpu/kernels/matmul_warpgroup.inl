@@ -70,7 +70,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
   float total[kTokens / 2], sum[kTokens / 2];
   GRETA_UNROLL
   for (int i = 0; i < kTokens / 2; ++i) total[i] = sum[i] = 0.0f;
-  const uint32_t x = shared.x.shared_address(0);
+  const uint32_t x = shared_address(shared.x, 0);
 
   // A ring of a chunk's k64 steps: what has been multiplied makes room for the same step of the next chunk.
   // Codes are unpacked one step ahead, while the step before is multiplied; f16 is an operand as it lies.
@@ -140,7 +140,7 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mar
   Shared memory;
   // The tile wants 1024-byte alignment of the block's shared memory, which begins on 128.
   const SharedArray<uint16_t> raw = memory.array<uint16_t>(512 + kStages * kPieceBytes / 2);
-  const int skip = static_cast<int>((1024u - (raw.shared_address(0) & 1023u)) & 1023u) / 2;
+  const int skip = static_cast<int>((1024u - (shared_address(raw, 0) & 1023u)) & 1023u) / 2;
   const WarpgroupShared shared{raw.from(skip), memory.array<uint64_t>(2 * kStages)};
   if (thread_index() == 0) {
     GRETA_UNROLL

@@ -245,12 +245,10 @@ constexpr sim::MatrixUnit matrix_unit() {
 }
 inline constexpr sim::MatrixUnit kMatrixUnit = matrix_unit();
 
-struct FragmentA {
-  uint32_t word[kFragmentA / 2];
-};
-struct FragmentB {
-  uint32_t word[kFragmentB / 2];
-};
+}  // namespace greta::gpu::GRETA_GPU_TARGET
+#include "backend/gpu/fragments.inl"
+namespace greta::gpu::GRETA_GPU_TARGET {
+
 /// c += a b, f16 operands: FP32 fused multiply-adds in ascending k, to nearest even.
 GRETA_DEVICE void multiply(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b,
                            Where where = Where::here()) {
@@ -261,24 +259,6 @@ GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, cons
                                 Where where = Where::here()) {
   sim::multiply(c, a.word, b.word, true, kMatrixUnit, where);
 }
-/// B [k 16, n kTileN] of 16-bit elements from shared memory in which element (k, n) is at n * stride + k;
-/// stride a multiple of 8.
-GRETA_DEVICE FragmentB fragment_b(const SharedArray<uint16_t>& from, int stride) {
-  FragmentB b;
-  const int lane = lane_index();
-  for (int w = 0; w < kFragmentB / 2; ++w)
-    b.word[w] = from.word(b_n(lane, 2 * w) * stride + b_k(lane, 2 * w));
-  return b;
-}
-/// A [m 16, k 16] likewise: element (m, k) at m * stride + k.
-GRETA_DEVICE FragmentA fragment_a(const SharedArray<uint16_t>& from, int stride) {
-  FragmentA a;
-  const int lane = lane_index();
-  for (int w = 0; w < kFragmentA / 2; ++w)
-    a.word[w] = from.word(a_row(lane, 2 * w) * stride + a_k(lane, 2 * w));
-  return a;
-}
-
 // ---- launching
 // ------------------------------------------------------------------------------------------------
 

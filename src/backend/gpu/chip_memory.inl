@@ -1,0 +1,45 @@
+// Shared memory on a chip, CUDA's and HIP's alike (sim has arrays that check each access). Included by their
+// target.h.
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+
+struct alignas(16) Words4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
+
+/// The block's dynamic shared memory, handed out from its start. Arrays are 16-byte aligned. An array of
+/// shared memory is indexed and sliced, never turned into a pointer: sim checks each access.
+template <class T>
+class SharedArray {
+ public:
+  GRETA_DEVICE explicit SharedArray(T* data) : data_(data) {}
+  GRETA_DEVICE T& operator[](int i) const { return data_[i]; }
+  /// From element `first` on.
+  GRETA_DEVICE SharedArray from(int first) const { return SharedArray(data_ + first); }
+  /// Elements i .. as one 16-byte or 4-byte word; aligned to it.
+  GRETA_DEVICE Words4 words4(int i) const { return *reinterpret_cast<const Words4*>(data_ + i); }
+  GRETA_DEVICE uint32_t word(int i) const { return *reinterpret_cast<const uint32_t*>(data_ + i); }
+  GRETA_DEVICE void put_word(int i, uint32_t v) const { *reinterpret_cast<uint32_t*>(data_ + i) = v; }
+  GRETA_DEVICE void put_words4(int i, const Words4& v) const { *reinterpret_cast<Words4*>(data_ + i) = v; }
+
+ private:
+  T* data_;
+};
+class Shared {
+ public:
+  template <class T>
+  GRETA_DEVICE SharedArray<T> array(int count) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    T* at = reinterpret_cast<T*>(memory + used_);
+    used_ += (count * static_cast<int>(sizeof(T)) + 15) & ~15;
+    return SharedArray<T>(at);
+  }
+
+ private:
+  int used_ = 0;
+};
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET
