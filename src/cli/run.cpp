@@ -207,10 +207,10 @@ int run(const Values& values) {
     flush_output();
     log_logprobs(result, *model.tokenizer);
   }
-  engine.reset();  // its memory is free before the limit's buffer is taken
+  DeviceLimits* const device = engine->backend().limits();
+  if (device == nullptr) engine.reset();  // on the CPU: its memory is free before the limit's buffer is taken
   const bool shown = values.flag("json") || !values.flag("quiet");
-  const Speed speed =
-      speed_of(stats, costs, engine->backend().limits(), shown && result.finish != Finish::cancelled);
+  const Speed speed = speed_of(stats, costs, device, shown && result.finish != Finish::cancelled);
   if (values.flag("json"))
     print_json({{"text", result.text},
                 {"prompt_ids", request.prompt},
