@@ -34,13 +34,11 @@ class Matmul : public testing::TestWithParam<std::string> {
     for (const int32_t row : call.y_rows) rows_of_y = std::max<int64_t>(rows_of_y, row + 1);
     const Array<float> y(machine, rows_of_y * outputs, kUnwritten);
     MatmulCall product;
-    product.weight = weight.matrix();
-    product.bias = call.bias.empty() ? nullptr : bias.data();
+    product.products[0] = {weight.matrix(), call.bias.empty() ? nullptr : bias.data(), y.data()};
     product.rows = call.rows;
     product.x = x.rows_of();
     product.x_rows = call.x_rows.empty() ? nullptr : x_rows.data();
     product.y_rows = call.y_rows.empty() ? nullptr : y_rows.data();
-    product.y = y.data();
     machine.kernels().matmul(machine, product);
     return y.read();
   }
@@ -413,13 +411,12 @@ TEST_P(Matmul, SeveralProductsInOneCall) {
       for (const int64_t count : outputs)
         y.push_back(std::make_unique<Array<float>>(machine, rows * count, kUnwritten));
       MatmulCall call;
-      call.weight = weights[0]->matrix();
+      call.products[0] = {weights[0]->matrix(), nullptr, y[0]->data()};
+      call.products[1] = {weights[1]->matrix(), nullptr, y[1]->data()};
+      call.products[2] = {weights[2]->matrix(), bias.data(), y[2]->data()};
+      call.count = 3;
       call.rows = rows;
       call.x = rounded.rows_of();
-      call.y = y[0]->data();
-      call.others[0] = {weights[1]->matrix(), nullptr, y[1]->data()};
-      call.others[1] = {weights[2]->matrix(), bias.data(), y[2]->data()};
-      call.other_count = 2;
       machine.kernels().matmul(machine, call);
       for (size_t i = 0; i < 3; ++i) {
         Call alone{x, rows};
@@ -429,6 +426,85 @@ TEST_P(Matmul, SeveralProductsInOneCall) {
       }
     }
   }
+}
+
+/// What a product takes into itself, beside the operators apart: the same bits.
+class Fused : public Matmul {
+ protected:
+  static constexpr int64_t kOutputs = 40;
+  /// y of a call with one or two products of 40 outputs.
+  std::vector<float> run(MatmulCall call, const std::vector<const Packed*>& weights, int64_t rows,
+                         const std::vector<float>& residual = {}) {
+    const Array<float> y(
+        machine, residual.empty() ? std::vector<float>(static_cast<size_t>(rows * kOutputs)) : residual);
+    call.rows = rows;
+    call.count = static_cast<int>(weights.size());
+    for (size_t i = 0; i < weights.size(); ++i) call.products[i] = {weights[i]->matrix(), nullptr, y.data()};
+    if (!residual.empty()) call.residual = y.data();  // in place
+    machine.kernels().matmul(machine, call);
+    return y.read();
+  }
+};
+
+TEST_P(Fused, RowsRoundedAndNormedByTheProduct) {
+  for (const Type type : {Type::Q4_K, Type::F16, Type::F32, Type::Q6_K})
+    for (const int64_t cols : {int64_t{512}, int64_t{2048}, int64_t{11008}}) {
+      const Packed packed(machine, random_matrix(type, kOutputs, cols, 50), type);
+      for (const int64_t rows : {1, 2, 5}) {
+        if (!machine.kernels().rounds_itself(rows, cols, false)) continue;
+        std::vector<float> x = rows_test::random_rows(rows * cols, 51);
+        std::fill_n(x.begin(), rows > 1 ? cols : 0, 0.0f);  // a row of zeros
+        const Array<float> from(machine, x), weight(machine, rows_test::random_rows(cols, 52)),
+            normed(machine, rows * cols, 0.0f), apart(machine, rows * cols, 0.0f);
+        MatmulCall call;
+        call.own.x = from.data();
+        EXPECT_EQ(first_difference(run(call, {&packed}, rows), product(packed, {x, rows})), -1)
+            << name_of(type) << " " << cols << " x " << rows;
+        if (!machine.kernels().rounds_itself(rows, cols, true)) continue;
+        call.own = {from.data(), weight.data(), 1e-5f, normed.data()};
+        machine.kernels().rmsnorm(machine, {from.data(), weight.data(), 1e-5f, rows, cols, apart.data()});
+        EXPECT_EQ(first_difference(run(call, {&packed}, rows), product(packed, {apart.read(), rows})), -1)
+            << name_of(type) << " normed " << cols << " x " << rows;
+        EXPECT_EQ(first_difference(normed.read(), apart.read()), -1);
+      }
+    }
+  EXPECT_TRUE(machine.kernels().rounds_itself(1, 8192, true));
+  EXPECT_TRUE(machine.kernels().rounds_itself(1, 11008, false));
+  EXPECT_FALSE(machine.kernels().rounds_itself(1, 128, true));
+  EXPECT_FALSE(machine.kernels().rounds_itself(17, 512, false));
+}
+
+TEST_P(Fused, ResidualAndGlu) {
+  for (const Type type : {Type::Q4_K, Type::F16})
+    for (const int64_t cols : {int64_t{512}, int64_t{4096}}) {
+      const Packed gate(machine, random_matrix(type, kOutputs, cols, 53), type);
+      const Packed up(machine, random_matrix(type, kOutputs, cols, 54), type);
+      for (const int64_t rows : {1, 7, 12, 20, 67}) {
+        const std::vector<float> x = rows_test::random_rows(rows * cols, 55);
+        const std::vector<float> residual = rows_test::random_rows(rows * kOutputs, 56);
+        const Rounded rounded(machine, x, rows);
+        MatmulCall call;
+        call.x = rounded.rows_of();
+        const Array<float> g(machine, product(gate, {x, rows})), u(machine, product(up, {x, rows})),
+            old(machine, residual), out(machine, rows * kOutputs, 0.0f);
+        machine.kernels().add(machine, {old.data(), g.data(), rows * kOutputs, out.data()});
+        EXPECT_EQ(first_difference(run(call, {&gate}, rows, residual), out.read()), -1)
+            << name_of(type) << " residual " << cols << " x " << rows;
+        for (const Glu glu : {Glu::silu, Glu::gelu}) {
+          call.rows = rows;
+          call.count = 2;
+          call.products[0].weight = gate.matrix();
+          call.products[1].weight = up.matrix();
+          call.glu = Glu::none;
+          if (!machine.kernels().fuses_glu(machine, call)) continue;
+          machine.kernels().glu(machine, {glu, g.data(), u.data(), rows, kOutputs, out.data()});
+          call.glu = glu;
+          EXPECT_EQ(first_difference(run(call, {&gate, &up}, rows), out.read()), -1)
+              << name_of(type) << " glu " << cols << " x " << rows;
+        }
+        EXPECT_TRUE(rows > 7 || cols > 512 || machine.kernels().fuses_glu(machine, call)) << cols;
+      }
+    }
 }
 
 /// The product's whole point.
@@ -547,6 +623,7 @@ TEST_P(Matmul, MagnitudesAreHeldByScales) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, Matmul, testing::ValuesIn(rows_test::device_names()), rows_test::test_name);
+INSTANTIATE_TEST_SUITE_P(Devices, Fused, testing::ValuesIn(rows_test::device_names()), rows_test::test_name);
 
 }  // namespace
 }  // namespace greta::gpu::kernel_test

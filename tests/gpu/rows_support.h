@@ -29,7 +29,10 @@ inline std::string test_name(const testing::TestParamInfo<std::string>& device) 
 
 class Machine : public Launch {
  public:
-  explicit Machine(const std::string& name) : device_(open_device(name)) { stream = device_->stream(); }
+  explicit Machine(const std::string& name) : device_(open_device(name)) {
+    stream = device_->stream();
+    multiprocessors = 3;  // so that a block has several tiles, and not all
+  }
   Mark mark(const char* kernel) const override {
     ++ran_[kernel];
     return {};

@@ -88,7 +88,7 @@ void expect_rounded(const Machine& machine, const Array<float>& x, const Rounded
   EXPECT_TRUE(same_bits(got.scale.read(), expected.scale.read())) << width;
 }
 
-TEST_P(GpuRows, RmsnormAddsAndRoundsAsTheOperatorsApart) {
+TEST_P(GpuRows, RmsnormRoundsAndAddsAsTheOperatorsApart) {
   const int64_t rows = 3;
   for (const int64_t n : {257, 576, 2050, 4097, 9001}) {  // held in registers, up to 8,192, and not
     ASSERT_TRUE(machine_.kernels().rounds_with_norm(n));
@@ -98,17 +98,18 @@ TEST_P(GpuRows, RmsnormAddsAndRoundsAsTheOperatorsApart) {
     const Array<float> a(machine_, x), b(machine_, random_rows(rows * n, 2)),
         weight(machine_, random_rows(n, 3)), sum(machine_, zeros), apart(machine_, zeros),
         out(machine_, zeros);
-    machine_.kernels().add(machine_, {a.data(), b.data(), rows * n, sum.data()});
-    machine_.kernels().rmsnorm(machine_, {sum.data(), weight.data(), 1e-5f, rows, n, apart.data()});
+    machine_.kernels().rmsnorm(machine_, {a.data(), weight.data(), 1e-5f, rows, n, apart.data()});
+    machine_.kernels().add(machine_, {b.data(), apart.data(), rows * n, sum.data()});
     const Rounded rounded(machine_, rows, n);
     RmsnormCall call{a.data(), weight.data(), 1e-5f, rows, n, out.data()};
     call.rounded = rounded.view();
-    call.add = b.data();
-    call.sum = a.data();  // in place
     machine_.kernels().rmsnorm(machine_, call);
-    EXPECT_TRUE(same_bits(a.read(), sum.read())) << n;
     EXPECT_TRUE(same_bits(out.read(), apart.read())) << n;
     expect_rounded(machine_, out, rounded, rows, n);
+    call.rounded = {};
+    call.residual = call.out = b.data();  // in place
+    machine_.kernels().rmsnorm(machine_, call);
+    EXPECT_TRUE(same_bits(b.read(), sum.read())) << n;
   }
   EXPECT_FALSE(machine_.kernels().rounds_with_norm(128));
 }
@@ -116,12 +117,12 @@ TEST_P(GpuRows, RmsnormAddsAndRoundsAsTheOperatorsApart) {
 TEST_P(GpuRows, GluRoundsAsTheOperatorsApart) {
   const int64_t rows = 3;
   for (const int64_t n : {1, 300, 8193, 17000})  // held in registers, up to 16,384, and not
-    for (const bool gelu : {false, true}) {
+    for (const Glu glu : {Glu::silu, Glu::gelu}) {
       const Array<float> gate(machine_, random_rows(rows * n, 1)), up(machine_, random_rows(rows * n, 2)),
           apart(machine_, rows * n, 0.0f);
-      machine_.kernels().glu(machine_, {gelu, gate.data(), up.data(), rows, n, apart.data()});
+      machine_.kernels().glu(machine_, {glu, gate.data(), up.data(), rows, n, apart.data()});
       const Rounded rounded(machine_, rows, n);
-      machine_.kernels().glu(machine_, {gelu, gate.data(), up.data(), rows, n, gate.data(), rounded.view()});
+      machine_.kernels().glu(machine_, {glu, gate.data(), up.data(), rows, n, gate.data(), rounded.view()});
       EXPECT_TRUE(same_bits(gate.read(), apart.read())) << n;
       expect_rounded(machine_, gate, rounded, rows, n);
     }
@@ -256,7 +257,8 @@ std::vector<float> spread(int low, int high, int count) {
 std::vector<float> activated(const Machine& machine, bool gelu, const std::vector<float>& gate, float up) {
   const auto count = static_cast<int64_t>(gate.size());
   const Array<float> in(machine, gate), with(machine, count, up);
-  machine.kernels().glu(machine, {gelu, in.data(), with.data(), 1, count, in.data()});  // in place
+  machine.kernels().glu(
+      machine, {gelu ? Glu::gelu : Glu::silu, in.data(), with.data(), 1, count, in.data()});  // in place
   return in.read();
 }
 

@@ -19,6 +19,11 @@ class SharedArray {
   GRETA_DEVICE T& operator[](int i) const { return data_[i]; }
   /// From element `first` on.
   GRETA_DEVICE SharedArray from(int first) const { return SharedArray(data_ + first); }
+  /// The same memory, as elements of another type.
+  template <class U>
+  GRETA_DEVICE SharedArray<U> as() const {
+    return SharedArray<U>(reinterpret_cast<U*>(data_));
+  }
   /// Elements i .. as one 16-byte or 4-byte word; aligned to it.
   GRETA_DEVICE Words4 words4(int i) const { return *reinterpret_cast<const Words4*>(data_ + i); }
   GRETA_DEVICE uint32_t word(int i) const { return *reinterpret_cast<const uint32_t*>(data_ + i); }

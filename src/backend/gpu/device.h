@@ -24,6 +24,7 @@ class Launch {
   virtual ~Launch() = default;
   void* stream = nullptr;
   bool warpgroups = false;  ///< Device::warpgroups()
+  int multiprocessors = 1;  ///< Device's: how many blocks are worth having, never what they compute
   /// Called by the code that launches a kernel, once for each, right before: counts it (Backend::route) and
   /// gives the mark that it will leave.
   virtual Mark mark(const char* kernel) const = 0;

@@ -21,6 +21,7 @@ namespace greta {
 namespace gpu {
 namespace {
 
+constexpr int64_t kNoWindow = int64_t{1} << 30;  ///< as good as none: no position is as large
 constexpr size_t kReadAhead = size_t{4} << 20;
 
 const float* floats(const View& view) { return static_cast<const float*>(view.data); }
@@ -62,6 +63,7 @@ class GpuBackend : public Backend, private Launch {
       fail("--kv-type: the cache on {} is f16 or bf16", device_->name());
     stream = device_->stream();
     warpgroups = device_->warpgroups();
+    multiprocessors = device_->multiprocessors();
     mark_ = static_cast<uint32_t*>(device_->allocate_host(sizeof(uint32_t)));
     device_->running = [this] { return names_.name(*mark_); };
   }
@@ -137,8 +139,7 @@ class GpuBackend : public Backend, private Launch {
     self->touched();
     return {mark_, self->names_.id(kernel, operator_)};
   }
-  /// An operator begins: who it is, and what it will write. What was put off for the one that might have
-  /// followed is launched first.
+  /// An operator begins: who it is, and what it will write. What was put off is launched first.
   void at(const char* name, const Site& site, std::initializer_list<View> writes) {
     launch_pending();
     begin(name, site, writes);
@@ -148,13 +149,29 @@ class GpuBackend : public Backend, private Launch {
     stream = device_->stream();  // and the thread's current device is ours
     for (const View& view : writes) written(view.data);
   }
+
+  // Operators that meet in one kernel, in passes in which nobody reads what lies between: a norm and the
+  // product of its rows, a product (or a norm) and its addition to the residual, gate, up and glu. A norm and
+  // a product wait for what follows them; the bits are those of kernels apart.
+  struct WaitingProduct {
+    MatmulCall call;
+    OperatorName of;
+  };
+  /// Launches what waits, as it is.
+  void launch_pending();
+  void launch_norm(const RmsnormArgs& args, const AddArgs* add);
+  void launch_product(const WaitingProduct& product);
+  /// Whether the waiting norm left its rows where `x` is.
+  bool norm_made(const View& x, int64_t rows) const {
+    return norm_ && norm_->out.data == x.data && norm_->out.width == x.width && norm_->rows == rows;
+  }
+  /// The operands of a product of x: rounded, or to be rounded by its own blocks, a waiting norm with them.
+  void take_operands(const View& x, int64_t rows, MatmulCall& call);
   /// A buffer's rows change or go: what was rounded of them is old. All views of a buffer begin where it
   /// does.
   void written(const void* data) {
     if (data == rounded_of_.data) rounded_of_ = {};
   }
-  /// An addition waits for the norm that mostly follows it: then both are one kernel.
-  void launch_pending();
   /// Room for rows to be left rounded in; `of` are those rows, until they or the room are written again.
   /// `tiles`: as a product without x_rows wants them.
   RoundedRows rounded_room(const View& of, int64_t rows, bool tiles = true);
@@ -171,6 +188,10 @@ class GpuBackend : public Backend, private Launch {
   const PassData& data_of(const BatchView& batch, const KvLayer* cache, int heads);
   DeviceKv cache_of(const KvLayer& cache, const PassData& data) const;
   RoundedRows rounded(const View& x, int64_t rows, bool tiles);
+  bool is_rounded(const View& x, int64_t rows, bool tiles) const {
+    return rounded_of_.data == x.data && rounded_of_.width == x.width && rounded_count_ == rows &&
+           rounded_tiles_ == tiles;
+  }
   const double* frequencies(const RopeSpec& spec);
   const std::byte* read_bytes(const void* from, size_t bytes) const;
   uint16_t* kv_row(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const;
@@ -186,7 +207,9 @@ class GpuBackend : public Backend, private Launch {
   View rounded_of_;  ///< whose rows lie in rounded_
   int64_t rounded_count_ = 0;
   bool rounded_tiles_ = false;
-  std::optional<AddArgs> pending_;
+  bool fusing_ = false;
+  std::optional<RmsnormArgs> norm_;
+  std::optional<WaitingProduct> product_;
   ReadBack reader_;
   PassData pass_, loose_;
   bool in_pass_ = false;
@@ -310,12 +333,13 @@ void GpuBackend::write_kv(const KvLayer& cache, KvPart part, const BatchView& ba
 bool GpuBackend::begin_pass(const Pass& pass) {
   launch_pending();
   touched();
-  in_pass_ = false;
+  in_pass_ = fusing_ = false;
   recordings_.abort(*device_);
   const int64_t tile_rows = kernels_.attention_tile_rows(pass.heads, pass.layers.front().kv_heads,
                                                          pass.layers.front().head_dim, pass.batch->rows);
   if (pass_.put(*pass.batch, pass.logit_rows, pass.layers, tile_rows)) recordings_.forget();
   in_pass_ = true;
+  fusing_ = !pass.observed;
   if (pass.observed) return false;
   const RecordingKey key{pass.model,
                          pass.workspace,
@@ -326,13 +350,13 @@ bool GpuBackend::begin_pass(const Pass& pass) {
                          pass_.splits()};
   if (!recordings_.begin(key, *device_, route())) return false;
   for (const auto& [kernel, count] : recordings_.route(key)) ran(kernel, count);
-  in_pass_ = false;
+  in_pass_ = fusing_ = false;
   return true;
 }
 
 void GpuBackend::end_pass() {
   launch_pending();
-  in_pass_ = false;
+  in_pass_ = fusing_ = false;
   recordings_.end(*device_, route());
 }
 
@@ -367,20 +391,34 @@ void GpuBackend::embed(const EmbedArgs& args) {
 }
 
 void GpuBackend::rmsnorm(const RmsnormArgs& args) {
-  const bool follows = pending_ && pending_->out.data == args.x.data && pending_->out.width == args.x.width &&
-                       pending_->rows == args.rows && kernels_.rounds_with_norm(args.x.width);
-  if (!follows) launch_pending();
+  launch_pending();
+  written(args.out.data);
+  norm_ = args;
+  if (!fusing_) launch_pending();
+}
+
+void GpuBackend::launch_norm(const RmsnormArgs& args, const AddArgs* add) {
+  const View& out = add == nullptr ? args.out : add->out;
+  begin("rmsnorm", args.site, {out});
   RmsnormCall call{floats(args.x), vector_of(args.weight), args.eps,
-                   args.rows,      args.x.width,           floats_out(args.out)};
-  if (follows) {
-    const AddArgs add = *std::exchange(pending_, std::nullopt);
-    call.x = floats(add.a);
-    call.add = floats(add.b);
-    call.sum = floats_out(add.out);
+                   args.rows,      args.x.width,           floats_out(out)};
+  if (add != nullptr) {
+    call.residual = floats(add->a);
+  } else if (kernels_.rounds_with_norm(args.x.width)) {
+    call.rounded = rounded_room(out, args.rows);
   }
-  begin("rmsnorm", args.site, {args.out});
-  if (kernels_.rounds_with_norm(args.x.width)) call.rounded = rounded_room(args.out, args.rows);
   kernels_.rmsnorm(*this, call);
+}
+
+void GpuBackend::launch_product(const WaitingProduct& product) {
+  operator_ = product.of;
+  stream = device_->stream();
+  kernels_.matmul(*this, product.call);
+}
+
+void GpuBackend::launch_pending() {
+  if (norm_) launch_norm(*std::exchange(norm_, std::nullopt), nullptr);
+  if (product_) launch_product(*std::exchange(product_, std::nullopt));
 }
 
 RoundedRows GpuBackend::rounded_room(const View& of, int64_t rows, bool tiles) {
@@ -399,29 +437,47 @@ RoundedRows GpuBackend::rounded_room(const View& of, int64_t rows, bool tiles) {
 }
 
 RoundedRows GpuBackend::rounded(const View& x, int64_t rows, bool tiles) {
-  const bool there = rounded_of_.data == x.data && rounded_of_.width == x.width && rounded_count_ == rows &&
-                     rounded_tiles_ == tiles;
+  const bool there = is_rounded(x, rows, tiles);
   const RoundedRows to = rounded_room(x, rows, tiles);
   if (!there) kernels_.round(*this, {floats(x), rows, x.width, to});
   return to;
 }
 
+void GpuBackend::take_operands(const View& x, int64_t rows, MatmulCall& call) {
+  if (norm_made(x, rows) && kernels_.rounds_itself(rows, x.width, true)) {
+    const RmsnormArgs norm = *std::exchange(norm_, std::nullopt);
+    call.own = {floats(norm.x), vector_of(norm.weight), norm.eps, floats_out(norm.out)};
+    return;
+  }
+  launch_pending();
+  if (fusing_ && !is_rounded(x, rows, true) && kernels_.rounds_itself(rows, x.width, false)) {
+    call.own.x = floats(x);
+  } else {
+    call.x = rounded(x, rows, true);
+  }
+}
+
+/// Neighbours of one type go together.
 void GpuBackend::matmul(const MatmulArgs& args) {
   if (args.rows == 0) return;
-  at("matmul", args.site, {});
-  const RoundedRows x = rounded(args.x, args.rows, true);
+  if (product_) launch_pending();
+  begin("matmul", args.site, {});
+  WaitingProduct product{{}, operator_};
+  product.call.rows = args.rows;
+  take_operands(args.x, args.rows, product.call);
   const auto output = [&](int i) -> const MatmulOutput& { return args.outputs[static_cast<size_t>(i)]; };
-  for (int i = 0; i < args.count;) {  // neighbours of one type go together
-    const MatmulOutput& o = output(i);
-    MatmulCall call{own(o.weight).matrix(), vector_of(o.bias), args.rows, x, nullptr, nullptr,
-                    floats_out(o.out)};
-    for (++i; i < args.count && own(output(i).weight).matrix().type == call.weight.type; ++i)
-      call.others[call.other_count++] = {own(output(i).weight).matrix(), vector_of(output(i).bias),
-                                         floats_out(output(i).out)};
-    operator_.stage = o.stage;
-    kernels_.matmul(*this, call);
+  for (int i = 0; i < args.count;) {
+    if (product_) launch_pending();
+    product.of.stage = output(i).stage;
+    product.call.count = 0;
+    const quant::Type type = own(output(i).weight).matrix().type;
+    for (; i < args.count && own(output(i).weight).matrix().type == type; ++i)
+      product.call.products[product.call.count++] = {own(output(i).weight).matrix(),
+                                                     vector_of(output(i).bias), floats_out(output(i).out)};
+    product_ = product;
   }
   for (int i = 0; i < args.count; ++i) written(output(i).out.data);
+  if (!fusing_) launch_pending();
 }
 
 const double* GpuBackend::frequencies(const RopeSpec& spec) {
@@ -447,30 +503,42 @@ void GpuBackend::attention(const AttentionArgs& args) {
       kernels_.attention_scratch_floats(args.batch->rows, args.heads, args.cache.head_dim, data.splits());
   reserve(partial_, static_cast<size_t>(scratch) * sizeof(float));
   kernels_.attention(
-      *this,
-      {data.batch(), args.heads, static_cast<float>(args.scale), static_cast<float>(args.softcap),
-       args.window, floats(args.q), cache_of(args.cache, data), floats_out(args.out), data.tiles(),
-       data.tile_count(), data.tile_rows(), data.splits(), scratch > 0 ? partial_.data<float>() : nullptr});
+      *this, {data.batch(), args.heads, static_cast<float>(args.scale), static_cast<float>(args.softcap),
+              static_cast<int>(std::min<int64_t>(args.window, kNoWindow)), floats(args.q),
+              cache_of(args.cache, data), floats_out(args.out), data.tiles(), data.tile_count(),
+              data.tile_rows(), data.splits(), scratch > 0 ? partial_.data<float>() : nullptr});
 }
 
 void GpuBackend::add(const AddArgs& args) {
-  launch_pending();
-  written(args.out.data);
-  pending_ = args;
-  touched();
-}
-
-void GpuBackend::launch_pending() {
-  if (!pending_) return;
-  const AddArgs args = *std::exchange(pending_, std::nullopt);
-  begin("add", args.site, {args.out});
-  kernels_.add(*this, {floats(args.a), floats(args.b), args.rows * args.a.width, floats_out(args.out)});
+  const auto is_b = [&](const void* data) { return data == args.b.data && data != args.a.data; };
+  if (norm_made(args.b, args.rows) && is_b(norm_->out.data)) {
+    launch_norm(*std::exchange(norm_, std::nullopt), &args);
+  } else if (product_ && product_->call.count == 1 && product_->call.rows == args.rows &&
+             is_b(product_->call.products[0].y) && product_->call.products[0].weight.rows == args.b.width) {
+    product_->call.residual = floats(args.a);
+    product_->call.products[0].y = floats_out(args.out);
+    launch_pending();
+    written(args.out.data);
+  } else {
+    at("add", args.site, {args.out});
+    kernels_.add(*this, {floats(args.a), floats(args.b), args.rows * args.a.width, floats_out(args.out)});
+  }
 }
 
 void GpuBackend::glu(const GluArgs& args) {
+  const Glu glu = args.activation == Activation::gelu_tanh ? Glu::gelu : Glu::silu;
+  if (product_ && product_->call.count == 2 && product_->call.rows == args.rows &&
+      product_->call.products[0].y == args.gate.data && product_->call.products[1].y == args.up.data &&
+      kernels_.fuses_glu(*this, product_->call)) {
+    product_->call.glu = glu;
+    product_->call.products[0].y = floats_out(args.out);
+    launch_pending();
+    written(args.out.data);
+    return;
+  }
   at("glu", args.site, {args.out});
-  kernels_.glu(*this, {args.activation == Activation::gelu_tanh, floats(args.gate), floats(args.up),
-                       args.rows, args.gate.width, floats_out(args.out), rounded_room(args.out, args.rows)});
+  kernels_.glu(*this, {glu, floats(args.gate), floats(args.up), args.rows, args.gate.width,
+                       floats_out(args.out), rounded_room(args.out, args.rows)});
 }
 
 void GpuBackend::choose_experts(const ChooseExpertsArgs& args) {
@@ -514,13 +582,13 @@ void GpuBackend::expert_matmul(const ExpertMatmulArgs& args) {
     for (int o = 0; count > 0 && o < args.count; ++o) {
       const MatmulOutput& output = args.outputs[static_cast<size_t>(o)];
       operator_.stage = output.stage;
-      const MatmulCall call{own(output.weight).matrix(static_cast<int64_t>(e)),
-                            nullptr,
-                            count,
-                            x,
-                            indices_.data<int32_t>() + begin,
-                            reinterpret_cast<const int32_t*>(indices_.data() + bytes) + begin,
-                            floats_out(output.out)};
+      MatmulCall call;
+      call.products[0] = {own(output.weight).matrix(static_cast<int64_t>(e)), nullptr,
+                          floats_out(output.out)};
+      call.rows = count;
+      call.x = x;
+      call.x_rows = indices_.data<int32_t>() + begin;
+      call.y_rows = reinterpret_cast<const int32_t*>(indices_.data() + bytes) + begin;
       kernels_.matmul(*this, call);
     }
     begin += count;

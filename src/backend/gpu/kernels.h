@@ -75,27 +75,34 @@ struct RmsnormCall {
   int64_t width;
   float* out;  ///< may be x
   RoundedRows rounded = {};
-  const float* add = nullptr;  ///< x + add is what is normed, left in `sum`
-  float* sum = nullptr;        ///< may be x
+  const float* residual = nullptr;  ///< out = residual + normed; may be out
 };
-struct OtherProduct {
-  PackedMatrix weight;
-  const float* bias = nullptr;
-  float* y = nullptr;
-};
-/// One product; x is rounded. Expert products: row r of the call reads x row x_rows[r] and writes output row
-/// y_rows[r] (both null: r); the rows of a call all belong to this matrix.
-struct MatmulCall {
+struct Product {
   PackedMatrix weight;
   const float* bias = nullptr;  ///< [weight.rows], added last, one rounding
+  float* y = nullptr;           ///< [.., weight.rows]
+};
+enum class Glu { none, silu, gelu };  ///< gelu: gelu_tanh
+/// Rows that the product's own blocks round, as RoundCall would (Kernels::rounds_itself).
+struct OwnRows {
+  const float* x = nullptr;     ///< [rows, cols]; null: MatmulCall::x has them
+  const float* norm = nullptr;  ///< [cols]: what is rounded is their rmsnorm with these weights
+  float eps = 0.0f;
+  float* normed = nullptr;  ///< [rows, cols]: that is left here
+};
+/// Products of the same rows by matrices of the same type and cols. Expert products: row r of the call reads
+/// x row x_rows[r] and writes output row y_rows[r] (both null: r); the rows of a call all belong to this
+/// matrix.
+struct MatmulCall {
+  Product products[3];
+  int count = 1;  ///< of products
   int64_t rows = 0;
   RoundedRows x;
   const int32_t* x_rows = nullptr;
   const int32_t* y_rows = nullptr;
-  float* y = nullptr;  ///< [.., weight.rows]
-  /// More products of the same rows, by matrices of the same type and cols.
-  OtherProduct others[2] = {};
-  int other_count = 0;
+  OwnRows own;
+  const float* residual = nullptr;  ///< of a single product: y = residual + it; may be y
+  Glu glu = Glu::none;              ///< of two (Kernels::fuses_glu): the first y = glu(first, second)
 };
 struct RopeCall {
   DeviceBatch batch;
@@ -121,8 +128,8 @@ struct AttentionCall {
   DeviceBatch batch;
   int heads;
   float scale;
-  float softcap;   ///< 0: none
-  int64_t window;  ///< 0: every earlier key
+  float softcap;  ///< 0: none
+  int window;     ///< 0: every earlier key
   const float* q;
   DeviceKv cache;
   float* out;
@@ -139,7 +146,7 @@ struct AddCall {
   float* out;
 };
 struct GluCall {
-  bool gelu;  ///< gelu_tanh, else silu
+  Glu glu;
   const float* gate;
   const float* up;
   int64_t rows;
@@ -225,8 +232,12 @@ struct Kernels {
   int64_t (*attention_scratch_floats)(int64_t rows, int heads, int head_dim, int64_t splits);
   /// Whether a product of so many rows wants them in tiles; one with x_rows never does.
   bool (*wants_tiles)(const Launch&, int64_t rows);
-  /// Whether RmsnormCall may add and round rows of this width.
+  /// Whether RmsnormCall may round rows of this width.
   bool (*rounds_with_norm)(int64_t width);
+  /// Whether a product may have MatmulCall::own; `norm`: and a norm there.
+  bool (*rounds_itself)(int64_t rows, int64_t cols, bool norm);
+  /// Whether it may have MatmulCall::glu.
+  bool (*fuses_glu)(const Launch&, const MatmulCall&);
   /// Most rows that a tile of attention may have.
   int64_t (*attention_tile_rows)(int heads, int kv_heads, int head_dim, int64_t rows);
 

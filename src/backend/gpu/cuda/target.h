@@ -19,6 +19,10 @@
 #define GRETA_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 /// Unrolls the loop that follows.
 #define GRETA_UNROLL _Pragma("unroll")
+#define GRETA_PRAGMA(text) _Pragma(#text)
+#define GRETA_UNROLL_BY(n) GRETA_PRAGMA(unroll n)
+/// Before a kernel's argument: read where the launch has put it, never copied, even when indexed.
+#define GRETA_ARGUMENT const __grid_constant__
 
 namespace greta::gpu {
 namespace cuda {
@@ -29,6 +33,8 @@ namespace cuda {
 inline constexpr int kWave = 32;
 /// Whether kernels of Hopper's warpgroups are among the target's (matmul_warpgroup.inl).
 inline constexpr bool kWarpgroups = true;
+/// Shared memory that a block may have on every chip: 99 KiB are the least of sm_80 and up.
+inline constexpr int kBlockSharedBytes = 96 * 1024;
 GRETA_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 GRETA_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 GRETA_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) & (kWave - 1); }
@@ -114,6 +120,13 @@ GRETA_DEVICE uint32_t stream_word(const void* from) {
   return v;
 }
 
+/// So many bytes, a multiple of 16, will be read soon: they come to the last cache. A hint.
+GRETA_DEVICE void prefetch(const void* from, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+
 /// Of element i, as the instructions of shared memory want it.
 template <class T>
 GRETA_DEVICE uint32_t shared_address(const SharedArray<T>& array, int i) {
@@ -149,6 +162,8 @@ __host__ __device__ constexpr int a_row(int lane, int e) { return lane / 4 + 8 *
 __host__ __device__ constexpr int a_k(int lane, int e) { return 2 * (lane % 4) + (e & 1) + 8 * (e >> 2); }
 __host__ __device__ constexpr int b_n(int lane, int /*e*/) { return lane / 4; }
 __host__ __device__ constexpr int b_k(int lane, int e) { return 2 * (lane % 4) + (e & 1) + 8 * (e >> 1); }
+__host__ __device__ constexpr int b_lane(int k) { return k / 2 % 4; }  ///< the inverse: of a column's lanes,
+__host__ __device__ constexpr int b_element(int k) { return k % 2 + k / 8 * 2; }  ///< and of its elements
 __host__ __device__ constexpr int c_row(int lane, int i) { return lane / 4 + 8 * (i >> 1); }
 __host__ __device__ constexpr int c_n(int lane, int i) { return 2 * (lane % 4) + (i & 1); }
 

@@ -60,6 +60,12 @@ GRETA_DEVICE void copy_bulk(const SharedArray<T>& to, int i, const void* from, i
 /// What this thread wrote to shared memory is there for the matrix unit's own reads, after a barrier.
 GRETA_DEVICE void publish_to_matrix_unit() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+/// All threads of the `Count` warpgroups that multiply.
+template <int Count>
+GRETA_DEVICE void consumers_barrier() {
+  asm volatile("bar.sync 1, %0;" ::"n"(Count * kWarpgroup) : "memory");
+}
+
 /// Registers of a thread of this warpgroup from here on; every warpgroup says how many it needs.
 template <int kCount>
 GRETA_DEVICE void take_registers() {

@@ -18,6 +18,9 @@
 #define GRETA_BOUNDS(threads, blocks) \
   __launch_bounds__(threads, ((threads) * (blocks) + 4 * 64 - 1) / (4 * 64))
 #define GRETA_UNROLL _Pragma("unroll")
+#define GRETA_PRAGMA(text) _Pragma(#text)
+#define GRETA_UNROLL_BY(n) GRETA_PRAGMA(unroll n)
+#define GRETA_ARGUMENT const
 
 namespace greta::gpu {
 namespace hip {
@@ -27,6 +30,7 @@ namespace hip {
 
 inline constexpr int kWave = 64;
 inline constexpr bool kWarpgroups = false;
+inline constexpr int kBlockSharedBytes = 64 * 1024;
 #if defined(__HIP_DEVICE_COMPILE__)
 static_assert(__AMDGCN_WAVEFRONT_SIZE == kWave, "compiled for gfx9: waves of 64");
 #endif
@@ -107,6 +111,8 @@ GRETA_DEVICE Words2 stream_words2(const void* from) {
 GRETA_DEVICE uint32_t stream_word(const void* from) {
   return __builtin_nontemporal_load(static_cast<const uint32_t*>(from));
 }
+/// A hint that this target has no use for.
+GRETA_DEVICE void prefetch(const void* /*from*/, int /*bytes*/) {}
 
 /// gfx9 has no such copy of 16 bytes: through registers, complete when it returns.
 template <class T>
@@ -129,6 +135,8 @@ __host__ __device__ constexpr int a_row(int lane, int /*e*/) { return lane % 16;
 __host__ __device__ constexpr int a_k(int lane, int e) { return 4 * (lane / 16) + e; }
 __host__ __device__ constexpr int b_n(int lane, int /*e*/) { return lane % 16; }
 __host__ __device__ constexpr int b_k(int lane, int e) { return 4 * (lane / 16) + e; }
+__host__ __device__ constexpr int b_lane(int k) { return k / 4; }     ///< the inverse: of a column's lanes,
+__host__ __device__ constexpr int b_element(int k) { return k % 4; }  ///< and of its elements
 __host__ __device__ constexpr int c_row(int lane, int i) { return 4 * (lane / 16) + i; }
 __host__ __device__ constexpr int c_n(int lane, int /*i*/) { return lane % 16; }
 

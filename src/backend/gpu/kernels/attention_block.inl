@@ -123,10 +123,27 @@ struct Block {
         }
       }
       GRETA_UNROLL
-      for (int r = 0; r < kRowsAtOnce; ++r) round_query(x[r], first + r, to);
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        if (first + r < work.pairs) {
+          round_query(x[r], first + r, to);
+        } else {
+          no_query<kWords>(first + r, to);
+        }
+      }
     }
   }
 
+  template <int Words>
+  GRETA_DEVICE void no_query(int pair, const SharedArray<uint16_t>& to) const {
+    GRETA_UNROLL
+    for (int i = 0; i < Words; ++i) {
+      const int w = lane_index() + i * kWave;
+      if (w >= steps * 8) continue;
+      GRETA_UNROLL
+      for (int o = 0; o < S::kOperands; ++o) to.put_word((o * S::kRows + pair) * S::kQueryStride + 2 * w, 0);
+    }
+    if (lane_index() == 0) unscales[pair] = 1.0f;
+  }
   /// x: a row's elements in pairs, the lane's own.
   template <int Words>
   GRETA_DEVICE void round_query(const Words2 (&x)[Words], int pair, const SharedArray<uint16_t>& to) const {

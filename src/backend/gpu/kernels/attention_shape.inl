@@ -8,7 +8,7 @@ namespace {
 
 inline constexpr int kSplit = 64;        ///< keys; aligned to absolute position (kKvPage)
 inline constexpr int kProbability = 15;  ///< the operand of p is p 2^15
-inline constexpr int kWorkBytes = 48;    ///< of shared memory
+inline constexpr int kWorkBytes = 64;    ///< of shared memory
 inline constexpr uint32_t kMinusInfinity = 0xff800000u;
 inline constexpr float kUndoProbability = 0x1p-15f;
 
@@ -92,9 +92,9 @@ struct Keys {
 };
 
 /// The keys that a row at `position` sees.
-GRETA_DEVICE Keys visible_at(int position, int64_t window) {
-  const int64_t first = window == 0 ? 0 : position - window + 1;
-  return {first < 0 ? 0 : static_cast<int>(first), position};
+GRETA_DEVICE Keys visible_at(int position, int window) {
+  const int first = window == 0 ? 0 : position - window + 1;
+  return {first < 0 ? 0 : first, position};
 }
 
 /// What a block works on: of a tile's rows and the `group` heads of a kv head, in pairs (row, head) with the
@@ -103,12 +103,17 @@ struct Work {
   AttentionTile tile;
   int kv_head;
   int group;
+  uint32_t group_inverse;  ///< 2^32 / group, rounded up; 0 for 1
   int first;
   int pairs;
   Keys any;  ///< that some row sees
   Keys all;  ///< that every row sees
 
-  GRETA_DEVICE int row(int pair) const { return (first + pair) / group; }  ///< of the tile
+  GRETA_DEVICE int row(int pair) const {  ///< of the tile
+    const auto n = static_cast<uint32_t>(first + pair);
+    const auto quotient = static_cast<uint32_t>((uint64_t{n} * group_inverse) >> 32);
+    return static_cast<int>(group_inverse == 0 ? n : quotient);
+  }
   GRETA_DEVICE int position(int pair) const { return tile.first_position + row(pair); }
   /// Index of (row, head) in q and out: [rows * heads].
   GRETA_DEVICE int64_t at(int pair, int heads) const {
@@ -128,6 +133,7 @@ GRETA_DEVICE bool find_work(const AttentionCall& call, int tile_blocks, Work& wo
   work.tile = call.tiles[index / tile_blocks];
   work.kv_head = block_y();
   work.group = call.heads / call.cache.kv_heads;
+  work.group_inverse = work.group == 1 ? 0 : 0xffffffffu / static_cast<uint32_t>(work.group) + 1;
   work.first = index % tile_blocks * S::kRows;
   work.pairs = work.tile.count * work.group - work.first;
   if (work.pairs <= 0) return false;

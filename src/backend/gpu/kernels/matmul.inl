@@ -34,6 +34,11 @@ void run_round(const Launch& how, const RoundCall& call) {
 
 bool wants_tiles(const Launch& how, int64_t rows) { return kWarpgroups && how.warpgroups && rows > kFewRows; }
 
+bool fuses_glu(const Launch& how, const MatmulCall& call) {
+  if (call.rows <= kFewRows) return few_fuses_glu(call);
+  return wants_tiles(how, call.rows);
+}
+
 void run_matmul(const Launch& how, const MatmulCall& call) {
   if (call.rows <= kFewRows) {
     return run_matmul_few(how, call);

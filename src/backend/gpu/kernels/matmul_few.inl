@@ -1,68 +1,209 @@
-// The product for few tokens (decode): bound by the reading of the weights. A block is one tile of 16
-// outputs; its waves share the chunks of K, so that all of them are in flight at once, and leave each chunk's
-// sums in shared memory, where they are added in the one order (matmul.h).
+// The product for few tokens (decode): bound by the reading of the weights. A block takes one tile of 16
+// outputs after another; its waves share the chunks of K of all of them, one after another, each with the
+// next chunk's weights on their way, and leave each chunk's sums in shared memory, where they are added in
+// the one order (matmul.h). With very few tokens a block rounds them itself, and norms them before: work that
+// every block repeats, and that spares a launch.
 #include <algorithm>
 
+#include "backend/gpu/kernels/held_row.h"
 #include "backend/gpu/kernels/matmul.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
-/// Of a block at most; half as many where there are tiles for two blocks a multiprocessor.
-constexpr int kFewThreads = 512;
-constexpr int kFewTiles = 192;
-/// Of shared memory, for chunks' sums.
-constexpr int kFewSumsBytes = 40 * 1024;
+/// Of a block: as many as registers allow.
+template <int kTiles>
+constexpr int kFewThreads = kTiles == 1 ? 640 : 512;
+constexpr int kMostThreads = 640;
+/// As many as share a row of a norm (orders.h).
+constexpr int kNormLanes = 512;
+static_assert(rmsnorm_lanes(1 << 20) == kNormLanes);
 /// Floats between two tokens' 16 outputs: a fragment of C is stored without bank conflicts.
 constexpr int kOutputStride = kTileRows + 4;
+/// Of shared memory, for the rows that a block rounds itself.
+constexpr int kOwnBytes = 24 * 1024;
+/// Elements between two rows in shared memory: fragments of B are read without bank conflicts.
+inline int own_stride(int64_t cols) { return static_cast<int>((cols + kChunkK - 1) / kChunkK) * kChunkK + 8; }
 
 /// k64 steps that a lane has in registers or on their way.
 template <quant::Type T>
-constexpr int kFewPiece = T == quant::Type::F32 ? 2 : 4;
+constexpr int kFewPiece = T == quant::Type::F32   ? 1
+                          : T == quant::Type::F16 ? 2
+                                                  : 4;
 
-/// c += the product of k64 step `local` of a piece with the tokens' activations from word `at` on.
-template <quant::Type T, int kTiles>
-GRETA_DEVICE void multiply_k64(const Piece<T, kFewPiece<T>>& piece, const float (&up)[kRowsA], int first,
-                               int local, const uint32_t* const (&x)[kTiles], int at,
-                               float (&c)[kTiles][kFragmentC]) {
-  const Scales<T> scales = scales_of(piece, local, up);
-  GRETA_UNROLL
-  for (int step = 0; step < 4; ++step) {
-    Operand<T> a;
-    unpack_k16(piece, scales, up, first, local, step, a);
-    GRETA_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) {
-      FragmentB b;
-      GRETA_UNROLL
-      for (int w = 0; w < kFragmentB / 2; ++w)
-        b.word[w] = x[tile][at + 8 * step + (b_k(0, 2 * w) - b_k(0, 0)) / 2];
-      GRETA_UNROLL
-      for (int part = 0; part < kParts<T>; ++part) multiply(c[tile], a.part[part], b);
+/// How a tile is cut: `steps` of up to `slots` chunks, whose sums shared memory holds at once. A tile of two
+/// products that meet in a glu has the chunks of both, one after the other, in one step.
+struct Cut {
+  int chunks;  ///< of K
+  int parts;   ///< 2 with a glu, else 1
+  int slots;
+  int steps;
+  int tiles;       ///< of all products
+  int own_stride;  ///< of the rows that a block rounds itself
+
+  GRETA_DEVICE int length(int step) const {
+    const int left = parts * chunks - step * slots;
+    return left < slots ? left : slots;
+  }
+};
+
+/// Chunk `chunk` of step `step` of a tile: the next for a wave is as many further on as there are waves.
+struct Place {
+  int tile;
+  int step;
+  int chunk;
+
+  GRETA_DEVICE void advance(const Cut& cut) {
+    chunk += block_threads() / kWave;
+    settle(cut);
+  }
+  GRETA_DEVICE void settle(const Cut& cut) {
+    while (tile < cut.tiles && chunk >= cut.length(step)) {
+      chunk -= cut.length(step);
+      if (++step == cut.steps) {
+        step = 0;
+        tile += grid_x();
+      }
     }
   }
+};
+
+/// A chunk's weights, in registers or on their way.
+template <quant::Type T>
+struct Held {
+  Piece<T, kFewPiece<T>> piece;
+  float row_scale[kRowsA];
+  const std::byte* data;  ///< for the parts that are still to be loaded
+  int chunk;              ///< of K
+};
+
+/// Where a chunk lies.
+struct Chunk {
+  const std::byte* data = nullptr;
+  const float* row_scale = nullptr;  ///< of its tile
+  int chunk = 0;                     ///< of K
+};
+template <quant::Type T>
+GRETA_DEVICE Chunk chunk_at(const MatmulCall& call, const Cut& cut, const Place& place) {
+  int tile = place.tile, chunk = place.step * cut.slots + place.chunk;
+  int product = 0;
+  if (cut.parts == 2) {
+    product = chunk >= cut.chunks ? 1 : 0;
+    chunk -= product * cut.chunks;
+  } else {
+    product = product_of(call, kTileRows, tile);
+  }
+  const PackedMatrix& weight = call.products[product].weight;
+  return {weight.data + (static_cast<int64_t>(tile) * cut.chunks + chunk) * Format<T>::kTileBytes,
+          weight.row_scale + tile * kTileRows, chunk};
 }
 
-/// A chunk's sums, to sums[tokens][outputs]. The chunk at `tile` is in `piece`, which gives way to that at
-/// `next` as it is used up (not kMore: to nothing).
-template <quant::Type T, int kTiles, bool kMore>
-GRETA_DEVICE void sum_chunk(const std::byte* tile, const std::byte* next, Piece<T, kFewPiece<T>>& piece,
-                            const float (&up)[kRowsA], const uint32_t* const (&x)[kTiles],
+template <quant::Type T>
+GRETA_DEVICE void load_row_scale(const Chunk& chunk, float (&row_scale)[kRowsA]) {
+  GRETA_UNROLL
+  for (int i = 0; i < kRowsA; ++i) row_scale[i] = chunk.row_scale[a_row(lane_index(), 2 * i)];
+}
+
+/// The rounded rows in memory, as fragments of B. Behind the last token stands the last once more: columns of
+/// a product know nothing of each other.
+template <int kTiles>
+struct RowsInMemory {
+  const uint32_t* row[kTiles];
+
+  GRETA_DEVICE explicit RowsInMemory(const MatmulCall& call) {
+    const int lane = lane_index();
+    GRETA_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int token = tile * kTileN + b_n(lane, 0);
+      const int x_row = x_row_of(call, token < call.rows ? token : static_cast<int>(call.rows) - 1);
+      row[tile] = reinterpret_cast<const uint32_t*>(call.x.data + x_row * call.x.stride) + b_k(lane, 0) / 2;
+    }
+  }
+  /// Of a tile, the four k16 steps of k64 step `j` of a chunk.
+  GRETA_DEVICE void fragments(int tile, int chunk, int j, FragmentB (&b)[4]) const {
+    GRETA_UNROLL
+    for (int i = 0; i < 8; ++i)
+      b[i / 2].word[i % 2] =
+          row[tile][chunk * (kChunkK / 2) + 32 * j + 8 * (i / 2) + (b_k(0, i % 2 * 2) - b_k(0, 0)) / 2];
+  }
+};
+static_assert(kFragmentB == 4);
+constexpr bool b_is_as_stated() {
+  for (int lane = 0; lane < kWave; ++lane)
+    for (int e = 0; e < kFragmentB; ++e)
+      if (b_element(b_k(lane, e)) != e || b_lane(b_k(lane, e)) != b_lane(b_k(lane, 0))) return false;
+  return true;
+}
+static_assert(b_is_as_stated());
+/// Those that the block has rounded itself: of each k64 step, first the eight words of a lane of B that has
+/// the lowest k, then those of the next.
+struct OwnRounded {
+  SharedArray<uint16_t> rows;
+  int at;
+
+  GRETA_DEVICE static int place(int k) {
+    return k / 64 * 64 + b_lane(k % 16) * 16 + k % 64 / 16 * 4 + b_element(k % 16);
+  }
+  GRETA_DEVICE OwnRounded(const MatmulCall& call, const Cut& cut, const SharedArray<uint16_t>& own)
+      : rows(own) {
+    const int lane = lane_index();
+    const int token = b_n(lane, 0) < call.rows ? b_n(lane, 0) : static_cast<int>(call.rows) - 1;
+    at = token * cut.own_stride + b_lane(b_k(lane, 0)) * 16;
+  }
+  GRETA_DEVICE void fragments(int /*tile*/, int chunk, int j, FragmentB (&b)[4]) const {
+    GRETA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const Words4 v = rows.words4(at + chunk * kChunkK + 64 * j + 8 * half);
+      b[2 * half] = {{v.x, v.y}};
+      b[2 * half + 1] = {{v.z, v.w}};
+    }
+  }
+};
+
+/// The chunk's sums, to sums[tokens][outputs]. `held` gives way to the weights at `next` as they are used up
+/// (not `more`: to nothing).
+template <quant::Type T, int kTiles, class Rows>
+GRETA_DEVICE void sum_chunk(Held<T>& held, const Rows& x, bool more, const Chunk& next,
                             const SharedArray<float>& sums) {
   constexpr int kPiece = kFewPiece<T>;
-  constexpr bool kNextRest = kMore && Format<T>::kCodes;
-  static_assert(kPiece == kStepsK64 || !Format<T>::kCodes);
-  Rest<T, kPiece> next_rest = piece;
-  if constexpr (kNextRest) load_rest(next, 0, next_rest);
+  constexpr bool kRest = Format<T>::kCodes;
+  static_assert(kPiece == kStepsK64 || !kRest);
+  Rest<T, kPiece> next_rest = held.piece;
+  float next_scale[kRowsA], up[kRowsA];
+  GRETA_UNROLL
+  for (int i = 0; i < kRowsA; ++i) {
+    up[i] = inverse_power(held.row_scale[i]);
+    next_scale[i] = held.row_scale[i];
+  }
+  if (more) {
+    if constexpr (kRest) load_rest(next.data, 0, next_rest);
+    load_row_scale<T>(next, next_scale);
+  }
   float c[kTiles][kFragmentC] = {};
   GRETA_UNROLL
   for (int j = 0; j < kStepsK64; ++j) {
-    multiply_k64<T>(piece, up, j - j % kPiece, j % kPiece, x, 32 * j, c);
+    Operand<T> a[4];
+    unpack_k64(held.piece, up, j - j % kPiece, j % kPiece, a);
+    GRETA_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      FragmentB b[4];
+      x.fragments(tile, held.chunk, j, b);
+      GRETA_UNROLL
+      for (int step = 0; step < 4; ++step) {
+        GRETA_UNROLL
+        for (int part = 0; part < kParts<T>; ++part) multiply(c[tile], a[step].part[part], b[step]);
+      }
+    }
     const bool same = j + kPiece < kStepsK64;
-    if (same || kMore)
-      load_low<T>(same ? tile : next, (j + kPiece) % kStepsK64,
-                  piece.low + j % kPiece * Piece<T, 1>::kLowStep);
+    if (same || more)
+      load_low<T>(same ? held.data : next.data, (j + kPiece) % kStepsK64,
+                  held.piece.low + j % kPiece * Piece<T, 1>::kLowStep);
   }
-  if constexpr (kNextRest) static_cast<Rest<T, kPiece>&>(piece) = next_rest;
+  static_cast<Rest<T, kPiece>&>(held.piece) = next_rest;
+  GRETA_UNROLL
+  for (int i = 0; i < kRowsA; ++i) held.row_scale[i] = next_scale[i];
+  held.data = next.data;
+  held.chunk = next.chunk;
   const int lane = lane_index();
   GRETA_UNROLL
   for (int t = 0; t < kTiles; ++t) {
@@ -72,102 +213,254 @@ GRETA_DEVICE void sum_chunk(const std::byte* tile, const std::byte* next, Piece<
   }
 }
 
-/// Chunks first, first + waves, .. below `end`: chunk i's sums go to sums[i - base][tokens][outputs].
-template <quant::Type T, int kTiles>
-GRETA_DEVICE void sum_chunks(const std::byte* tiles, const float (&up)[kRowsA],
-                             const uint32_t* const (&x)[kTiles], int first, int waves, int base, int end,
-                             const SharedArray<float>& sums, const Mark& mark) {
-  if (first >= end) return;
-  constexpr int kSlot = kTiles * kTileN * kOutputStride;
-  const std::byte* tile = tiles + static_cast<int64_t>(first) * Format<T>::kTileBytes;
-  const int64_t stride = static_cast<int64_t>(waves) * Format<T>::kTileBytes;
-  const uint32_t* at[kTiles];
-  GRETA_UNROLL
-  for (int t = 0; t < kTiles; ++t) at[t] = x[t] + static_cast<int64_t>(first) * (kChunkK / 2);
-  Piece<T, kFewPiece<T>> piece;
-  load_piece(tile, 0, piece);
-  after_earlier(mark);  // the weights are on their way; x is what the kernel before leaves
-  int chunk = first;
-  for (; chunk + waves < end; chunk += waves, tile += stride) {
-    sum_chunk<T, kTiles, true>(tile, tile + stride, piece, up, at, sums.from((chunk - base) * kSlot));
-    GRETA_UNROLL
-    for (int t = 0; t < kTiles; ++t) at[t] += waves * (kChunkK / 2);
-  }
-  sum_chunk<T, kTiles, false>(tile, nullptr, piece, up, at, sums.from((chunk - base) * kSlot));
+// ---- rows that the block rounds itself
+
+/// Shared memory of a block that rounds rows itself.
+struct OwnShared {
+  SharedArray<uint16_t> rows;  ///< [tokens][own_stride]
+  SharedArray<float> scales;   ///< [tokens]
+  SharedArray<float> trees;    ///< [threads / kTree]
+  SharedArray<float> largest;  ///< [waves]
+  static constexpr int kNumbers = kTileN + kMostThreads / kTree + kMostThreads / kWave;
+
+  GRETA_DEVICE OwnShared(Shared& shared, const MatmulCall& call, const Cut& cut)
+      : rows(shared.array<uint16_t>(static_cast<int>(call.rows) * cut.own_stride)),
+        scales(shared.array<float>(kTileN)),
+        trees(shared.array<float>(kMostThreads / kTree)),
+        largest(shared.array<float>(kMostThreads / kWave)) {}
+};
+
+// Elements that one of the block's first kNormLanes threads holds: what kOwnBytes allow, and with a norm's
+// weights beside them.
+constexpr int kRoundHeld = 24;
+constexpr int kNormHeld = 16;
+static_assert(kOwnBytes / 2 <= kRoundHeld * kNormLanes);
+
+/// Rounds the row that the threads hold, as row r.
+template <int kHeld>
+GRETA_DEVICE void round_own_row(HeldRow<kNormLanes, kHeld>& row, int lane, int cols, int r, int stride,
+                                const OwnShared& shared) {
+  float amax = 0.0f;
+  row.each(lane, cols, [&](int /*i*/, float v, int /*e*/) { amax = larger(amax, magnitude_of(v)); });
+  const float up = row_power(block_largest(amax, shared.largest));
+  if (thread_index() == 0) shared.scales[r] = inverse_power(up);
+  // In pairs, and zeros behind the row's end.
+  const SharedArray<uint16_t> to = shared.rows.from(r * stride);
+  row.each(lane, chunks_of(cols) * kChunkK, [&](int i, float v, int e) {
+    if (e % 2 == 0) to.put_word(OwnRounded::place(i), pack_f16(v * up, row.v[e + 1] * up));
+  });
+  barrier();  // the row is there, and `largest` is free
 }
 
-/// `slots`: chunks whose sums shared memory holds at once. Grid: tiles of outputs, tiles of tokens.
-template <quant::Type T, int kTiles>
-GRETA_KERNEL void GRETA_BOUNDS(kFewThreads, 1) matmul_few(Mark mark, MatmulCall calls, int slots) {
-  entered_early(mark);
-  int block_tile = block_x();
-  const MatmulCall call = product_of(calls, kTileRows, block_tile);
-  constexpr int kTokens = kTiles * kTileN;
-  constexpr int kSlot = kTokens * kOutputStride;
-  Shared shared;
-  const SharedArray<float> sums = shared.array<float>(slots * kSlot);
-  const SharedArray<float> totals = shared.array<float>(kSlot);
-  const int lane = lane_index();
-  const int chunks = chunks_of(call.weight.cols);
-  const int output0 = block_tile * kTileRows;
-  const int token0 = block_y() * kTokens;
-  const std::byte* tiles =
-      call.weight.data + static_cast<int64_t>(block_tile) * chunks * Format<T>::kTileBytes;
-  const uint32_t* x[kTiles];
-  GRETA_UNROLL
-  for (int tile = 0; tile < kTiles; ++tile) {
-    // Behind the last token stands the last once more: columns of a product know nothing of each other.
-    const int token = token0 + tile * kTileN + b_n(lane, 0);
-    const int row = x_row_of(call, token < call.rows ? token : static_cast<int>(call.rows) - 1);
-    x[tile] = reinterpret_cast<const uint32_t*>(call.x.data + row * call.x.stride) + b_k(lane, 0) / 2;
-  }
-  float up[kRowsA];
-  GRETA_UNROLL
-  for (int i = 0; i < kRowsA; ++i) up[i] = inverse_power(call.weight.row_scale[output0 + a_row(lane, 2 * i)]);
-
-  const int tokens =
-      static_cast<int>(call.rows) - token0 < kTokens ? static_cast<int>(call.rows) - token0 : kTokens;
-  for (int base = 0; base < chunks; base += slots) {
-    const int end = base + slots < chunks ? base + slots : chunks;
-    sum_chunks<T, kTiles>(tiles, up, x, base + wave_index(), block_threads() / kWave, base, end, sums, mark);
-    barrier();
-    for (int i = thread_index(); i < tokens * kTileRows; i += block_threads()) {
-      const int at = i / kTileRows * kOutputStride + i % kTileRows;
-      float total = base == 0 ? sums[at] : totals[at] + sums[at];
-      for (int slot = 1; slot < end - base; ++slot) total = total + sums[slot * kSlot + at];
-      if (end < chunks) {
-        totals[at] = total;
-      } else if (output0 + i % kTileRows < call.weight.rows) {
-        store_output(call, output0 + i % kTileRows, token0 + i / kTileRows, total);
-      }
+/// What `own` says, for all rows. Waits for the kernels before.
+GRETA_DEVICE void round_own_rows(const MatmulCall& call, const OwnShared& shared, int stride,
+                                 const Mark& mark) {
+  const int cols = static_cast<int>(call.products[0].weight.cols);
+  const OwnRows& own = call.own;
+  const int lane = thread_index() < kNormLanes ? thread_index() : cols;  // of those behind, nothing is theirs
+  if (own.norm == nullptr) {
+    after_earlier(mark);
+    for (int r = 0; r < call.rows; ++r) {
+      HeldRow<kNormLanes, kRoundHeld> row;
+      row.load(own.x + static_cast<int64_t>(r) * cols, lane, cols);
+      round_own_row(row, lane, cols, r, stride, shared);
     }
-    if (end < chunks) barrier();
+    return;
+  }
+  HeldRow<kNormLanes, kNormHeld> weight;
+  weight.load(own.norm, lane, cols);
+  after_earlier(mark);
+  for (int r = 0; r < call.rows; ++r) {
+    HeldRow<kNormLanes, kNormHeld> row;
+    row.load(own.x + static_cast<int64_t>(r) * cols, lane, cols);
+    float sum = 0.0f;
+    row.each(lane, cols, [&](int /*i*/, float v, int /*e*/) { sum = fused(v, v, sum); });
+    const float factor = norm_factor<kNormLanes>(sum, cols, own.eps, shared.trees);
+    row.each(lane, cols, [&](int /*i*/, float& v, int e) { v = (v * factor) * weight.v[e]; });
+    if (block_x() == 0) {
+      float* const normed = own.normed + static_cast<int64_t>(r) * cols;
+      row.each(lane, cols, [&](int i, float v, int /*e*/) { normed[i] = v; });
+    }
+    round_own_row(row, lane, cols, r, stride, shared);
   }
 }
 
-template <quant::Type T, int kTiles>
+// ---- a block
+
+/// Shared memory for the sums: of two steps, and of a tile's earlier steps.
+template <int kTiles>
+struct SumsShared {
+  static constexpr int kSlot = kTiles * kTileN * kOutputStride;
+  SharedArray<float> both;
+  SharedArray<float> totals;
+  int slots;
+
+  GRETA_DEVICE SumsShared(Shared& shared, const Cut& cut)
+      : both(shared.array<float>(2 * cut.slots * kSlot)),
+        totals(shared.array<float>(cut.steps > 1 ? kSlot : 0)),
+        slots(cut.slots) {}
+  GRETA_DEVICE SharedArray<float> of(int turn) const { return both.from(turn % 2 * slots * kSlot); }
+};
+
+/// After a barrier: the sums of step `step` of a tile are complete, and after the last the outputs.
+template <int kThreads, int kTiles, class Scale>
+GRETA_DEVICE void finish_step(const MatmulCall& call, const Cut& cut, int tile, int step,
+                              const SharedArray<float>& sums, const SumsShared<kTiles>& room,
+                              const Scale& x_scale) {
+  constexpr int kSlot = SumsShared<kTiles>::kSlot;
+  const Product& product = call.products[cut.parts == 2 ? 0 : product_of(call, kTileRows, tile)];
+  const int length = cut.length(step);
+  // Another wave for each tile, the same for all steps of one.
+  const int first = (thread_index() + tile * 64) % kThreads;
+  for (int i = first; i < call.rows * kTileRows; i += kThreads) {
+    const int token = i / kTileRows, output = tile * kTileRows + i % kTileRows;
+    const int at = token * kOutputStride + i % kTileRows;
+    float total = sums[at];
+    if (step > 0) total = room.totals[at] + total;
+    const int end = cut.parts == 2 ? cut.chunks : length;
+    GRETA_UNROLL_BY(8)
+    for (int slot = 1; slot < end; ++slot) total = total + sums[slot * kSlot + at];
+    if (step + 1 < cut.steps) {
+      room.totals[at] = total;
+    } else if (output < product.weight.rows) {
+      float y = output_of(product, output, total, x_scale(token));
+      if (cut.parts == 2) {
+        float up = sums[end * kSlot + at];
+        GRETA_UNROLL_BY(8)
+        for (int slot = end + 1; slot < 2 * end; ++slot) up = up + sums[slot * kSlot + at];
+        y = glu_of(call.glu, y, output_of(call.products[1], output, up, x_scale(token)));
+      }
+      store_output(call, product, output, token, y);
+    }
+  }
+}
+
+/// All of the block's tiles. `held` has the first chunk's weights where the wave has a chunk.
+template <quant::Type T, int kTiles, class Rows, class Scale>
+GRETA_DEVICE void multiply_tiles(const MatmulCall& call, const Cut& cut, Held<T>& held, Place here,
+                                 const Rows& x, const Scale& x_scale, const SumsShared<kTiles>& room) {
+  int turn = 0;
+  for (int tile = block_x(); tile < cut.tiles; tile += grid_x()) {
+    for (int step = 0; step < cut.steps; ++step, ++turn) {
+      const SharedArray<float> sums = room.of(turn);
+      while (here.tile == tile && here.step == step) {
+        const int slot = here.chunk;
+        Place next = here;
+        next.advance(cut);
+        const bool more = next.tile < cut.tiles;
+        const Chunk at = more ? chunk_at<T>(call, cut, next) : Chunk{};
+        sum_chunk<T, kTiles>(held, x, more, at, sums.from(slot * SumsShared<kTiles>::kSlot));
+        here = next;
+      }
+      barrier();
+      finish_step<kFewThreads<kTiles>, kTiles>(call, cut, tile, step, sums, room, x_scale);
+    }
+  }
+}
+
+template <quant::Type T>
+GRETA_DEVICE void load_first(const MatmulCall& call, const Cut& cut, const Place& here, Held<T>& held) {
+  if (here.tile >= cut.tiles) return;
+  const Chunk first = chunk_at<T>(call, cut, here);
+  load_piece(first.data, 0, held.piece);
+  load_row_scale<T>(first, held.row_scale);
+  held.data = first.data;
+  held.chunk = first.chunk;
+}
+
+/// The weights of the block's first tile come nearer while it rounds its rows.
+template <quant::Type T>
+GRETA_DEVICE void prefetch_first_tile(const MatmulCall& call, const Cut& cut) {
+  if (thread_index() != 0 || block_x() >= cut.tiles) return;
+  for (int part = 0; part < cut.parts; ++part)
+    prefetch(chunk_at<T>(call, cut, {block_x(), 0, part * cut.chunks}).data,
+             cut.chunks * Format<T>::kTileBytes);
+}
+
+template <quant::Type T, int kTiles, bool kOwn>
+GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
+    matmul_few(Mark mark, GRETA_ARGUMENT MatmulCall call, GRETA_ARGUMENT Cut cut) {
+  entered_early(mark);
+  Shared shared;
+  Place here{block_x(), 0, wave_index()};
+  here.settle(cut);
+  Held<T> held;
+  if constexpr (kOwn) {
+    prefetch_first_tile<T>(call, cut);
+    const OwnShared own(shared, call, cut);
+    const SumsShared<kTiles> room(shared, cut);
+    round_own_rows(call, own, cut.own_stride, mark);
+    load_first(call, cut, here, held);
+    multiply_tiles<T, kTiles>(
+        call, cut, held, here, OwnRounded(call, cut, own.rows), [&](int token) { return own.scales[token]; },
+        room);
+  } else {
+    const SumsShared<kTiles> room(shared, cut);
+    load_first(call, cut, here, held);  // on their way while the kernel before ends
+    after_earlier(mark);
+    multiply_tiles<T, kTiles>(
+        call, cut, held, here, RowsInMemory<kTiles>(call), [&](int token) { return x_scale_of(call, token); },
+        room);
+  }
+}
+
+/// Of shared memory, for a block's own rows.
+int own_bytes(const MatmulCall& call) {
+  if (call.own.x == nullptr) return 0;
+  return static_cast<int>(call.rows) * own_stride(call.products[0].weight.cols) * 2 + OwnShared::kNumbers * 4;
+}
+
+template <int kTiles>
+Cut cut_of(const MatmulCall& call) {
+  constexpr int kSlotBytes = SumsShared<kTiles>::kSlot * static_cast<int>(sizeof(float));
+  Cut cut;
+  cut.chunks = static_cast<int>((call.products[0].weight.cols + kChunkK - 1) / kChunkK);
+  cut.own_stride = own_stride(call.products[0].weight.cols);
+  cut.parts = call.glu == Glu::none ? 1 : 2;
+  const int room = kBlockSharedBytes - own_bytes(call) - kSlotBytes;
+  const int most = room / (2 * kSlotBytes), all = cut.parts * cut.chunks;
+  cut.steps = (all + most - 1) / most;
+  cut.slots = (all + cut.steps - 1) / cut.steps;
+  cut.tiles = static_cast<int>(cut.parts == 2 ? (call.products[0].weight.rows + kTileRows - 1) / kTileRows
+                                              : product_tiles(call, kTileRows));
+  return cut;
+}
+
+template <quant::Type T, int kTiles, bool kOwn>
 void launch_few(const Launch& how, const MatmulCall& call) {
-  constexpr int kTokens = kTiles * kTileN;
-  constexpr int kSlotBytes = kTokens * kOutputStride * static_cast<int>(sizeof(float));
-  const auto chunks = static_cast<int>((call.weight.cols + kChunkK - 1) / kChunkK);
-  const int slots = std::min(chunks, kFewSumsBytes / kSlotBytes);
-  const int64_t tiles = product_tiles(call, kTileRows);
-  const int most = tiles < kFewTiles ? kFewThreads : kFewThreads / 2;
-  // A whole number of 64 threads.
-  const int threads = std::min(most, (slots * kWave + 63) / 64 * 64);
-  const Grid grid{static_cast<unsigned>(tiles), static_cast<unsigned>((call.rows + kTokens - 1) / kTokens)};
+  constexpr int kSlotBytes = SumsShared<kTiles>::kSlot * static_cast<int>(sizeof(float));
+  const Cut cut = cut_of<kTiles>(call);
+  const int blocks = std::min(cut.tiles, how.multiprocessors);
   static const std::string name = kernel_name<T>("matmul_few");
-  launch(how, name.c_str(), matmul_few<T, kTiles>, grid, threads, (slots + 1) * kSlotBytes, call, slots);
+  launch(how, name.c_str(), matmul_few<T, kTiles, kOwn>, Grid{static_cast<unsigned>(blocks)},
+         kFewThreads<kTiles>, (2 * cut.slots + (cut.steps > 1 ? 1 : 0)) * kSlotBytes + own_bytes(call), call,
+         cut);
+}
+
+template <quant::Type T>
+void launch_few(const Launch& how, const MatmulCall& call) {
+  if (call.own.x != nullptr) return launch_few<T, 1, true>(how, call);
+  if (call.rows <= kTileN) return launch_few<T, 1, false>(how, call);
+  if (call.rows <= 2 * kTileN) return launch_few<T, 2, false>(how, call);
+  launch_few<T, 4, false>(how, call);
 }
 
 }  // namespace
 
+bool rounds_itself(int64_t rows, int64_t cols, bool norm) {
+  if (norm && (rmsnorm_lanes(cols) != kNormLanes || cols > kNormHeld * kNormLanes)) return false;
+  return rows <= kTileN && rows * own_stride(cols) * 2 <= kOwnBytes;
+}
+
+bool few_fuses_glu(const MatmulCall& of) {
+  MatmulCall call = of;
+  call.glu = Glu::silu;
+  if (call.rows <= kTileN) return cut_of<1>(call).steps == 1;
+  return (call.rows <= 2 * kTileN ? cut_of<2>(call) : cut_of<4>(call)).steps == 1;
+}
+
 void run_matmul_few(const Launch& how, const MatmulCall& call) {
-  for_type(call.weight.type, [&]<quant::Type T>() {
-    if (call.rows <= kTileN) return launch_few<T, 1>(how, call);
-    if (call.rows <= 2 * kTileN) return launch_few<T, 2>(how, call);
-    return launch_few<T, 4>(how, call);
-  });
+  for_type(call.products[0].weight.type, [&]<quant::Type T>() { launch_few<T>(how, call); });
 }
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET

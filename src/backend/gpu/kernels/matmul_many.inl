@@ -119,8 +119,10 @@ GRETA_DEVICE void store_totals(const MatmulCall& call, int token0,
     for (int i = thread_index(); i < kWaveTokens * kOutputs<T>; i += kManyThreads) {
       const int token = token0 + wave_n * kWaveTokens + i / kOutputs<T>;
       const int output = output0 + i % kOutputs<T>;
-      if (token < call.rows && output < call.weight.rows)
-        store_output(call, output, token, sums[i / kOutputs<T> * kStride + i % kOutputs<T>]);
+      if (token < call.rows && output < call.products[0].weight.rows)
+        store_output(call, call.products[0], output, token,
+                     output_of(call.products[0], output, sums[i / kOutputs<T> * kStride + i % kOutputs<T>],
+                               x_scale_of(call, token)));
     }
   }
 }
@@ -133,7 +135,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
   Shared shared;
   const SharedArray<uint16_t> stages = shared.array<uint16_t>(kStages * kStageElements);
   const int lane = lane_index();
-  const int chunks = chunks_of(call.weight.cols);
+  const int chunks = chunks_of(call.products[0].weight.cols);
   const int steps = chunks * kStepsK64;
   const int token0 = block_x() * kManyTokens;
   const int wave_n = wave_index() / kWavesM;
@@ -141,16 +143,16 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
 
   // Tiles behind the last are the last once more; nothing of them is stored.
   const int tile0 = (block_y() * kWavesM + wave_index() % kWavesM) * kM;
-  const int last_tile = static_cast<int>((call.weight.rows + kTileRows - 1) / kTileRows) - 1;
+  const int last_tile = static_cast<int>((call.products[0].weight.rows + kTileRows - 1) / kTileRows) - 1;
   const std::byte* tiles[kM];
   float up[kM][kRowsA];
   GRETA_UNROLL
   for (int m = 0; m < kM; ++m) {
     const int tile = tile0 + m < last_tile ? tile0 + m : last_tile;
-    tiles[m] = call.weight.data + static_cast<int64_t>(tile) * chunks * Format<T>::kTileBytes;
+    tiles[m] = call.products[0].weight.data + static_cast<int64_t>(tile) * chunks * Format<T>::kTileBytes;
     GRETA_UNROLL
     for (int i = 0; i < kRowsA; ++i)
-      up[m][i] = inverse_power(call.weight.row_scale[tile * kTileRows + a_row(lane, 2 * i)]);
+      up[m][i] = inverse_power(call.products[0].weight.row_scale[tile * kTileRows + a_row(lane, 2 * i)]);
   }
 
   copy_step(copies, stages, 0, steps);
@@ -193,25 +195,26 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
   store_totals<T>(call, token0, total);
 }
 
-}  // namespace
-
-void run_matmul_many(const Launch& how, const MatmulCall& calls) {
-  MatmulCall call = calls;
-  call.other_count = 0;
-  for (int i = 0; i < calls.other_count; ++i) {
-    MatmulCall other = call;
-    other.weight = calls.others[i].weight;
-    other.bias = calls.others[i].bias;
-    other.y = calls.others[i].y;
-    run_matmul_many(how, other);
-  }
-  for_type(call.weight.type, [&]<quant::Type T>() {
+void launch_many(const Launch& how, const MatmulCall& call) {
+  for_type(call.products[0].weight.type, [&]<quant::Type T>() {
     const Grid grid{static_cast<unsigned>((call.rows + kManyTokens - 1) / kManyTokens),
-                    static_cast<unsigned>((call.weight.rows + kOutputs<T> - 1) / kOutputs<T>)};
+                    static_cast<unsigned>((call.products[0].weight.rows + kOutputs<T> - 1) / kOutputs<T>)};
     static const std::string name = kernel_name<T>("matmul_many");
     launch(how, name.c_str(), matmul_many<T>, grid, kManyThreads,
            kStages * kStageElements * static_cast<int>(sizeof(uint16_t)), call);
   });
+}
+
+}  // namespace
+
+/// A launch a product.
+void run_matmul_many(const Launch& how, const MatmulCall& calls) {
+  MatmulCall call = calls;
+  call.count = 1;
+  for (int p = 0; p < calls.count; ++p) {
+    call.products[0] = calls.products[p];
+    launch_many(how, call);
+  }
 }
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET

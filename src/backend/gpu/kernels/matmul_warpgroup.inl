@@ -26,7 +26,8 @@ constexpr int kConsumerRegisters = 232;
 }  // namespace warpgroup
 
 struct WarpgroupShared {
-  SharedArray<uint16_t> x;  ///< begins on 1024 bytes
+  SharedArray<uint16_t> x;     ///< begins on 1024 bytes
+  SharedArray<float> numbers;  ///< the same memory, once x is no longer read
   SharedArray<uint64_t> barriers;
   GRETA_DEVICE SharedBarrier full(int stage) const { return SharedBarrier(barriers, stage); }
   GRETA_DEVICE SharedBarrier empty(int stage) const {
@@ -34,7 +35,9 @@ struct WarpgroupShared {
   }
 };
 
-GRETA_DEVICE int k64_steps(const MatmulCall& call) { return static_cast<int>((call.weight.cols + 63) / 64); }
+GRETA_DEVICE int k64_steps(const MatmulCall& call) {
+  return static_cast<int>((call.products[0].weight.cols + 63) / 64);
+}
 
 /// Brings piece after piece: one thread, whole pieces as they lie.
 GRETA_DEVICE void bring_rows(const MatmulCall& call, const WarpgroupShared& shared) {
@@ -50,22 +53,137 @@ GRETA_DEVICE void bring_rows(const MatmulCall& call, const WarpgroupShared& shar
   }
 }
 
+/// 64 outputs of a product: a consumer's.
+struct Outputs {
+  int product;
+  int first;  ///< 16-output tile
+};
+/// Consecutive ones of one product; of two that meet in a glu, each consumer has the same of its own.
+GRETA_DEVICE Outputs outputs_of(const MatmulCall& call, int block_tile, int consumer) {
+  using namespace warpgroup;
+  if (call.glu != Glu::none) return {consumer, block_tile * 4};
+  const int product = product_of(call, kOutputs, block_tile);
+  return {product, (block_tile * kConsumers + consumer) * 4};
+}
+
+/// What a wave's 16 outputs have in common: those of a lane's rows.
+struct WaveOutputs {
+  static constexpr int kRows = 2;  ///< of C that a lane has: elements i and i + 1 of i = 0, 2
+  bool valid[kRows];
+  float scale[kRows];
+  float bias[kRows];
+  bool biased;
+
+  GRETA_DEVICE WaveOutputs(const MatmulCall& call, int product, int first, bool wanted) {
+    const float* biases = call.products[product].bias;
+    biased = biases != nullptr;
+    GRETA_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const int output = first + c_row(lane_index(), 2 * r);
+      valid[r] = wanted && output < call.products[product].weight.rows;
+      scale[r] = valid[r] ? call.products[product].weight.row_scale[output] : 0.0f;
+      bias[r] = valid[r] && biased ? biases[output] : 0.0f;
+    }
+  }
+  /// As output_of().
+  GRETA_DEVICE float output(float total, int i, float x_scale) const {
+    const float y = (total * scale[i / 2]) * x_scale;
+    return biased ? y + bias[i / 2] : y;
+  }
+};
+static_assert(c_row(0, 2) - c_row(0, 0) == 8 && c_row(0, 0) == c_row(0, 1) && kFragmentC == 4);
+
+/// A wave's 16 outputs of all tokens, four times eight tokens at a time: what they are added to is on its way
+/// together.
+GRETA_DEVICE void store_rows(const MatmulCall& call, int product, int first, const WaveOutputs& outputs,
+                             const float (&total)[warpgroup::kTokens / 2]) {
+  using namespace warpgroup;
+  constexpr int kAtOnce = 4;
+  const int lane = lane_index();
+  const int64_t rows = call.products[product].weight.rows;
+  float* const y = call.products[product].y + first + c_row(lane, 0);
+  const float* const residual = call.residual == nullptr ? nullptr : call.residual + first + c_row(lane, 0);
+  GRETA_UNROLL
+  for (int n0 = 0; n0 < kTokens / kTileN; n0 += kAtOnce) {
+    float old[kAtOnce][kFragmentC], x_scale[kAtOnce][2];
+    int64_t at[kAtOnce][2];
+    bool there[kAtOnce][2];
+    GRETA_UNROLL
+    for (int n = 0; n < kAtOnce; ++n) {
+      GRETA_UNROLL
+      for (int i = 0; i < kFragmentC; ++i) {
+        if (i < 2) {
+          const int token = block_x() * kTokens + (n0 + n) * kTileN + c_n(lane, i);
+          there[n][i] = token < call.rows;
+          at[n][i] = token * rows;
+          x_scale[n][i] = there[n][i] ? call.x.scale[token] : 0.0f;
+        }
+        old[n][i] = residual != nullptr && there[n][i % 2] && outputs.valid[i / 2]
+                        ? residual[at[n][i % 2] + i / 2 * 8]
+                        : 0.0f;
+      }
+    }
+    GRETA_UNROLL
+    for (int n = 0; n < kAtOnce; ++n) {
+      GRETA_UNROLL
+      for (int i = 0; i < kFragmentC; ++i) {
+        if (!there[n][i % 2] || !outputs.valid[i / 2]) continue;
+        const float value = outputs.output(total[(n0 + n) * kFragmentC + i], i, x_scale[n][i % 2]);
+        y[at[n][i % 2] + i / 2 * 8] = residual == nullptr ? value : old[n][i] + value;
+      }
+    }
+  }
+}
+
+/// Two products that meet in a glu: each consumer leaves its own in shared memory, where x was.
+GRETA_DEVICE void store_glu(const MatmulCall& call, int consumer, int block_tile, const WaveOutputs& outputs,
+                            const float (&total)[warpgroup::kTokens / 2], const WarpgroupShared& shared) {
+  using namespace warpgroup;
+  constexpr int kEach = 64, kStride = kEach + 4;  // a fragment of C is stored without bank conflicts
+  static_assert(kConsumers * kTokens * kStride * 4 <= kStages * kPieceBytes);
+  const int lane = lane_index();
+  const SharedArray<float> own = shared.numbers.from(consumer * kTokens * kStride);
+  consumers_barrier<kConsumers>();  // nobody reads x any more
+  GRETA_UNROLL
+  for (int n = 0; n < kTokens / kTileN; ++n) {
+    GRETA_UNROLL
+    for (int i = 0; i < kFragmentC; ++i) {
+      const int token = n * kTileN + c_n(lane, i);
+      const int row = block_x() * kTokens + token;
+      const float x_scale = row < call.rows ? call.x.scale[row] : 0.0f;
+      own[token * kStride + wave_index() % 4 * kTileRows + c_row(lane, i)] =
+          outputs.output(total[n * kFragmentC + i], i, x_scale);
+    }
+  }
+  consumers_barrier<kConsumers>();
+  const int64_t rows = call.products[0].weight.rows;
+  float* const y = call.products[0].y;
+  for (int i = thread_index() - kWarpgroup; i < kTokens * kEach; i += kConsumers * kWarpgroup) {
+    const int token = i / kEach, at = token * kStride + i % kEach;
+    const int64_t row = block_x() * kTokens + token, output = block_tile * kEach + i % kEach;
+    if (row < call.rows && output < rows)
+      y[row * rows + output] = glu_of(call.glu, shared.numbers[at], shared.numbers[kTokens * kStride + at]);
+  }
+}
+
 /// One consumer's 64 outputs.
 template <quant::Type T>
 GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& shared, int block_tile,
                                 int consumer) {
   using namespace warpgroup;
   const int lane = lane_index();
-  const int chunks = chunks_of(call.weight.cols);
+  const Outputs outputs = outputs_of(call, block_tile, consumer);
+  const PackedMatrix& weight = call.products[outputs.product].weight;
+  const int chunks = chunks_of(weight.cols);
   const int steps = k64_steps(call);
-  const int row_tiles = static_cast<int>((call.weight.rows + kTileRows - 1) / kTileRows);
-  const int wanted = block_tile * (kOutputs / kTileRows) + consumer * 4 + wave_index() % 4;
+  const int row_tiles = static_cast<int>((weight.rows + kTileRows - 1) / kTileRows);
+  const int wanted = outputs.first + wave_index() % 4;
   const int row_tile = wanted < row_tiles ? wanted : row_tiles - 1;  // past the end: computed, not written
-  const std::byte* tiles = call.weight.data + static_cast<int64_t>(row_tile) * chunks * Format<T>::kTileBytes;
+  const std::byte* tiles = weight.data + static_cast<int64_t>(row_tile) * chunks * Format<T>::kTileBytes;
   float up[kRowsA];
   GRETA_UNROLL
   for (int i = 0; i < kRowsA; ++i)
-    up[i] = inverse_power(call.weight.row_scale[row_tile * kTileRows + a_row(lane, 2 * i)]);
+    up[i] = inverse_power(weight.row_scale[row_tile * kTileRows + a_row(lane, 2 * i)]);
 
   float total[kTokens / 2], sum[kTokens / 2];
   GRETA_UNROLL
@@ -118,30 +236,22 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
     next = after;
   }
 
-  if (wanted >= row_tiles) return;
-  GRETA_UNROLL
-  for (int n = 0; n < kTokens / kTileN; ++n) {
-    GRETA_UNROLL
-    for (int i = 0; i < kFragmentC; ++i) {
-      const int token = block_x() * kTokens + n * kTileN + c_n(lane, i);
-      const int output = row_tile * kTileRows + c_row(lane, i);
-      if (token < call.rows && output < call.weight.rows)
-        store_output(call, output, token, total[n * kFragmentC + i]);
-    }
-  }
+  const WaveOutputs wave(call, outputs.product, row_tile * kTileRows, wanted < row_tiles);
+  if (call.glu != Glu::none) return store_glu(call, consumer, block_tile, wave, total, shared);
+  store_rows(call, outputs.product, row_tile * kTileRows, wave, total);
 }
 
 template <quant::Type T>
-GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mark, MatmulCall calls) {
+GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1)
+    matmul_warpgroup(Mark mark, GRETA_ARGUMENT MatmulCall call) {
   using namespace warpgroup;
   entered(mark);
-  int block_tile = block_y();
-  const MatmulCall call = product_of(calls, kOutputs, block_tile);
   Shared memory;
   // The tile wants 1024-byte alignment of the block's shared memory, which begins on 128.
   const SharedArray<uint16_t> raw = memory.array<uint16_t>(512 + kStages * kPieceBytes / 2);
   const int skip = static_cast<int>((1024u - (shared_address(raw, 0) & 1023u)) & 1023u) / 2;
-  const WarpgroupShared shared{raw.from(skip), memory.array<uint64_t>(2 * kStages)};
+  const WarpgroupShared shared{raw.from(skip), raw.from(skip).as<float>(),
+                               memory.array<uint64_t>(2 * kStages)};
   if (thread_index() == 0) {
     GRETA_UNROLL
     for (int s = 0; s < kStages; ++s) {
@@ -156,18 +266,20 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mar
     if (thread_index() == 0) bring_rows(call, shared);
   } else {
     take_registers<kConsumerRegisters>();
-    multiply_rows<T>(call, shared, block_tile, wave_index() / 4 - 1);
+    multiply_rows<T>(call, shared, block_y(), wave_index() / 4 - 1);
   }
 }
 
 }  // namespace
 
 void run_matmul_warpgroup(const Launch& how, const MatmulCall& call) {
-  for_type(call.weight.type, [&]<quant::Type T>() {
+  for_type(call.products[0].weight.type, [&]<quant::Type T>() {
     static const std::string name = kernel_name<T>("matmul_warpgroup");
+    const int64_t rows = call.products[0].weight.rows;
+    const auto tiles = static_cast<unsigned>(call.glu == Glu::none ? product_tiles(call, warpgroup::kOutputs)
+                                                                   : (rows + 63) / 64);
     launch(how, name.c_str(), matmul_warpgroup<T>,
-           Grid{static_cast<unsigned>((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens),
-                static_cast<unsigned>(product_tiles(call, warpgroup::kOutputs))},
+           Grid{static_cast<unsigned>((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens), tiles},
            warpgroup::kThreads, warpgroup::kSharedBytes, call);
   });
 }

@@ -6,14 +6,15 @@
 
 namespace greta::gpu {
 
-/// Lanes that share a row of rmsnorm. Lane i squares and adds elements i, i + lanes, ... in ascending order,
-/// then the lanes' sums meet in a tree of neighbours: i with i ^ 1, i ^ 2, ... A head's norm fits 32 lanes.
+/// Lanes that share a row of rmsnorm. Lane i squares and adds elements 4 i .. 4 i + 3, then those 4 lanes
+/// further on, ... in ascending order, then the lanes' sums meet in a tree of neighbours: i with i ^ 1, i ^
+/// 2, ... A head's norm fits 32 lanes.
 constexpr int rmsnorm_lanes(int64_t width) { return width <= 256 ? 32 : 512; }
 
 /// Of the mean of squares: the longest lane's chain, the tree, the division by the width.
 constexpr int rmsnorm_roundings(int64_t width) {
   const int lanes = rmsnorm_lanes(width);
-  return static_cast<int>((width + lanes - 1) / lanes) + (lanes == 32 ? 5 : 9) + 1;
+  return static_cast<int>((width + 4 * lanes - 1) / (4 * lanes)) * 4 + (lanes == 32 ? 5 : 9) + 1;
 }
 
 /// Of one score: the matrix unit's walk over head_dim in k16 steps (as many roundings as products, and one

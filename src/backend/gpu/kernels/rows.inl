@@ -1,24 +1,15 @@
 // Row operators: norms, rotations, sums, activations, the choice of experts. Included after the target's
 // target.h.
 #include "backend/gpu/kernels/elementary.inl"
+#include "backend/gpu/kernels/held_row.h"
 #include "backend/gpu/kernels/launchers.h"
-#include "backend/gpu/kernels/orders.h"
-#include "backend/gpu/kernels/rounding.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
 inline constexpr int kRowThreads = 256;
 inline constexpr int kGluThreads = 1024;
-/// Lanes that meet by shuffles. They lie in one wave of either size.
-inline constexpr int kTree = 32;
 inline constexpr int kTrees = kRowThreads / kTree;
-
-GRETA_DEVICE float tree_sum(float sum) {
-  GRETA_UNROLL
-  for (int mask = 1; mask < kTree; mask *= 2) sum += shuffle_xor(sum, mask);
-  return sum;
-}
 
 inline unsigned blocks_for(int64_t items, int64_t each) {
   return static_cast<unsigned>((items + each - 1) / each);
@@ -27,42 +18,15 @@ inline unsigned blocks_for(int64_t items, int64_t each) {
 // ---- rmsnorm
 // --------------------------------------------------------------------------------------------------
 
-/// A row's elements i, i + the threads, ... are one thread's: so many of them lie in its registers, so that
-/// all loads of a row are on their way together; kHeld 0: a row of any width, read again from memory.
-template <int kThreads, int kHeld>
-struct HeldRow {
-  float v[kHeld];
-  /// f(i, held value, which of them) for each of the thread's elements.
-  template <class F>
-  GRETA_DEVICE void each(int first, int64_t width, const F& f) {
-    GRETA_UNROLL
-    for (int e = 0; e < kHeld; ++e) {
-      const int64_t i = first + e * kThreads;
-      if (i < width) f(i, v[e], e);
-    }
-  }
-};
-template <int kThreads>
-struct HeldRow<kThreads, 0> {
-  const float* again;  ///< where the row has been left
-  template <class F>
-  GRETA_DEVICE void each(int first, int64_t width, const F& f) {
-    for (int64_t i = first; i < width; i += kThreads) {
-      float v = again == nullptr ? 0.0f : again[i];
-      f(i, v, 0);
-    }
-  }
-};
-
 /// Leaves the row rounded, `amax` being the largest magnitude of the thread's elements. `largest` has an
 /// element for each wave.
 template <int kThreads, int kHeld>
-GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int64_t width, float amax,
+GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int width, float amax,
                             const RoundedRows& to, const SharedArray<float>& largest) {
   const float up = row_power(block_largest(amax, largest));
   if (thread_index() == 0) to.scale[row] = inverse_power(up);
   held.each(thread_index(), width,
-            [&](int64_t i, float v, int /*e*/) { to.data[rounded_at(to, row, i)] = to_f16(v * up); });
+            [&](int i, float v, int /*e*/) { to.data[rounded_at(to, row, i)] = to_f16(v * up); });
   for (int64_t i = width + thread_index(); i < to.stride; i += kThreads) to.data[rounded_at(to, row, i)] = 0;
 }
 
@@ -70,56 +34,34 @@ GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int64_t
 template <int Lanes>
 inline constexpr int kNormThreads = Lanes == kTree ? kRowThreads : Lanes;
 
-/// r = 1 / sqrt(mean + eps); out = (x r) w. Lanes threads share a row, in the order of orders.h.
+/// r = 1 / sqrt(mean + eps); out = (x r) w, on top of the residual where there is one. Lanes threads share a
+/// row, in the order of orders.h.
 template <int Lanes, int kHeld>
 GRETA_KERNEL void GRETA_BOUNDS(kNormThreads<Lanes>, 1) rmsnorm(Mark mark, RmsnormCall call) {
   entered_early(mark);
   const int lane = thread_index() % Lanes;
   const int64_t row =
       static_cast<int64_t>(block_x()) * (kNormThreads<Lanes> / Lanes) + thread_index() / Lanes;
-  const int64_t width = row < call.rows ? call.width : 0;
+  const int width = row < call.rows ? static_cast<int>(call.width) : 0;
   const float* x = call.x + row * call.width;
-  const float* add = call.add == nullptr ? nullptr : call.add + row * call.width;
-  float* added = call.sum + (call.add == nullptr ? 0 : row * call.width);
   HeldRow<Lanes, kHeld> held, weight;
   if constexpr (kHeld > 0)  // on their way while the kernel before ends
-    weight.each(lane, width, [&](int64_t i, float& w, int /*e*/) { w = call.weight[i]; });
+    weight.load(call.weight, lane, width);
   after_earlier(mark);
   if constexpr (kHeld == 0) {
-    held.again = nullptr;
+    held.again = x;
   } else {
-    held.each(lane, width, [&](int64_t i, float& v, int /*e*/) { v = x[i]; });
-    if (add != nullptr) held.each(lane, width, [&](int64_t i, float& v, int /*e*/) { v = v + add[i]; });
+    held.load(x, lane, width);
   }
   float sum = 0.0f;
-  held.each(lane, width, [&](int64_t i, float v, int /*e*/) {
-    if constexpr (kHeld == 0) v = add == nullptr ? x[i] : x[i] + add[i];
-    if (add != nullptr) added[i] = v;
-    sum = fused(v, v, sum);
-  });
-  if constexpr (kHeld == 0) held.again = add == nullptr ? x : added;
-  sum = tree_sum(sum);
+  held.each(lane, width, [&](int /*i*/, float v, int /*e*/) { sum = fused(v, v, sum); });
   Shared shared;
-  if constexpr (Lanes > kTree) {
-    constexpr int kSums = Lanes / kTree;
-    const SharedArray<float> trees = shared.array<float>(kSums);
-    if (thread_index() % kTree == 0) trees[thread_index() / kTree] = sum;
-    barrier();
-    float pairs[kSums];
-    GRETA_UNROLL
-    for (int i = 0; i < kSums; ++i) pairs[i] = trees[i];
-    GRETA_UNROLL
-    for (int step = 1; step < kSums; step *= 2) {
-      GRETA_UNROLL
-      for (int i = 0; i < kSums; i += 2 * step) pairs[i] = pairs[i] + pairs[i + step];
-    }
-    sum = pairs[0];
-  }
-  const float mean = divide(sum, static_cast<float>(call.width));
-  const float r = divide(1.0f, root_of(mean + call.eps));
+  const SharedArray<float> trees = shared.array<float>(Lanes > kTree ? Lanes / kTree : 0);
+  const float r = norm_factor<Lanes>(sum, call.width, call.eps, trees);
   float* out = call.out + row * call.width;
+  const float* residual = call.residual == nullptr ? nullptr : call.residual + row * call.width;
   float amax = 0.0f;
-  held.each(lane, width, [&](int64_t i, float& v, int e) {
+  held.each(lane, width, [&](int i, float& v, int e) {
     float w;
     if constexpr (kHeld > 0) {
       w = weight.v[e];
@@ -127,6 +69,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kNormThreads<Lanes>, 1) rmsnorm(Mark mark, Rmsnor
       w = call.weight[i];
     }
     v = (v * r) * w;
+    if (residual != nullptr) v = residual[i] + v;
     out[i] = v;
     amax = larger(amax, magnitude_of(v));
   });
@@ -217,10 +160,6 @@ struct Cap {
   GRETA_DEVICE float operator()(float x, float /*again*/) const { return capped(x, cap); }
 };
 
-struct alignas(16) Floats4 {
-  float x, y, z, w;
-};
-
 /// out[i] = op(a[i], b[i]), four elements a thread. `aligned`: to 16 bytes, all three. out may be a or b.
 template <class Op>
 GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1)
@@ -252,6 +191,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kGluThreads, 1) glu_rounded(Mark mark, Op op, Glu
   Shared shared;
   const SharedArray<float> largest = shared.array<float>(kGluThreads / kWave);
   const int64_t row = block_x();
+  const int width = static_cast<int>(call.width);
   const float* gate = call.gate + row * call.width;
   const float* up = call.up + row * call.width;
   float* out = call.out + row * call.width;
@@ -259,16 +199,16 @@ GRETA_KERNEL void GRETA_BOUNDS(kGluThreads, 1) glu_rounded(Mark mark, Op op, Glu
   if constexpr (kHeld == 0) {
     held.again = gate;
   } else {
-    held.each(thread_index(), call.width, [&](int64_t i, float& v, int /*e*/) { v = gate[i]; });
+    held.load(gate, thread_index(), width);
   }
   float amax = 0.0f;
-  held.each(thread_index(), call.width, [&](int64_t i, float& v, int /*e*/) {
+  held.each(thread_index(), width, [&](int i, float& v, int /*e*/) {
     v = op(v, up[i]);
     out[i] = v;
     amax = larger(amax, magnitude_of(v));
   });
   if constexpr (kHeld == 0) held.again = out;
-  round_row(held, row, call.width, amax, call.rounded, largest);
+  round_row(held, row, width, amax, call.rounded, largest);
 }
 
 /// Block (row, columns): moves bits.
@@ -380,8 +320,7 @@ void run_rmsnorm(const Launch& how, const RmsnormCall& call) {
   static_assert(rmsnorm_lanes(1 << 20) == kLanes);
   const auto norm = [&](auto kernel) {
     constexpr int kShared = (kLanes / kTree + kLanes / kWave) * static_cast<int>(sizeof(float));
-    launch(how, call.add != nullptr ? "rmsnorm.add" : "rmsnorm", kernel,
-           Grid{static_cast<unsigned>(call.rows)}, kLanes, kShared, call);
+    launch(how, "rmsnorm", kernel, Grid{static_cast<unsigned>(call.rows)}, kLanes, kShared, call);
   };
   if (call.width <= 4 * kLanes) return norm(rmsnorm<kLanes, 4>);
   if (call.width <= 8 * kLanes) return norm(rmsnorm<kLanes, 8>);
@@ -423,7 +362,7 @@ void run_glu_of(const Launch& how, const char* plain, const char* rounding, Op o
 }
 
 void run_glu(const Launch& how, const GluCall& call) {
-  if (call.gelu) return run_glu_of(how, "glu.gelu", "glu_rounded.gelu", GeluMul{}, call);
+  if (call.glu == Glu::gelu) return run_glu_of(how, "glu.gelu", "glu_rounded.gelu", GeluMul{}, call);
   run_glu_of(how, "glu.silu", "glu_rounded.silu", SiluMul{}, call);
 }
 

@@ -13,6 +13,8 @@ const Kernels& kernel_table() {
     k.attention_tile_rows = attention_tile_rows;
     k.rounds_with_norm = rounds_with_norm;
     k.wants_tiles = wants_tiles;
+    k.rounds_itself = rounds_itself;
+    k.fuses_glu = fuses_glu;
     k.embed = run_embed;
     k.rmsnorm = run_rmsnorm;
     k.round = run_round;

@@ -25,6 +25,8 @@
 #define GRETA_DEVICE inline
 #define GRETA_BOUNDS(threads, blocks)
 #define GRETA_UNROLL
+#define GRETA_UNROLL_BY(n)
+#define GRETA_ARGUMENT const
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 
@@ -36,6 +38,7 @@ using sim::Where;
 inline constexpr int kWave = GRETA_SIM_WAVE;
 /// Whether kernels of Hopper's warpgroups are among the target's (matmul_warpgroup.inl).
 inline constexpr bool kWarpgroups = false;
+inline constexpr int kBlockSharedBytes = (GRETA_SIM_WAVE == 32 ? 96 : 64) * 1024;
 GRETA_DEVICE int thread_index() { return sim::running->index; }
 GRETA_DEVICE int block_threads() { return sim::place.block_threads; }
 GRETA_DEVICE int lane_index() { return sim::running->index & (kWave - 1); }
@@ -116,6 +119,8 @@ GRETA_DEVICE T load_global(const void* from) {
 GRETA_DEVICE Words4 stream_words4(const void* from) { return load_global<Words4>(from); }
 GRETA_DEVICE Words2 stream_words2(const void* from) { return load_global<Words2>(from); }
 GRETA_DEVICE uint32_t stream_word(const void* from) { return load_global<uint32_t>(from); }
+/// A hint that this target has no use for.
+GRETA_DEVICE void prefetch(const void* /*from*/, int /*bytes*/) {}
 
 /// An array of the block's shared memory, or a slice of one. Every access is checked against its bounds.
 template <class T>
@@ -208,6 +213,8 @@ constexpr int a_row(int lane, int e) { return lane / 4 + 8 * ((e >> 1) & 1); }
 constexpr int a_k(int lane, int e) { return 2 * (lane % 4) + (e & 1) + 8 * (e >> 2); }
 constexpr int b_n(int lane, int /*e*/) { return lane / 4; }
 constexpr int b_k(int lane, int e) { return 2 * (lane % 4) + (e & 1) + 8 * (e >> 1); }
+constexpr int b_lane(int k) { return k / 2 % 4; }             ///< the inverse: of a column's lanes,
+constexpr int b_element(int k) { return k % 2 + k / 8 * 2; }  ///< and of its elements
 constexpr int c_row(int lane, int i) { return lane / 4 + 8 * (i >> 1); }
 constexpr int c_n(int lane, int i) { return 2 * (lane % 4) + (i & 1); }
 #else
@@ -222,6 +229,8 @@ constexpr int a_row(int lane, int /*e*/) { return lane % 16; }
 constexpr int a_k(int lane, int e) { return 4 * (lane / 16) + e; }
 constexpr int b_n(int lane, int /*e*/) { return lane % 16; }
 constexpr int b_k(int lane, int e) { return 4 * (lane / 16) + e; }
+constexpr int b_lane(int k) { return k / 4; }     ///< the inverse: of a column's lanes,
+constexpr int b_element(int k) { return k % 4; }  ///< and of its elements
 constexpr int c_row(int lane, int i) { return 4 * (lane / 16) + i; }
 constexpr int c_n(int lane, int /*i*/) { return lane % 16; }
 #endif

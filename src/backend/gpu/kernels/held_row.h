@@ -1,0 +1,97 @@
+#pragma once
+// A row shared by the threads of a block, in their registers: norms, and rounding. Included after a target's
+// target.h.
+#include "backend/gpu/kernels/orders.h"
+#include "backend/gpu/kernels/rounding.h"
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+
+/// Lanes that meet by shuffles. They lie in one wave of either size.
+inline constexpr int kTree = 32;
+
+GRETA_DEVICE float tree_sum(float sum) {
+  GRETA_UNROLL
+  for (int mask = 1; mask < kTree; mask *= 2) sum += shuffle_xor(sum, mask);
+  return sum;
+}
+
+struct alignas(16) Floats4 {
+  float x, y, z, w;
+};
+
+/// A row shared by kThreads threads: thread t has elements 4 t .. 4 t + 3, and those kEvery further on, and
+/// so on. kHeld of them lie in its registers, so that all loads of a row are on their way together, zeros
+/// behind the row's end; kHeld 0: a row of any width, read again from memory.
+template <int kThreads, int kHeld>
+struct HeldRow {
+  static_assert(kHeld % 4 == 0);
+  static constexpr int kEvery = 4 * kThreads;
+  float v[kHeld];
+
+  GRETA_DEVICE void load(const float* from, int thread, int width) {
+    GRETA_UNROLL
+    for (int g = 0; g < kHeld / 4; ++g) {
+      const int first = g * kEvery + 4 * thread;
+      float* const to = v + 4 * g;
+      to[0] = to[1] = to[2] = to[3] = 0.0f;
+      if (g * kEvery >= width) continue;
+      if (width % 4 == 0) {
+        if (first >= width) continue;
+        const Floats4 four = *reinterpret_cast<const Floats4*>(from + first);
+        to[0] = four.x;
+        to[1] = four.y;
+        to[2] = four.z;
+        to[3] = four.w;
+      } else {
+        GRETA_UNROLL
+        for (int e = 0; e < 4; ++e)
+          if (first + e < width) to[e] = from[first + e];
+      }
+    }
+  }
+  /// f(i, held value, which of them) for each of the thread's elements.
+  template <class F>
+  GRETA_DEVICE void each(int thread, int width, const F& f) {
+    GRETA_UNROLL
+    for (int e = 0; e < kHeld; ++e) {
+      const int i = e / 4 * kEvery + 4 * thread + e % 4;
+      if (e / 4 * kEvery < width && i < width) f(i, v[e], e);
+    }
+  }
+};
+template <int kThreads>
+struct HeldRow<kThreads, 0> {
+  const float* again;  ///< where the row has been left
+  template <class F>
+  GRETA_DEVICE void each(int thread, int width, const F& f) {
+    for (int first = 4 * thread; first < width; first += 4 * kThreads)
+      for (int i = first; i < first + 4 && i < width; ++i) {
+        float v = again == nullptr ? 0.0f : again[i];
+        f(i, v, 0);
+      }
+  }
+};
+
+/// Of each thread's own sum of squares: r = 1 / sqrt(mean + eps), in the order of orders.h. `trees` has an
+/// element for each kTree of the Lanes threads that share a row (of Lanes = kTree none).
+template <int Lanes>
+GRETA_DEVICE float norm_factor(float sum, int64_t width, float eps, const SharedArray<float>& trees) {
+  sum = tree_sum(sum);
+  if constexpr (Lanes > kTree) {
+    constexpr int kSums = Lanes / kTree;
+    if (thread_index() % kTree == 0) trees[thread_index() / kTree] = sum;
+    barrier();
+    float pairs[kSums];
+    GRETA_UNROLL
+    for (int i = 0; i < kSums; ++i) pairs[i] = trees[i];
+    GRETA_UNROLL
+    for (int step = 1; step < kSums; step *= 2) {
+      GRETA_UNROLL
+      for (int i = 0; i < kSums; i += 2 * step) pairs[i] = pairs[i] + pairs[i + step];
+    }
+    sum = pairs[0];
+  }
+  return divide(1.0f, root_of(divide(sum, static_cast<float>(width)) + eps));
+}
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET
