@@ -15,6 +15,9 @@ void run_matmul_few(const Launch& how, const MatmulCall& call);
 void run_matmul_many(const Launch& how, const MatmulCall& call);
 /// Where the target and the device have warpgroups.
 void run_matmul_warpgroup(const Launch& how, const MatmulCall& call);
+/// The same of F16 weights in another order, one running sum over all of K: no bits are promised. For the
+/// kernel lab alone (lab.h).
+void run_matmul_free(const Launch& how, const MatmulCall& call);
 
 namespace {
 

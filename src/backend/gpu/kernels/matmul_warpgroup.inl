@@ -50,8 +50,9 @@ GRETA_DEVICE void bring_rows(const MatmulCall& call, const WarpgroupShared& shar
   }
 }
 
-/// One consumer's 64 outputs.
-template <quant::Type T>
+/// One consumer's 64 outputs. kFree: in another order than the one, a single sum over all of K
+/// (run_matmul_free).
+template <quant::Type T, bool kFree>
 GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& shared, int block_tile,
                                 int consumer) {
   using namespace warpgroup;
@@ -100,7 +101,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
         for (int part = 0; part < kParts<T>; ++part)
           warpgroup_multiply(sum, a[kAhead ? j % 2 : 0][s].part[part],
                              shared_tile(x + static_cast<uint32_t>(stage * kPieceBytes), s),
-                             j + s + part > 0);
+                             kFree || j + s + part > 0);
       }
       warpgroup_commit();
       if constexpr (kAhead) {
@@ -110,12 +111,16 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
       warpgroup_wait<0>();
       if (lane == 0) shared.empty(stage).arrive();
       if constexpr (!kAhead) load_piece<T, 1>(next, j, piece[j]);
-      if (j == kLast || step + 1 == steps) {
+      if (!kFree && (j == kLast || step + 1 == steps)) {
         GRETA_UNROLL
         for (int i = 0; i < kTokens / 2; ++i) total[i] = chunk == 0 ? sum[i] : total[i] + sum[i];
       }
     }
     next = after;
+  }
+  if constexpr (kFree) {
+    GRETA_UNROLL
+    for (int i = 0; i < kTokens / 2; ++i) total[i] = sum[i];
   }
 
   if (wanted >= row_tiles) return;
@@ -131,7 +136,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
   }
 }
 
-template <quant::Type T>
+template <quant::Type T, bool kFree>
 GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mark, MatmulCall calls) {
   using namespace warpgroup;
   entered(mark);
@@ -156,20 +161,27 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1) matmul_warpgroup(Mark mar
     if (thread_index() == 0) bring_rows(call, shared);
   } else {
     take_registers<kConsumerRegisters>();
-    multiply_rows<T>(call, shared, block_tile, wave_index() / 4 - 1);
+    multiply_rows<T, kFree>(call, shared, block_tile, wave_index() / 4 - 1);
   }
+}
+
+template <quant::Type T, bool kFree>
+void launch_warpgroup(const Launch& how, const MatmulCall& call) {
+  static const std::string name = kernel_name<T>(kFree ? "matmul_free" : "matmul_warpgroup");
+  launch(how, name.c_str(), matmul_warpgroup<T, kFree>,
+         Grid{static_cast<unsigned>((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens),
+              static_cast<unsigned>(product_tiles(call, warpgroup::kOutputs))},
+         warpgroup::kThreads, warpgroup::kSharedBytes, call);
 }
 
 }  // namespace
 
 void run_matmul_warpgroup(const Launch& how, const MatmulCall& call) {
-  for_type(call.weight.type, [&]<quant::Type T>() {
-    static const std::string name = kernel_name<T>("matmul_warpgroup");
-    launch(how, name.c_str(), matmul_warpgroup<T>,
-           Grid{static_cast<unsigned>((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens),
-                static_cast<unsigned>(product_tiles(call, warpgroup::kOutputs))},
-           warpgroup::kThreads, warpgroup::kSharedBytes, call);
-  });
+  for_type(call.weight.type, [&]<quant::Type T>() { launch_warpgroup<T, false>(how, call); });
+}
+
+void run_matmul_free(const Launch& how, const MatmulCall& call) {
+  launch_warpgroup<quant::Type::F16, true>(how, call);
 }
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET
