@@ -67,7 +67,7 @@ std::string rates_text(const Report& report) {
 }
 
 std::string rows_header() {
-  return fmt::format("{:<15} {:<34} {:>7} {:>10} {:<4} {:>10} {:>10} {:<10} {:>6}\n", "kernel", "shape",
+  return fmt::format("{:<15} {:<41} {:>7} {:>10} {:<4} {:>10} {:>10} {:<10} {:>6}\n", "kernel", "shape",
                      "values", "err/bound", "", "us", "floor us", "bound by", "share");
 }
 
@@ -75,7 +75,7 @@ std::string text_of(const Row& row, const Rates& rates) {
   const Floor floor = floor_of(row.work, rates);
   const double seconds = row.timing.seconds;
   return fmt::format(
-      "{:<15} {:<34} {} {:>10} {:>10} {:<10} {:>6}\n", row.kernel, row.shape, verdict(row.check),
+      "{:<15} {:<41} {} {:>10} {:>10} {:<10} {:>6}\n", row.kernel, row.shape, verdict(row.check),
       microseconds(seconds), microseconds(floor.seconds), floor.bound_by,
       seconds > 0.0 && floor.seconds > 0.0 ? fmt::format("{:.2f}", floor.seconds / seconds) : "-");
 }

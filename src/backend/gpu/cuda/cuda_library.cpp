@@ -4,12 +4,14 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "backend/gpu/timing.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/half.h"
 
 namespace greta::gpu::cuda {
 namespace {
@@ -62,15 +64,16 @@ class Memory {
   void* data_;
 };
 
-/// f16 numbers of random sign and mantissa between 0.5 and 1 (zeros would let the chip run faster), repeated.
+/// Normal f16 numbers as a model's weights, repeated: numbers with fewer bits would let the chip run faster.
 void fill(Device& device, void* at, size_t bytes) {
-  std::vector<uint16_t> numbers(std::min(bytes, size_t{16} << 20) / sizeof(uint16_t));
-  uint32_t x = 1;
-  for (uint16_t& number : numbers) {
-    x = x * 1664525u + 1013904223u;
-    number = static_cast<uint16_t>(0x3800u | (x >> 22) | (x >> 31) << 15);
-  }
-  const size_t piece = numbers.size() * sizeof(uint16_t);
+  static const std::vector<uint16_t> numbers = [] {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0.0f, 0.02f);
+    std::vector<uint16_t> halves(size_t{1} << 20);
+    for (uint16_t& half : halves) half = f32_to_f16(normal(random));
+    return halves;
+  }();
+  const size_t piece = std::min(bytes, numbers.size() * sizeof(uint16_t));
   device.upload(at, numbers.data(), piece);
   for (size_t done = piece; done < bytes; done += piece)
     device.copy(static_cast<std::byte*>(at) + done, at, std::min(piece, bytes - done));
