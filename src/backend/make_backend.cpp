@@ -6,6 +6,7 @@
 #include "base/error.h"
 
 namespace greta {
+
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options) {
   if (device == "cpu") return make_cpu_backend(options);
   if (device == "reference") return make_reference_backend(options);
