@@ -60,7 +60,7 @@ if(GRETA_CUDA)
   list(JOIN cuda_architectures ", " cuda_architectures)
   set_source_files_properties(${cuda_units} PROPERTIES COMPILE_OPTIONS "${cuda_code}")
   # Hopper's own instructions: no other chip launches these kernels.
-  gpu_units(hopper_units cuda cu "" matmul_warpgroup)
+  gpu_units(hopper_units cuda cu "" matmul_warpgroup lab)
   list(REMOVE_ITEM hopper_units ${cuda_units})
   set_source_files_properties(${hopper_units} PROPERTIES COMPILE_OPTIONS "-gencode=arch=compute_90a,code=sm_90a")
   gpu_target(cuda ${GRETA_GPU}/cuda/cuda_device.cpp ${GRETA_GPU}/cuda/cuda_library.cpp ${cuda_units} ${hopper_units})

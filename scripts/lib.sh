@@ -47,3 +47,13 @@ transformers_python() {
     torch==2.15.0 transformers==5.24.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6 >&2
   echo "$venv/bin/python"
 }
+
+# find_cublas: NVIDIA's library of products, where this machine has it, for programs that are started from here on.
+find_cublas() {
+  local found
+  found=$(ldconfig -p 2>/dev/null | sed -n 's/.*libcublasLt\.so\.13.* => //p' | head -n 1) || true
+  [ -n "$found" ] || found=$(find /usr/local /opt -name libcublasLt.so.13 -print -quit 2>/dev/null) || true
+  [ -n "$found" ] || return 0
+  LD_LIBRARY_PATH=$(dirname "$found")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  export LD_LIBRARY_PATH
+}

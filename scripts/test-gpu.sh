@@ -3,7 +3,8 @@
 # build/cuda/tests/gpu_tests are made elsewhere (cmake --preset cuda && cmake --build --preset cuda --target greta gpu_tests) and
 # brought along. A line a check; the log of one that fails is shown. Status: 0 all passed, 1 one did not, 2 it cannot start.
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit 2
+source "$(dirname "$0")/lib.sh"
+cd "$ROOT" || exit 2
 
 greta=$PWD/build/cuda/greta
 device=cuda:0
@@ -12,13 +13,7 @@ trap 'rm -rf "$work"' EXIT
 passed=0 failed=0 not_run=0
 
 [ -x "$greta" ] || { echo "scripts/test-gpu.sh: there is no build/cuda/greta" >&2; exit 2; }
-# The vendor's library, for the matrix rate of bench: where this machine has it.
-cublas=$(ldconfig -p 2>/dev/null | sed -n 's/.*libcublasLt\.so\.13.* => //p' | head -n 1)
-[ -n "$cublas" ] || cublas=$(find /usr/local /opt -name libcublasLt.so.13 -print -quit 2>/dev/null)
-if [ -n "$cublas" ]; then
-  LD_LIBRARY_PATH=$(dirname "$cublas")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-  export LD_LIBRARY_PATH
-fi
+find_cublas  # for the matrix rate of bench
 
 # result NAME WORD SECONDS [TEXT]
 result() { printf '%-48s %-8s %4s s  %s\n' "$1" "$2" "$3" "${4:-}"; }

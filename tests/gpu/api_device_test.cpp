@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "backend/gpu/device.h"
+#include "backend/gpu/timing.h"
 #include "gpu/fake_api.h"
 
 namespace greta::gpu::fake_target {
@@ -24,7 +25,9 @@ std::string architecture(const fakeDeviceProp& properties) {
 std::string lacks_kernels(const fakeDeviceProp& properties) { return properties.major < 8 ? "too old" : ""; }
 
 bool has_warpgroups(const fakeDeviceProp& properties) { return properties.major == 9; }
-double library_matrix_rate(Device&) { return 2.5; }
+double library_product_seconds(Device&, const ProductShape& product) {
+  return 2.5 * static_cast<double>(product.rows);
+}
 
 }  // namespace
 }  // namespace greta::gpu::fake_target
@@ -97,10 +100,30 @@ TEST_F(ApiDeviceTest, SaysWhatItHas) {
   const auto device = open_device(0);
   EXPECT_EQ(device->description(), "Fake, arch_9, driver 1.2");
   EXPECT_EQ(device->multiprocessors(), 7);
-  EXPECT_EQ(device->matrix_rate(), 2.5);
+  EXPECT_EQ(device->product_seconds({1, 3, 1}), 7.5);
   EXPECT_TRUE(device->warpgroups());
   fake.major = 8;
   EXPECT_FALSE(open_device(0)->warpgroups());
+}
+
+/// A stretch is recorded once and replayed: the host launches nothing in it.
+TEST_F(ApiDeviceTest, TimesLaunchesAsAGraph) {
+  const auto device = open_device(0);
+  void* at = device->allocate(8);
+  Stretch stretch;
+  stretch.seconds = 0.0;
+  stretch.least = 6;
+  int launches = 0, recorded = 0;
+  const Timing timing = time_launches(*device, stretch, [&](int64_t i) {
+    device->zero(at, 8);
+    ++launches;
+    recorded = static_cast<int>(i) + 1;
+  });
+  device->release(at);
+  EXPECT_EQ(timing.launches, 6);
+  EXPECT_EQ(timing.repeats, 5);
+  EXPECT_EQ(recorded, 6);
+  EXPECT_EQ(launches, 1 + 4 + 6);
 }
 
 TEST_F(ApiDeviceTest, ListsDevicesUsableOrNot) {

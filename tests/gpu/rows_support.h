@@ -7,14 +7,16 @@
 #include <cstring>
 #include <map>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "backend/gpu/kernels.h"
 #include "backend/gpu/sim/sim_device.h"
+#include "kernels/random_inputs.h"
 
 namespace greta::gpu::rows_test {
+
+using gpu::random_rows;
 
 inline std::vector<std::string> device_names() { return {"sim:32", "sim:64"}; }
 inline std::unique_ptr<Device> open_device(const std::string& name) {
@@ -78,15 +80,6 @@ class Array {
   size_t count_;
   T* data_ = nullptr;
 };
-
-/// Activations as a transformer has them: normal, with outliers forty times as large.
-inline std::vector<float> random_rows(int64_t count, uint32_t seed, float size = 1.0f) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, size);
-  std::vector<float> x(static_cast<size_t>(count));
-  for (float& v : x) v = normal(random) * (random() % 64 == 0 ? 40.0f : 1.0f);
-  return x;
-}
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {

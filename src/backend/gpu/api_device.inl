@@ -224,9 +224,9 @@ class ApiDevice final : public Device {
   }
   bool warpgroups() const override { return warpgroups_; }
   int multiprocessors() const override { return multiprocessors_; }
-  double matrix_rate() override {
+  double product_seconds(const ProductShape& product) override {
     use();
-    return library_matrix_rate(*this);
+    return library_product_seconds(*this, product);
   }
   uint64_t free_bytes() const override {
     use();

@@ -34,6 +34,14 @@ struct Grid {
   unsigned x = 1, y = 1, z = 1;
 };
 
+/// y [rows, outputs] = x [rows, cols] w [outputs, cols]^T: f16 in, FP32 sums, FP32 or f16 out.
+struct ProductShape {
+  int64_t outputs = 0;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  bool f16_out = true;
+};
+
 /// A recording of launches, replayed as one.
 class Graph {
  public:
@@ -68,9 +76,9 @@ class Device {
   virtual void synchronize() = 0;
 
   virtual int multiprocessors() const { return 1; }
-  /// FP16 multiply-adds a second of the vendor's own library, the best of products of 4,096 and of 8,192
-  /// cubed; 0 where there is none.
-  virtual double matrix_rate() { return 0.0; }
+  /// Seconds of one such product by the vendor's own library, the best of all that it proposes, on random
+  /// numbers, the matrix read from memory; 0 where there is no library.
+  virtual double product_seconds(const ProductShape&) { return 0.0; }
 
   /// What the launches and copies between do not do now but whenever the graph is launched; null where the
   /// target has no graphs.

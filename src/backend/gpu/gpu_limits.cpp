@@ -42,7 +42,14 @@ double GpuLimits::read_rate(std::string& how) {
 }
 
 double GpuLimits::matrix_rate(std::string& how) {
-  const double rate = device_.matrix_rate();
+  double rate = 0.0;
+  for (const int64_t n : {4096, 8192}) {
+    constexpr uint64_t kSpare = uint64_t{256} << 20;  // workspace, and a second copy of the smaller matrix
+    const auto size = static_cast<double>(n);
+    if (device_.free_bytes() < 3 * static_cast<uint64_t>(n * n) * sizeof(uint16_t) + kSpare) continue;
+    const double seconds = device_.product_seconds({n, n, n});
+    if (seconds > 0.0) rate = std::max(rate, size * size * size / seconds);
+  }
   if (!(rate > 0.0))
     fail(
         "{}: no library of the vendor's to measure the matrix rate with (cuBLASLt); install CUDA's "

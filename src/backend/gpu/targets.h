@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/gpu/device.h"
@@ -17,6 +18,8 @@ std::unique_ptr<Device> open_cuda(int index);
 std::unique_ptr<Device> open_hip(int index);
 /// The kernels on the host (tests, finding faults); a wave of 32 or 64 threads.
 std::unique_ptr<Device> open_sim(int wave);
+/// By its name: "cuda:0", "hip:0", "sim:32". Errors: no number behind the colon, no such target.
+std::unique_ptr<Device> open_device(std::string_view device);
 
 struct DeviceInfo {
   std::string device;       ///< "cuda:0"; "cuda" alone where there is none

@@ -3,9 +3,10 @@
 
 namespace greta::gpu::cuda {
 
-/// FP16 multiply-adds a second of cuBLASLt: the best of its own proposals for products of 4,096 and of 8,192
-/// cubed, on random numbers. The library is opened when asked for, never linked; 0 where it is not there.
-/// Errors: it is there and fails.
-double library_matrix_rate(Device& device);
+/// Seconds of one such product by cuBLASLt: the best of all that it proposes (any split of K), on random
+/// numbers. The matrix is read from memory: as many copies as the caches cannot hold are taken in turn, where
+/// there is room for them. The library is opened when asked for, never linked; 0 where it is not there.
+/// Errors: it is there and fails, or has no proposal; no memory.
+double library_product_seconds(Device& device, const ProductShape& product);
 
 }  // namespace greta::gpu::cuda

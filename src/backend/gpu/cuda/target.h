@@ -148,6 +148,58 @@ GRETA_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
 }
 
+/// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
+/// wait_free and filled, those that empty wait_filled and freed, each once a turn. After the constructor a
+/// barrier.
+class Turns {
+ public:
+  static constexpr int kBytes = 4 * 8;
+  GRETA_DEVICE Turns(Shared& shared, int filling, int emptying) : at_(shared.array<uint64_t>(4)) {
+    if (thread_index() != 0) return;
+    for (int i = 0; i < 4; ++i)
+      asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(at_, i)),
+                   "r"(i < 2 ? filling : emptying)
+                   : "memory");
+  }
+  GRETA_DEVICE void wait_free(int turn) const {
+    if (turn >= 2) wait(2 + turn % 2, turn / 2 - 1);
+  }
+  GRETA_DEVICE void filled(int turn) const { arrive(turn % 2); }
+  GRETA_DEVICE void wait_filled(int turn) const { wait(turn % 2, turn / 2); }
+  GRETA_DEVICE void freed(int turn) const { arrive(2 + turn % 2); }
+
+ private:
+  /// For the wave, whose accesses before it have happened for who waits.
+  GRETA_DEVICE void arrive(int i) const {
+    wave_barrier();
+    if (lane_index() == 0)
+      asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(
+                       shared_address(at_, i))
+                   : "memory");
+  }
+  /// Until the barrier's phase `phase` has ended.
+  GRETA_DEVICE void wait(int i, int phase) const {
+#if __CUDA_ARCH__ >= 900
+#define GRETA_TRY_WAIT "mbarrier.try_wait"  // the thread sleeps meanwhile
+#else
+#define GRETA_TRY_WAIT "mbarrier.test_wait"
+#endif
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n" GRETA_TRY_WAIT
+        ".parity.shared.b64 done, [%0], %1;\n"
+        "@done bra over;\n"
+        "bra again;\n"
+        "over:\n"
+        "}\n" ::"r"(shared_address(at_, i)),
+        "r"(phase & 1)
+        : "memory");
+#undef GRETA_TRY_WAIT
+  }
+  SharedArray<uint64_t> at_;
+};
+
 // ---- the matrix unit: 16 (m) x kTileN (n), k in steps of 16
 // ----------------------------------------------------
 // A wave holds a tile together. Of each operand a lane has elements at the places that these functions name;

@@ -41,7 +41,7 @@ std::string lacks_kernels(const hipDeviceProp_t& properties) {
 }
 
 bool has_warpgroups(const hipDeviceProp_t&) { return false; }
-double library_matrix_rate(Device&) { return 0.0; }
+double library_product_seconds(Device&, const ProductShape&) { return 0.0; }
 
 }  // namespace
 }  // namespace greta::gpu::hip

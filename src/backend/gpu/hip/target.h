@@ -114,6 +114,19 @@ GRETA_DEVICE uint32_t stream_word(const void* from) {
 /// A hint that this target has no use for.
 GRETA_DEVICE void prefetch(const void* /*from*/, int /*bytes*/) {}
 
+/// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
+/// wait_free and filled, those that empty wait_filled and freed, each once a turn. Here all meet in a barrier
+/// when a turn's buffer is full: who fills the next but one has met those who emptied it.
+class Turns {
+ public:
+  static constexpr int kBytes = 0;
+  GRETA_DEVICE Turns(Shared& /*shared*/, int /*filling*/, int /*emptying*/) {}
+  GRETA_DEVICE void wait_free(int /*turn*/) const {}
+  GRETA_DEVICE void filled(int /*turn*/) const { barrier(); }
+  GRETA_DEVICE void wait_filled(int /*turn*/) const { barrier(); }
+  GRETA_DEVICE void freed(int /*turn*/) const {}
+};
+
 /// gfx9 has no such copy of 16 bytes: through registers, complete when it returns.
 template <class T>
 GRETA_DEVICE void copy_async16(const SharedArray<T>& to, int i, const void* from, bool valid = true) {

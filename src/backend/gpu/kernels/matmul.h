@@ -17,6 +17,9 @@ bool few_fuses_glu(const MatmulCall& call);
 void run_matmul_many(const Launch& how, const MatmulCall& call);
 /// Where the target and the device have warpgroups.
 void run_matmul_warpgroup(const Launch& how, const MatmulCall& call);
+/// The same of F16 weights in another order, one running sum over all of K: no bits are promised. For the
+/// kernel lab alone (lab.h).
+void run_matmul_free(const Launch& how, const MatmulCall& call);
 
 namespace {
 

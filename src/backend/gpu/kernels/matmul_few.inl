@@ -11,9 +11,12 @@
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
-/// Of a block: as many as registers allow.
+// Of a block: waves that multiply, as many as registers allow, and behind them waves that add up a tile's sums
+// and write its outputs while those are at the next tile.
 template <int kTiles>
 constexpr int kFewThreads = kTiles == 1 ? 640 : 512;
+template <int kTiles>
+constexpr int kWorkThreads = kFewThreads<kTiles> - kTiles * kWave;
 constexpr int kMostThreads = 640;
 /// As many as share a row of a norm (orders.h).
 constexpr int kNormLanes = 512;
@@ -53,8 +56,8 @@ struct Place {
   int step;
   int chunk;
 
-  GRETA_DEVICE void advance(const Cut& cut) {
-    chunk += block_threads() / kWave;
+  GRETA_DEVICE void advance(const Cut& cut, int waves) {
+    chunk += waves;
     settle(cut);
   }
   GRETA_DEVICE void settle(const Cut& cut) {
@@ -302,17 +305,17 @@ struct SumsShared {
   GRETA_DEVICE SharedArray<float> of(int turn) const { return both.from(turn % 2 * slots * kSlot); }
 };
 
-/// After a barrier: the sums of step `step` of a tile are complete, and after the last the outputs.
-template <int kThreads, int kTiles, class Scale>
-GRETA_DEVICE void finish_step(const MatmulCall& call, const Cut& cut, int tile, int step,
+/// The sums of step `step` of a tile are complete: added up by `threads` threads, of which this is `thread`,
+/// and after the last step the outputs.
+template <int kTiles, class Scale>
+GRETA_DEVICE void finish_step(const MatmulCall& call, const Cut& cut, int block_tile, int step,
                               const SharedArray<float>& sums, const SumsShared<kTiles>& room,
-                              const Scale& x_scale) {
+                              const Scale& x_scale, int thread, int threads) {
   constexpr int kSlot = SumsShared<kTiles>::kSlot;
+  int tile = block_tile;
   const Product& product = call.products[cut.parts == 2 ? 0 : product_of(call, kTileRows, tile)];
   const int length = cut.length(step);
-  // Another wave for each tile, the same for all steps of one.
-  const int first = (thread_index() + tile * 64) % kThreads;
-  for (int i = first; i < call.rows * kTileRows; i += kThreads) {
+  for (int i = thread; i < call.rows * kTileRows; i += threads) {
     const int token = i / kTileRows, output = tile * kTileRows + i % kTileRows;
     const int at = token * kOutputStride + i % kTileRows;
     float total = sums[at];
@@ -335,25 +338,39 @@ GRETA_DEVICE void finish_step(const MatmulCall& call, const Cut& cut, int tile, 
   }
 }
 
-/// All of the block's tiles. `held` has the first chunk's weights where the wave has a chunk.
-template <quant::Type T, int kTiles, class Rows, class Scale>
+/// All of the block's tiles, a wave's part of them. `held` has the first chunk's weights where the wave has a
+/// chunk.
+template <quant::Type T, int kTiles, class Rows>
 GRETA_DEVICE void multiply_tiles(const MatmulCall& call, const Cut& cut, Held<T>& held, Place here,
-                                 const Rows& x, const Scale& x_scale, const SumsShared<kTiles>& room) {
+                                 const Rows& x, const SumsShared<kTiles>& room, const Turns& turns) {
   int turn = 0;
   for (int tile = block_x(); tile < cut.tiles; tile += grid_x()) {
     for (int step = 0; step < cut.steps; ++step, ++turn) {
       const SharedArray<float> sums = room.of(turn);
+      turns.wait_free(turn);
       while (here.tile == tile && here.step == step) {
         const int slot = here.chunk;
         Place next = here;
-        next.advance(cut);
+        next.advance(cut, kWorkThreads<kTiles> / kWave);
         const bool more = next.tile < cut.tiles;
         const Chunk at = more ? chunk_at<T>(call, cut, next) : Chunk{};
         sum_chunk<T, kTiles>(held, x, more, at, sums.from(slot * SumsShared<kTiles>::kSlot));
         here = next;
       }
-      barrier();
-      finish_step<kFewThreads<kTiles>, kTiles>(call, cut, tile, step, sums, room, x_scale);
+      turns.filled(turn);
+    }
+  }
+}
+template <int kTiles, class Scale>
+GRETA_DEVICE void finish_tiles(const MatmulCall& call, const Cut& cut, const Scale& x_scale,
+                               const SumsShared<kTiles>& room, const Turns& turns) {
+  int turn = 0;
+  for (int tile = block_x(); tile < cut.tiles; tile += grid_x()) {
+    for (int step = 0; step < cut.steps; ++step, ++turn) {
+      turns.wait_filled(turn);
+      finish_step<kTiles>(call, cut, tile, step, room.of(turn), room, x_scale,
+                          thread_index() - kWorkThreads<kTiles>, kTiles * kWave);
+      turns.freed(turn);
     }
   }
 }
@@ -382,7 +399,9 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     matmul_few(Mark mark, GRETA_ARGUMENT MatmulCall call, GRETA_ARGUMENT Cut cut) {
   entered_early(mark);
   Shared shared;
+  const Turns turns(shared, kWorkThreads<kTiles> / kWave, kTiles);
   Place here{block_x(), 0, wave_index()};
+  const bool works = thread_index() < kWorkThreads<kTiles>;
   here.settle(cut);
   Held<T> held;
   if constexpr (kOwn) {
@@ -390,17 +409,22 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     const OwnShared own(shared, call, cut);
     const SumsShared<kTiles> room(shared, cut);
     round_own_rows(call, own, cut.own_stride, mark);
-    load_first(call, cut, here, held);
-    multiply_tiles<T, kTiles>(
-        call, cut, held, here, OwnRounded(call, cut, own.rows), [&](int token) { return own.scales[token]; },
-        room);
+    if (works) {
+      load_first(call, cut, here, held);
+      multiply_tiles<T, kTiles>(call, cut, held, here, OwnRounded(call, cut, own.rows), room, turns);
+    } else {
+      finish_tiles<kTiles>(call, cut, [&](int token) { return own.scales[token]; }, room, turns);
+    }
   } else {
     const SumsShared<kTiles> room(shared, cut);
-    load_first(call, cut, here, held);  // on their way while the kernel before ends
+    if (works) load_first(call, cut, here, held);  // on their way while the kernel before ends
     after_earlier(mark);
-    multiply_tiles<T, kTiles>(
-        call, cut, held, here, RowsInMemory<kTiles>(call), [&](int token) { return x_scale_of(call, token); },
-        room);
+    barrier();  // `turns` are there
+    if (works) {
+      multiply_tiles<T, kTiles>(call, cut, held, here, RowsInMemory<kTiles>(call), room, turns);
+    } else {
+      finish_tiles<kTiles>(call, cut, [&](int token) { return x_scale_of(call, token); }, room, turns);
+    }
   }
 }
 
@@ -417,7 +441,7 @@ Cut cut_of(const MatmulCall& call) {
   cut.chunks = static_cast<int>((call.products[0].weight.cols + kChunkK - 1) / kChunkK);
   cut.own_stride = own_stride(call.products[0].weight.cols);
   cut.parts = call.glu == Glu::none ? 1 : 2;
-  const int room = kBlockSharedBytes - own_bytes(call) - kSlotBytes;
+  const int room = kBlockSharedBytes - own_bytes(call) - Turns::kBytes - kSlotBytes;
   const int most = room / (2 * kSlotBytes), all = cut.parts * cut.chunks;
   cut.steps = (all + most - 1) / most;
   cut.slots = (all + cut.steps - 1) / cut.steps;

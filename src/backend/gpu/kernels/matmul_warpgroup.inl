@@ -166,8 +166,9 @@ GRETA_DEVICE void store_glu(const MatmulCall& call, int consumer, int block_tile
   }
 }
 
-/// One consumer's 64 outputs.
-template <quant::Type T>
+/// One consumer's 64 outputs. kFree: in another order than the one, a single sum over all of K
+/// (run_matmul_free).
+template <quant::Type T, bool kFree>
 GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& shared, int block_tile,
                                 int consumer) {
   using namespace warpgroup;
@@ -218,7 +219,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
         for (int part = 0; part < kParts<T>; ++part)
           warpgroup_multiply(sum, a[kAhead ? j % 2 : 0][s].part[part],
                              shared_tile(x + static_cast<uint32_t>(stage * kPieceBytes), s),
-                             j + s + part > 0);
+                             kFree || j + s + part > 0);
       }
       warpgroup_commit();
       if constexpr (kAhead) {
@@ -228,12 +229,16 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
       warpgroup_wait<0>();
       if (lane == 0) shared.empty(stage).arrive();
       if constexpr (!kAhead) load_piece<T, 1>(next, j, piece[j]);
-      if (j == kLast || step + 1 == steps) {
+      if (!kFree && (j == kLast || step + 1 == steps)) {
         GRETA_UNROLL
         for (int i = 0; i < kTokens / 2; ++i) total[i] = chunk == 0 ? sum[i] : total[i] + sum[i];
       }
     }
     next = after;
+  }
+  if constexpr (kFree) {
+    GRETA_UNROLL
+    for (int i = 0; i < kTokens / 2; ++i) total[i] = sum[i];
   }
 
   const WaveOutputs wave(call, outputs.product, row_tile * kTileRows, wanted < row_tiles);
@@ -241,7 +246,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& s
   store_rows(call, outputs.product, row_tile * kTileRows, wave, total);
 }
 
-template <quant::Type T>
+template <quant::Type T, bool kFree>
 GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1)
     matmul_warpgroup(Mark mark, GRETA_ARGUMENT MatmulCall call) {
   using namespace warpgroup;
@@ -266,22 +271,29 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1)
     if (thread_index() == 0) bring_rows(call, shared);
   } else {
     take_registers<kConsumerRegisters>();
-    multiply_rows<T>(call, shared, block_y(), wave_index() / 4 - 1);
+    multiply_rows<T, kFree>(call, shared, block_y(), wave_index() / 4 - 1);
   }
+}
+
+template <quant::Type T, bool kFree>
+void launch_warpgroup(const Launch& how, const MatmulCall& call) {
+  static const std::string name = kernel_name<T>(kFree ? "matmul_free" : "matmul_warpgroup");
+  const int64_t rows = call.products[0].weight.rows;
+  const int64_t tiles = call.glu == Glu::none ? product_tiles(call, warpgroup::kOutputs) : (rows + 63) / 64;
+  launch(how, name.c_str(), matmul_warpgroup<T, kFree>,
+         Grid{static_cast<unsigned>((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens),
+              static_cast<unsigned>(tiles)},
+         warpgroup::kThreads, warpgroup::kSharedBytes, call);
 }
 
 }  // namespace
 
 void run_matmul_warpgroup(const Launch& how, const MatmulCall& call) {
-  for_type(call.products[0].weight.type, [&]<quant::Type T>() {
-    static const std::string name = kernel_name<T>("matmul_warpgroup");
-    const int64_t rows = call.products[0].weight.rows;
-    const auto tiles = static_cast<unsigned>(call.glu == Glu::none ? product_tiles(call, warpgroup::kOutputs)
-                                                                   : (rows + 63) / 64);
-    launch(how, name.c_str(), matmul_warpgroup<T>,
-           Grid{static_cast<unsigned>((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens), tiles},
-           warpgroup::kThreads, warpgroup::kSharedBytes, call);
-  });
+  for_type(call.products[0].weight.type, [&]<quant::Type T>() { launch_warpgroup<T, false>(how, call); });
+}
+
+void run_matmul_free(const Launch& how, const MatmulCall& call) {
+  launch_warpgroup<quant::Type::F16, true>(how, call);
 }
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET

@@ -1,4 +1,5 @@
 // A build without CUDA.
+#include "backend/gpu/kernels/lab.h"
 #include "backend/gpu/targets.h"
 #include "base/error.h"
 
@@ -20,5 +21,7 @@ std::vector<DeviceInfo> list_cuda(bool /*measure_free*/) {
 }
 
 std::string built_cuda() { return ""; }
+
+bool matmul_free(const Launch&, const MatmulCall&) { return false; }
 
 }  // namespace greta::gpu
