@@ -257,26 +257,26 @@ TEST_P(DeviceContract, GraphsDoLaterWhatWasRecorded) {
   auto* a = static_cast<std::byte*>(device->allocate(kBytes));
   auto* b = static_cast<std::byte*>(device->allocate(kBytes));
   auto* sum = static_cast<float*>(device->allocate(2 * sizeof(float)));
+  const auto before = pattern(kBytes, 2);
+  device->upload(a, before.data(), kBytes);
   device->begin_capture();
   device->copy(b, a, kBytes);
   device->zero(b, 16);
   device->kernels().add(MarkedLaunch(*device, nullptr, 0), AddCall{sum, sum, 1, sum + 1});
   const std::unique_ptr<Graph> graph = device->end_capture();
-  if (graph == nullptr) {
-    EXPECT_TRUE(sim());  // it has no graphs
-  } else {
-    for (const uint32_t seed : {3u, 4u}) {
-      const auto number = static_cast<float>(seed);
-      device->upload(sum, &number, sizeof number);
-      auto expected = pattern(kBytes, seed);
-      device->upload(a, expected.data(), kBytes);
-      device->launch(*graph);
-      std::fill_n(expected.begin(), 16, std::byte{0});
-      EXPECT_TRUE(content(b, kBytes) == expected) << seed;
-      float twice = 0.0f;
-      device->download(&twice, sum + 1, sizeof twice);
-      EXPECT_EQ(twice, 2.0f * number);
-    }
+  ASSERT_NE(graph, nullptr);
+  EXPECT_EQ(content(b, kBytes), std::vector<std::byte>(kBytes)) << "nothing has run yet";
+  for (const uint32_t seed : {3u, 4u}) {
+    const auto number = static_cast<float>(seed);
+    device->upload(sum, &number, sizeof number);
+    auto expected = pattern(kBytes, seed);
+    device->upload(a, expected.data(), kBytes);
+    device->launch(*graph);
+    std::fill_n(expected.begin(), 16, std::byte{0});
+    EXPECT_TRUE(content(b, kBytes) == expected) << seed;
+    float twice = 0.0f;
+    device->download(&twice, sum + 1, sizeof twice);
+    EXPECT_EQ(twice, 2.0f * number);
   }
   device->release(sum);
   device->release(a);
@@ -284,7 +284,6 @@ TEST_P(DeviceContract, GraphsDoLaterWhatWasRecorded) {
 }
 
 TEST_P(DeviceContract, ARecordingTakesNoBytesFromTheHost) {
-  if (sim()) return;  // it records nothing
   void* memory = device->allocate(64);
   std::vector<std::byte> data(64);
   device->begin_capture();

@@ -72,8 +72,7 @@ class Device {
   /// cubed; 0 where there is none.
   virtual double matrix_rate() { return 0.0; }
 
-  /// What the launches and copies between do not do now but whenever the graph is launched; null where the
-  /// target has no graphs.
+  /// What the launches and copies between do not do now but whenever the graph is launched.
   virtual void begin_capture() = 0;
   virtual std::unique_ptr<Graph> end_capture() = 0;
   virtual void launch(const Graph& graph) = 0;
