@@ -172,6 +172,8 @@ std::unique_ptr<Backend> make_call_fault(std::unique_ptr<Backend> backend, const
                                          const HParams& hp);
 std::unique_ptr<Backend> make_architecture_fault(std::unique_ptr<Backend> backend, const Plant& plant,
                                                  const HParams& hp);
+std::unique_ptr<Backend> make_gpu_fault(std::unique_ptr<Backend> backend, const Plant& plant,
+                                        const HParams& hp);
 std::unique_ptr<Backend> make_race_fault(std::unique_ptr<Backend> backend, const Plant& plant,
                                          const HParams& hp);
 
