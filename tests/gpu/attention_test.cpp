@@ -263,7 +263,8 @@ class GpuAttention : public testing::TestWithParam<std::string> {
  protected:
   Machine machine_{GetParam()};
 };
-INSTANTIATE_TEST_SUITE_P(Device, GpuAttention, testing::ValuesIn(device_names()), test_name);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GpuAttention);
+INSTANTIATE_TEST_SUITE_P(Device, GpuAttention, testing::ValuesIn(test::usable_gpus()), test::gpu_test_name);
 
 TEST_P(GpuAttention, InsideItsBound) {
   for (const Heads& shape : kShapes)

@@ -12,34 +12,14 @@
 #include "backend/gpu/kernels.h"
 #include "backend/gpu/targets.h"
 #include "base/error.h"
+#include "gpu_devices.h"
 
 namespace greta::gpu {
 namespace {
 
 using testing::HasSubstr;
 
-std::unique_ptr<Device> open(const std::string& name) {
-  const int number = std::stoi(name.substr(name.find(':') + 1));
-  if (name.starts_with("cuda")) return open_cuda(number);
-  if (name.starts_with("hip")) return open_hip(number);
-  return open_sim(number);
-}
-
-bool has_sim() {
-  try {
-    return open_sim(32) != nullptr;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
-std::vector<std::string> usable() {
-  std::vector<std::string> names;
-  if (has_sim()) names = {"sim:32", "sim:64"};
-  for (const DeviceInfo& info : list_devices())
-    if (info.unusable.empty()) names.push_back(info.device);
-  return names;
-}
+using test::open_gpu;
 
 template <class Call>
 std::string refusal(const Call& call) {
@@ -83,7 +63,7 @@ TEST(GpuTargets, WhatCannotBeOpenedSaysWhy) {
     const bool built = !(target == "cuda" ? built_cuda() : built_hip()).empty();
     bool there = false;
     for (const DeviceInfo& info : list_devices()) there |= info.device == name && info.unusable.empty();
-    const std::string why = refusal([&] { open(name); });
+    const std::string why = refusal([&] { open_gpu(name); });
     if (there) {
       EXPECT_EQ(why, "") << name;
       continue;
@@ -105,7 +85,7 @@ TEST(GpuTargets, FreeMemoryIsMeasuredWhereItIsAskedFor) {
 
 class DeviceContract : public testing::TestWithParam<std::string> {
  protected:
-  std::unique_ptr<Device> device = open(GetParam());
+  std::unique_ptr<Device> device = open_gpu(GetParam());
   bool sim() const { return GetParam().starts_with("sim"); }
   /// Bytes of which no two places within 4 GB are alike for long.
   static std::vector<std::byte> pattern(size_t bytes, uint32_t seed) {
@@ -300,7 +280,7 @@ TEST_P(DeviceContract, ARecordingTakesNoBytesFromTheHost) {
 }
 
 TEST_P(DeviceContract, TwoOfThemDoNotDisturbEachOther) {
-  const std::unique_ptr<Device> other = open(GetParam());
+  const std::unique_ptr<Device> other = open_gpu(GetParam());
   void* mine = device->allocate(1000);
   void* theirs = other->allocate(1000);
   const auto data = pattern(1000, 9);
@@ -314,11 +294,8 @@ TEST_P(DeviceContract, TwoOfThemDoNotDisturbEachOther) {
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(DeviceContract);
-INSTANTIATE_TEST_SUITE_P(Targets, DeviceContract, testing::ValuesIn(usable()), [](const auto& info) {
-  std::string name = info.param;
-  std::replace(name.begin(), name.end(), ':', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Targets, DeviceContract, testing::ValuesIn(test::usable_gpus()),
+                         test::gpu_test_name);
 
 }  // namespace
 }  // namespace greta::gpu

@@ -72,7 +72,8 @@ class Device {
   /// cubed; 0 where there is none.
   virtual double matrix_rate() { return 0.0; }
 
-  /// What the launches and copies between do not do now but whenever the graph is launched.
+  /// What the launches and copies between do not do now but whenever the graph is launched. It keeps their
+  /// arguments; what those point to is read when it runs.
   virtual void begin_capture() = 0;
   virtual std::unique_ptr<Graph> end_capture() = 0;
   virtual void launch(const Graph& graph) = 0;
