@@ -76,7 +76,7 @@ class FaultyBackend : public Interposer {
   /// What run(view) leaves in a scratch buffer, if anything is logged.
   template <class Run>
   Scratch healthy(int64_t rows, int64_t width, const Run& run) {
-    if (!recording()) return {};
+    if (!logging()) return {};
     Scratch out = scratch(rows, width);
     run(out.view);
     return out;
@@ -129,7 +129,7 @@ class FaultyBackend : public Interposer {
   void log_row(const Site& site, Stage stage, int64_t row, std::vector<double> right,
                std::vector<double> wrong);
 
-  bool recording() const { return plant_.log->recording; }
+  bool logging() const { return plant_.log->recording; }
   bool is(std::string_view id) const { return plant_.info->id == id; }
 
   const Plant plant_;
