@@ -486,7 +486,11 @@ BisectResult bisect(const BisectOptions& options) {
       const Examined& run = side == 'a' ? v.a : v.b;
       if (run.untraced_hash && *run.untraced_hash != run.traced_hash && v.kind != FaultKind::race &&
           !run.launched_hash)
-        v.error = fmt::format("side {}: tracing changed the run's bits: a defect of the tap", side);
+        v.error = fmt::format(
+            "side {}: tracing changed the run's bits: a defect of the tap, or of what a device does only "
+            "where nobody "
+            "looks (operators that meet in one kernel)",
+            side);
     }
   }
   for (const PromptVerdict& v : result.prompts) {
