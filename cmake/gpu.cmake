@@ -16,28 +16,42 @@ set(GRETA_GPU ${CMAKE_SOURCE_DIR}/src/backend/gpu)
 # The files of kernels that are translation units; what other files of kernels there are, these include.
 set(GRETA_GPU_UNITS weights matmul matmul_few matmul_many attention rows limits table)
 
-# gpu_units(OUT TARGET EXTENSION WAVE [UNIT...]): the translation units of a target, its own UNITs among them; WAVE is sim's, or "".
-function(gpu_units out target extension wave)
-  set(files "")
+# gpu_unit(OUT TARGET EXTENSION WAVE KERNELS): appends a target's translation unit of one file of kernels; WAVE is sim's, or "".
+function(gpu_unit out target extension wave kernels)
   set(define "")
   if(wave)
     set(define "#define GRETA_SIM_WAVE ${wave}\n")
   endif()
+  get_filename_component(unit ${kernels} NAME_WE)
+  set(file ${CMAKE_BINARY_DIR}/generated/gpu/${target}${wave}_${unit}.${extension})
+  file(CONFIGURE OUTPUT ${file} @ONLY CONTENT
+    "${define}#include \"backend/gpu/${target}/target.h\"\n#include \"${kernels}\"\n")
+  set(${out} ${${out}} ${file} PARENT_SCOPE)
+endfunction()
+# gpu_units(OUT TARGET EXTENSION WAVE [UNIT...]): the translation units of a target, its own UNITs among them.
+function(gpu_units out target extension wave)
+  set(files "")
   foreach(unit ${GRETA_GPU_UNITS} ${ARGN})
-    set(file ${CMAKE_BINARY_DIR}/generated/gpu/${target}${wave}_${unit}.${extension})
-    file(CONFIGURE OUTPUT ${file} @ONLY CONTENT
-      "${define}#include \"backend/gpu/${target}/target.h\"\n#include \"backend/gpu/kernels/${unit}.inl\"\n")
-    list(APPEND files ${file})
+    gpu_unit(files ${target} ${extension} "${wave}" backend/gpu/kernels/${unit}.inl)
   endforeach()
   set(${out} ${files} PARENT_SCOPE)
 endfunction()
 
-# gpu_target(NAME SOURCE...): an object library greta_NAME with the options of the rest, part of greta_core.
-function(gpu_target name)
+# gpu_objects(NAME SOURCE...): an object library greta_NAME with the options of the rest.
+function(gpu_objects name)
   add_library(greta_${name} OBJECT ${ARGN})
   target_include_directories(greta_${name} PRIVATE ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(greta_${name} PRIVATE ${fmt_library})
+endfunction()
+# gpu_target(NAME SOURCE...): one that is part of greta_core.
+function(gpu_target name)
+  gpu_objects(${name} ${ARGN})
   target_sources(greta_core PRIVATE $<TARGET_OBJECTS:greta_${name}>)
+endfunction()
+# gpu_test_kernels(NAME SOURCE...): one of kernels for tests alone, part of gpu_tests (tests/CMakeLists.txt).
+function(gpu_test_kernels name)
+  gpu_objects(${name}_test_kernels ${ARGN})
+  target_include_directories(greta_${name}_test_kernels PRIVATE ${CMAKE_SOURCE_DIR}/tests)
 endfunction()
 
 # ---- CUDA
@@ -63,16 +77,25 @@ if(GRETA_CUDA)
   gpu_units(hopper_units cuda cu "" matmul_warpgroup lab)
   list(REMOVE_ITEM hopper_units ${cuda_units})
   set_source_files_properties(${hopper_units} PROPERTIES COMPILE_OPTIONS "-gencode=arch=compute_90a,code=sm_90a")
-  gpu_target(cuda ${GRETA_GPU}/cuda/cuda_device.cpp ${GRETA_GPU}/cuda/cuda_library.cpp ${cuda_units} ${hopper_units})
-  set_target_properties(greta_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
   # nvcc takes other options than the directory's, which go to the host compiler behind it.
-  get_target_property(host_options greta_cuda COMPILE_OPTIONS)
-  list(JOIN host_options "," behind_nvcc)
-  set_target_properties(greta_cuda PROPERTIES COMPILE_OPTIONS "")
-  target_compile_options(greta_cuda PRIVATE
-    "$<$<COMPILE_LANGUAGE:CXX>:${host_options}>"
-    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-lineinfo;--compress-mode=size>"
-    "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${behind_nvcc}>")
+  function(cuda_options target)
+    set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF)
+    get_target_property(host_options ${target} COMPILE_OPTIONS)
+    list(JOIN host_options "," behind_nvcc)
+    set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "")
+    target_compile_options(${target} PRIVATE
+      "$<$<COMPILE_LANGUAGE:CXX>:${host_options}>"
+      "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-lineinfo;--compress-mode=size>"
+      "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${behind_nvcc}>")
+  endfunction()
+  gpu_target(cuda ${GRETA_GPU}/cuda/cuda_device.cpp ${GRETA_GPU}/cuda/cuda_library.cpp ${cuda_units} ${hopper_units})
+  cuda_options(greta_cuda)
+  if(GRETA_TESTS)
+    gpu_unit(cuda_test_unit cuda cu "" gpu/test_kernels.inl)
+    set_source_files_properties(${cuda_test_unit} PROPERTIES COMPILE_OPTIONS "${cuda_code}")
+    gpu_test_kernels(cuda ${cuda_test_unit})
+    cuda_options(greta_cuda_test_kernels)
+  endif()
   target_compile_definitions(greta_cuda PRIVATE GRETA_GPU_ARCHITECTURES="${cuda_architectures}")
   target_include_directories(greta_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_libraries(greta_core PUBLIC CUDA::cudart_static)
@@ -143,6 +166,11 @@ if(GRETA_SIM)
   gpu_units(sim64_units sim cpp 64)
   gpu_target(sim ${sim_sources} ${sim32_units} ${sim64_units})
   target_link_libraries(greta_sim PRIVATE Boost::context)
+  if(GRETA_TESTS)
+    gpu_unit(sim_test_units sim cpp 32 gpu/test_kernels.inl)
+    gpu_unit(sim_test_units sim cpp 64 gpu/test_kernels.inl)
+    gpu_test_kernels(sim ${sim_test_units})
+  endif()
   target_link_libraries(greta_core PUBLIC Boost::context)
 else()
   target_sources(greta_core PRIVATE ${GRETA_GPU}/none/sim.cpp)

@@ -365,6 +365,8 @@ class Backend {
   /// and has begun to run it; no operator is to be called, nor end_pass().
   virtual bool begin_pass(const Pass&) { return false; }
   virtual void end_pass() {}
+  /// Inside a pass: its calls are not run now but recorded, and run whenever the recording is launched.
+  virtual bool recording() const { return false; }
 
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rmsnorm(const RmsnormArgs& args) = 0;

@@ -83,6 +83,15 @@ const Finding* first_finding(const Examined& run) {
 
 std::string cause_of(const Wiring& wiring, FaultKind kind, const Finding& f, char side) {
   const auto op = name_of(wiring.rule(f.place.stage).op);
+  if (f.check == Finding::Check::launched)
+    return fmt::format(
+        "{} of side {}: where the pass is launched as a recording, element {} is {}; launched call by call "
+        "it is {}: "
+        "{}",
+        op, side, f.index, number(f.got), number(f.expected),
+        kind == FaultKind::race
+            ? "its bits vary between runs of the same tokens"
+            : "the recording keeps something of an earlier pass, in every one of six runs the same");
   switch (kind) {
     case FaultKind::operator_:
       return fmt::format(
@@ -111,6 +120,9 @@ std::string cause_of(const Wiring& wiring, FaultKind kind, const Finding& f, cha
 /// The kind of a finding that is a side's first (bisect.md, check 5).
 FaultKind kind_of(const Finding& finding, const Examined& run, SubjectRun* live, const Prompt& prompt) {
   if (finding.check == Finding::Check::bound || live == nullptr) return FaultKind::operator_;
+  if (finding.check == Finding::Check::launched)
+    return live->varies_launched(prompt, finding.place, *run.launched_hash) ? FaultKind::race
+                                                                            : FaultKind::wire;
   const uint64_t* hash = run.hashes.find(finding.place);
   if (hash != nullptr && live->varies(prompt, finding.place, *hash)) return FaultKind::race;
   return FaultKind::wire;
@@ -472,8 +484,13 @@ BisectResult bisect(const BisectOptions& options) {
       v.error = fmt::format("{}: the two sides have no row in common: nothing was compared", v.prompt.name);
     for (const char side : {'a', 'b'}) {
       const Examined& run = side == 'a' ? v.a : v.b;
-      if (run.untraced_hash && *run.untraced_hash != run.traced_hash && v.kind != FaultKind::race)
-        v.error = fmt::format("side {}: tracing changed the run's bits: a defect of the tap", side);
+      if (run.untraced_hash && *run.untraced_hash != run.traced_hash && v.kind != FaultKind::race &&
+          !run.launched_hash)
+        v.error = fmt::format(
+            "side {}: tracing changed the run's bits: a defect of the tap, or of what a device does only "
+            "where nobody "
+            "looks (operators that meet in one kernel)",
+            side);
     }
   }
   for (const PromptVerdict& v : result.prompts) {

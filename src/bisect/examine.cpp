@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 
@@ -30,20 +31,21 @@ std::vector<TokenId> neighbour_text(const Tokenizer& tokenizer, int64_t neighbou
   return {text.begin() + static_cast<std::ptrdiff_t>(neighbour * 17), text.end()};
 }
 
-/// A tap that keeps one row's hash.
-class OneHash : public Tap {
+/// A tap that keeps one row, and its hash.
+class OneRow : public Tap {
  public:
-  explicit OneHash(const Place& place) : place_(place) {}
+  explicit OneRow(const Place& place) : place_(place) {}
   void on_stage(int layer, Stage stage, const StageRows& rows) override {
     if (layer != place_.layer || stage != place_.stage) return;
     for (int64_t i = 0; i < rows.rows; ++i) {
       const int64_t r = rows.batch_row(i);
       if (rows.batch->sequences[r] != place_.sequence || rows.batch->positions[r] != place_.token) continue;
-      std::vector<double> values(static_cast<size_t>(rows.width));
+      values.resize(static_cast<size_t>(rows.width));
       rows.read(i, values.data());
       hash = row_hash(values, rows.backend->element_bytes() == sizeof(double));
     }
   }
+  std::vector<double> values;
   std::optional<uint64_t> hash;
 
  private:
@@ -131,12 +133,16 @@ SubjectRun::SubjectRun(const Subject& subject, const ModelFile& model, const Mod
   engine.all_logits = true;
   if (subject.fault) {
     const auto prompt = static_cast<int64_t>(sample.ids.size());
-    plant_ =
-        draw_plant(*subject.fault, truth_.hp, prompt, prompt + std::max<int64_t>(options.max_tokens - 1, 0));
-    engine.between = [this](std::unique_ptr<Backend> below) {
-      return plant_fault(std::move(below), *plant_, truth_.hp);
-    };
+    plant_ = draw_plant(*subject.fault, truth_.hp, prompt,
+                        prompt + std::max<int64_t>(options.max_tokens - 1, 0), is_gpu(subject.device));
   }
+  engine.between = [this](std::unique_ptr<Backend> backend) {
+    if (plant_) backend = plant_fault(std::move(backend), *plant_, truth_.hp);
+    if (!is_gpu(subject_.device)) return backend;
+    auto above = std::make_unique<Snapshots>(std::move(backend));
+    snapshots_ = above.get();
+    return std::unique_ptr<Backend>(std::move(above));
+  };
   engine_ = std::make_unique<Engine>(model, engine);
 }
 SubjectRun::~SubjectRun() = default;
@@ -249,7 +255,8 @@ Examined SubjectRun::examine(const Prompt& prompt) {
   if (options_.untraced) {
     // Once more without a tap: the hash, the steps' logits, and the route, to which replays have added
     // nothing.
-    const Unlogged quiet(plant_);
+    std::optional<Unlogged> quiet;
+    if (!plant_ || !plant_->info->needs.recorded) quiet.emplace(plant_);
     backend.reset_route();
     uint64_t hash = 0;
     run(prompt, nullptr, nullptr, [&] {
@@ -259,6 +266,7 @@ Examined SubjectRun::examine(const Prompt& prompt) {
     });
     result.route = backend.route();
     result.untraced_hash = hash;
+    if (snapshots_ != nullptr && hash != result.traced_hash) compare_launched(prompt, result);
   }
   result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return result;
@@ -272,11 +280,51 @@ void SubjectRun::feed_quietly(const Prompt& prompt, Tap* tap) {
 bool SubjectRun::varies(const Prompt& prompt, const Place& place, uint64_t hash) {
   const Unlogged quiet(plant_);
   for (int i = 0; i < 5; ++i) {
-    OneHash tap(place);
+    OneRow tap(place);
     run(prompt, &tap, nullptr, {});
     if (tap.hash != hash) return true;
   }
   return false;
+}
+
+bool SubjectRun::varies_launched(const Prompt& prompt, const Place& place, uint64_t hash) {
+  for (int i = 0; i < 5; ++i) {
+    std::optional<uint64_t> again;
+    visit_launched(prompt, [&](const Place& at, const std::vector<double>& values) {
+      if (at == place) again = row_hash(values, false);
+    });
+    if (again != hash) return true;
+  }
+  return false;
+}
+
+void SubjectRun::visit_launched(const Prompt& prompt, const Snapshots::Visit& visit) {
+  const Unlogged quiet(plant_);
+  snapshots_->start();
+  run(prompt, nullptr, nullptr, [&] { snapshots_->visit(visit); });
+  snapshots_->stop();
+}
+
+void SubjectRun::compare_launched(const Prompt& prompt, Examined& examined) {
+  std::optional<Place> first;
+  std::vector<double> launched;
+  visit_launched(prompt, [&](const Place& place, const std::vector<double>& values) {
+    const uint64_t* traced = examined.hashes.find(place);
+    if (traced == nullptr || *traced == row_hash(values, false) || (first && *first < place)) return;
+    first = place;
+    launched = values;
+  });
+  if (!first) return;
+  const Unlogged quiet(plant_);
+  OneRow traced(*first);
+  run(prompt, &traced, nullptr, {});
+  const auto other = std::mismatch(
+      launched.begin(), launched.end(), traced.values.begin(),
+      [](double a, double b) { return std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b); });
+  if (other.first == launched.end()) return;  // a tap's run has these bits, too: they vary
+  examined.launched_hash = row_hash(launched, false);
+  examined.add({*first, Finding::Check::launched, other.first - launched.begin(), *other.first, *other.second,
+                0.0, std::numeric_limits<double>::infinity()});
 }
 
 std::vector<InputDifference> SubjectRun::check_resident(uint64_t& rows) {

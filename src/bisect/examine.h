@@ -12,6 +12,7 @@
 #include "bisect/grid.h"
 #include "bisect/judge.h"
 #include "bisect/recorder.h"
+#include "bisect/snapshots.h"
 #include "bisect/subject.h"
 #include "bisect/wiring.h"
 #include "engine/engine.h"
@@ -27,15 +28,16 @@ struct Prompt {
 /// Something that is not as it must be.
 struct Finding {
   enum class Check {
-    bound,   ///< outside the operator's certain bound
-    replay,  ///< the repeated call gave other bits
-    wire,    ///< a wire's end has other bits than its beginning
+    bound,     ///< outside the operator's certain bound
+    replay,    ///< the repeated call gave other bits
+    wire,      ///< a wire's end has other bits than its beginning
+    launched,  ///< the pass launched as a recording has other bits than launched call by call
   };
   Place place;
   Check check = Check::bound;
   int64_t index = 0;
   double got = 0.0;
-  double expected = 0.0;  ///< FP64, or what the repeated call gave
+  double expected = 0.0;  ///< FP64, or what the repeated call gave, or the pass launched call by call
   double certain = 0.0;
   double ratio = 0.0;
 };
@@ -77,6 +79,7 @@ struct Examined {
   std::optional<RunRecorder::NonFinite> nonfinite;
   uint64_t traced_hash = 0;
   std::optional<uint64_t> untraced_hash;
+  std::optional<uint64_t> launched_hash;  ///< of the row of a finding of Check::launched, as it was launched
   std::map<int, StoredRows> residuals;
   std::string description;  ///< the backend's own words
   Backend::Route route;
@@ -124,6 +127,8 @@ class SubjectRun {
   void feed_quietly(const Prompt& prompt, Tap* tap);
   /// Whether the row's bits vary over five more runs and `hash`.
   bool varies(const Prompt& prompt, const Place& place, uint64_t hash);
+  /// The same of a row of passes launched as recordings.
+  bool varies_launched(const Prompt& prompt, const Place& place, uint64_t hash);
   /// Resident weights read back through their layout against the truth's. `rows`: counts what was compared.
   std::vector<InputDifference> check_resident(uint64_t& rows);
 
@@ -136,6 +141,11 @@ class SubjectRun {
   /// Feeds the prompt as the subject schedules it, then generates greedily. `steps` may be null.
   void run(const Prompt& prompt, Tap* tap, std::vector<StepLogits>* steps,
            const std::function<void()>& on_call);
+  /// Every row of sequence 0 that passes left which may have been launched as recordings, in a run of its
+  /// own.
+  void visit_launched(const Prompt& prompt, const Snapshots::Visit& visit);
+  /// The first of those with other bits than the traced run's.
+  void compare_launched(const Prompt& prompt, Examined& run);
 
   Subject subject_;
   const ModelFile& model_;
@@ -144,6 +154,7 @@ class SubjectRun {
   Plan truth_;
   std::shared_ptr<const Wiring> wiring_;
   Sampling sampling_;
+  Snapshots* snapshots_ = nullptr;  ///< between the engine and a GPU
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Judge> judge_;
   int64_t neighbour_rows_ = 0;

@@ -67,7 +67,7 @@ class ArchitectureKernelFault : public KernelFault {
       wrong.normalised = !args.normalised;
       below().choose_experts(wrong);
     }
-    for (int64_t i = 0; i < args.rows && recording(); ++i) {
+    for (int64_t i = 0; i < args.rows && logging(); ++i) {
       log_row(args.site, Stage::experts, i, row_of(experts.view, i), row_of(args.experts, i));
       log_row(args.site, Stage::expert_weights, i, row_of(weights.view, i), row_of(args.weights, i));
     }

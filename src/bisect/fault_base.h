@@ -76,7 +76,7 @@ class FaultyBackend : public Interposer {
   /// What run(view) leaves in a scratch buffer, if anything is logged.
   template <class Run>
   Scratch healthy(int64_t rows, int64_t width, const Run& run) {
-    if (!recording()) return {};
+    if (!logging()) return {};
     Scratch out = scratch(rows, width);
     run(out.view);
     return out;
@@ -129,7 +129,7 @@ class FaultyBackend : public Interposer {
   void log_row(const Site& site, Stage stage, int64_t row, std::vector<double> right,
                std::vector<double> wrong);
 
-  bool recording() const { return plant_.log->recording; }
+  bool logging() const { return plant_.log->recording; }
   bool is(std::string_view id) const { return plant_.info->id == id; }
 
   const Plant plant_;
@@ -172,6 +172,8 @@ std::unique_ptr<Backend> make_call_fault(std::unique_ptr<Backend> backend, const
                                          const HParams& hp);
 std::unique_ptr<Backend> make_architecture_fault(std::unique_ptr<Backend> backend, const Plant& plant,
                                                  const HParams& hp);
+std::unique_ptr<Backend> make_gpu_fault(std::unique_ptr<Backend> backend, const Plant& plant,
+                                        const HParams& hp);
 std::unique_ptr<Backend> make_race_fault(std::unique_ptr<Backend> backend, const Plant& plant,
                                          const HParams& hp);
 

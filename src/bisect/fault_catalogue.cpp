@@ -32,6 +32,16 @@ const Stages kAny = [] {
   return all;
 }();
 
+/// What a launch of a recorded pass leaves in a buffer: not the keys in the cache, and nothing of experts,
+/// whose passes are not recorded.
+const Stages kRecorded = [] {
+  Stages all;
+  for (const Stage stage : kAny)
+    if (stage != Stage::k_post_rope && (stage < Stage::router_logits || stage > Stage::expert_out))
+      all.push_back(stage);
+  return all;
+}();
+
 constexpr auto kKernel = Planted::kernel;
 constexpr auto kCall = Planted::call;
 constexpr auto kOperator = FaultKind::operator_;
@@ -287,14 +297,15 @@ std::vector<Entry> call_faults() {
       {{"race", "a buffer is overwritten between write and read, sometimes", kCall, FaultKind::race, kAny,
         kNothing, kOneToken},
        make_race_fault},
-      {{"lost-copy", "a device copy is silently dropped", kCall, kWire, kAny, {.gpu = true}, kOneToken}},
+      {{"lost-copy", "a device copy is silently dropped", kCall, kWire, kAny, {.gpu = true}, kOneToken},
+       make_gpu_fault},
       {{"graph-frozen",
-        "a captured launch keeps an old pointer or offset",
+        "a captured launch keeps an old pointer",
         kCall,
         kWire,
-        kAny,
-        {.decode = true, .tokens = 2, .gpu = true},
-        kOneToken}},
+        kRecorded,
+        {.decode = true, .tokens = 3, .gpu = true, .recorded = true}},
+       make_gpu_fault},
   };
 }
 

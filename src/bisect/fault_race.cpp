@@ -112,7 +112,7 @@ class RaceFault : public CallFault {
  private:
   uint64_t draw() { return mix64(entropy_ + 0x9e3779b97f4a7c15u * ++draws_); }
   bool fires() {
-    if (recording()) ++plant_.log->chances;
+    if (logging()) ++plant_.log->chances;
     return (draw() & 1) != 0;
   }
 

@@ -199,7 +199,7 @@ class DataFault : public FaultyBackend {
   void product(const Args& args, void (Backend::*run)(const Args&)) {
     (below().*run)(args);
     const auto index = planted_output(args);
-    if (!index || args.outputs[*index].weight != resident_ || !recording()) return;
+    if (!index || args.outputs[*index].weight != resident_ || !logging()) return;
     if (!intact_) intact_ = below().load(file_, resident_->use);
     MatmulOutput output = args.outputs[*index];
     output.weight = intact_.get();

@@ -31,7 +31,8 @@ std::optional<T> number(std::string_view part) {
 /// Why a model of this shape cannot have the fault, or nothing.
 std::optional<std::string> shape_problem(const FaultInfo& info, const HParams& hp) {
   const std::string_view id = info.id;
-  if (info.needs.gpu) return "a GPU backend";
+  if (info.needs.recorded && hp.experts > 0)
+    return "passes that are launched as recordings, those of a model with experts are not";
   if (hp.layers < info.needs.layers)
     return fmt::format("at least {} layers, the model has {}", info.needs.layers, hp.layers);
   if (info.needs.grouped && hp.kv_heads == hp.heads)
@@ -61,6 +62,8 @@ std::optional<std::string> length_problem(const FaultInfo& info, int64_t prompt,
                        std::max<int64_t>(needs.tokens, 2), prompt);
   if (tokens < needs.tokens)
     return fmt::format("at least {} positions, the run has {}", needs.tokens, tokens);
+  if (needs.recorded && tokens < prompt + 2)
+    return fmt::format("two positions after the prompt, the run has {} and its prompt {}", tokens, prompt);
   if (needs.decode && tokens <= prompt)
     return fmt::format("a position after the prompt, the run has {} and its prompt {}", tokens, prompt);
   return std::nullopt;
@@ -142,9 +145,10 @@ FaultSpec parse_fault(std::string_view whole) {
   fail("fault '{}': expected ID@LAYER,TOKEN,SEED, got more parts", whole);
 }
 
-Plant draw_plant(const FaultSpec& spec, const HParams& hp, int64_t prompt_tokens, int64_t tokens) {
+Plant draw_plant(const FaultSpec& spec, const HParams& hp, int64_t prompt_tokens, int64_t tokens, bool gpu) {
   const FaultInfo* info = find_fault(spec.id);
   if (info == nullptr) fail("fault '{}': there is none of that name", spec.id);
+  if (info->needs.gpu && !gpu) fail("{} cannot be planted: it needs a GPU backend", info->id);
   if (const auto problem = shape_problem(*info, hp))
     fail("{} cannot be planted: it needs {}", info->id, *problem);
   if (const auto problem = length_problem(*info, prompt_tokens, tokens))
@@ -182,7 +186,8 @@ Plant draw_plant(const FaultSpec& spec, const HParams& hp, int64_t prompt_tokens
 
 std::unique_ptr<Backend> plant_fault(std::unique_ptr<Backend> below, const Plant& plant, const HParams& hp) {
   const FaultInfo& info = *plant.info;
-  if (info.needs.gpu) fail("{} cannot be planted: it needs a GPU backend", info.id);
+  if (info.needs.gpu && !is_gpu(below->name()))
+    fail("{} cannot be planted: it needs a GPU backend, this is {}", info.id, below->name());
   const FaultMaker make = maker_of(info);
   return make == nullptr ? std::move(below) : make(std::move(below), plant, hp);
 }

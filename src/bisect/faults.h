@@ -37,7 +37,8 @@ struct FaultNeeds {
   bool quantised = false;  ///< caller: integer weights at the place, of a type with that part
   bool int8 = false;       ///< caller: --weights int8
   bool bias = false;       ///< caller: a bias at the place
-  bool gpu = false;
+  bool gpu = false;        ///< a subject on a GPU (or on the kernels' emulation)
+  bool recorded = false;   ///< passes launched as recordings: it shows in an untraced run alone
 };
 
 struct FaultInfo {
@@ -72,7 +73,7 @@ class FaultLog {
   /// doubles.
   struct Fired {
     std::vector<double> healthy;
-    std::vector<double> faulty;
+    std::vector<double> faulty;  ///< empty inside a recording, where nobody can read
   };
   bool recording = true;         ///< off while calls are replayed and while a run is repeated
   std::map<Place, Fired> fired;  ///< at most kMost rows, the first in order; of a place the latest
@@ -93,9 +94,10 @@ struct Plant {
 };
 
 /// Draws what the spec leaves open. `prompt_tokens`: positions that come in calls of several (1 where the
-/// whole run takes the one-token path); `tokens`: positions of the run. Errors: the fault cannot be planted
-/// in such a model or run, or not there (what it needs, what is there).
-Plant draw_plant(const FaultSpec& spec, const HParams& hp, int64_t prompt_tokens, int64_t tokens);
+/// whole run takes the one-token path); `tokens`: positions of the run; `gpu`: is_gpu() of its device.
+/// Errors: the fault cannot be planted in such a model or run, or not there (what it needs, what is there).
+Plant draw_plant(const FaultSpec& spec, const HParams& hp, int64_t prompt_tokens, int64_t tokens,
+                 bool gpu = false);
 
 /// The backend with the fault in it (kernel, call and data faults; others: `below` unchanged). Errors of its
 /// load() and of the planted call: the tensor there has not what the fault needs (a bias, nibbles, a scale).

@@ -56,6 +56,7 @@ class Interposer : public Backend {
     return below_->begin_pass(observed);
   }
   void end_pass() override { below_->end_pass(); }
+  bool recording() const override { return below_->recording(); }
   void embed(const EmbedArgs& args) override { below_->embed(args); }
   void rmsnorm(const RmsnormArgs& args) override { below_->rmsnorm(args); }
   void matmul(const MatmulArgs& args) override { below_->matmul(args); }

@@ -110,7 +110,7 @@ class SelfTest {
     if (info.needs.int8) subject.backend.weights = WeightMode::int8;
     if (info.id == "kv-page" && draw % 2 == 0) subject.batch = 3;
     ExamineOptions examine = examine_options(seed, prompt);
-    examine.untraced = false;
+    examine.untraced = info.needs.recorded;
     if (info.planted == Planted::file) return plant_file(info, subject, prompt, examine, p);
     SubjectRun run(subject, model_, model_, examine, prompt);
     uint64_t rows = 0;

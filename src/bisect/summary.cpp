@@ -41,9 +41,10 @@ Json finding_json(const Wiring& wiring, const Finding& f, char side) {
   Json json = place_json(f.place);
   json["side"] = std::string(1, side);
   json["operator"] = name_of(wiring.rule(f.place.stage).op);
-  json["check"] = f.check == Finding::Check::bound    ? "bound"
-                  : f.check == Finding::Check::replay ? "replay"
-                                                      : "wire";
+  json["check"] = f.check == Finding::Check::bound      ? "bound"
+                  : f.check == Finding::Check::replay   ? "replay"
+                  : f.check == Finding::Check::launched ? "launched"
+                                                        : "wire";
   json["index"] = f.index;
   json["got"] = number(f.got);
   json["expected"] = number(f.expected);

@@ -1,7 +1,6 @@
 #include "cli/model_options.h"
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
 #include <string>
 
@@ -129,7 +128,7 @@ std::optional<int64_t> context_for(const Values& values, const gguf::File& file,
 
 std::unique_ptr<Engine> load_engine(const Values& values, const ModelFile& model,
                                     const EngineOptions& options) {
-  const auto start = std::chrono::steady_clock::now();
+  uint64_t bytes = 0;
   std::unique_ptr<Engine> engine;
   {
     const InterruptGuard interrupt;
@@ -137,14 +136,18 @@ std::unique_ptr<Engine> load_engine(const Values& values, const ModelFile& model
     engine = std::make_unique<Engine>(model, options, [&](uint64_t done, uint64_t total) {
       interrupt.check();
       bar.update(done, total);
+      bytes = total;
     });
   }
   for (const std::string& warning : engine->plan().warnings) log::warning("{}", warning);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = engine->load_seconds();
+  const double gigabytes = static_cast<double>(bytes) / 1e9;
+  std::string loaded = fmt::format("{:.2f} GB in {:.2f} s", gigabytes, seconds);
+  if (is_gpu(options.device)) loaded += fmt::format(" ({:.1f} GB/s)", gigabytes / seconds);
   std::string device = engine->backend().description();
   if (device.find("weights") == std::string::npos) device += ", weights as stored";
-  log::info("{} ({}): {}; context {}, loaded in {:.2f} s", engine->hparams().name, model.file.path(), device,
-            engine->context(), seconds);
+  log::info("{} ({}): {}; context {}, loaded {}", engine->hparams().name, model.file.path(), device,
+            engine->context(), loaded);
   return engine;
 }
 

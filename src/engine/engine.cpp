@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <set>
 
 #include "base/error.h"
@@ -43,7 +44,9 @@ Engine::Engine(const ModelFile& model, const EngineOptions& options, const Progr
   if (options.chunk < 1 || options.sequences < 1)
     fail("--chunk {} with {} sequences: both must be at least 1", options.chunk, options.sequences);
   require_fit(plan_, model.file);
+  const auto start = std::chrono::steady_clock::now();
   model_ = load_model(model.file, plan_, *backend_, progress);
+  load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   cache_ = std::make_unique<KvCache>(*backend_, model_.hp, plan_.sequences, plan_.context, options.chunk);
   workspace_ = std::make_unique<Workspace>(*backend_, model_.hp, options.chunk,
                                            options.all_logits ? options.chunk : options.sequences);

@@ -60,6 +60,7 @@ class Engine {
   const Model& model() const { return model_; }
   Backend& backend() { return *backend_; }
   const KvCache& cache() const { return *cache_; }
+  double load_seconds() const { return load_seconds_; }  ///< of the weights alone
   int64_t chunk() const { return options_.chunk; }
   int64_t context() const { return cache_->context(); }
 
@@ -96,6 +97,7 @@ class Engine {
   Model model_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Workspace> workspace_;
+  double load_seconds_ = 0.0;
   std::vector<LogitsRow> rows_;
   std::vector<float> logits_;
 };

@@ -184,7 +184,7 @@ TEST_F(Run, ASecondCtrlCEndsAtOnce) {
   options.seconds = 30;
   options.watch = [&](pid_t process, const std::string&, const std::string& err) {
     const auto now = std::chrono::steady_clock::now();
-    if (sent == 0 && err.find("loaded in") != std::string::npos) {
+    if (sent == 0 && err.find(", loaded ") != std::string::npos) {
       if (first == std::chrono::steady_clock::time_point()) first = now;
       if (now - first < std::chrono::milliseconds(300)) return;  // it is in the call by now
       sent = 1;

@@ -32,7 +32,7 @@ struct Piece {
 /// are -1.
 class Setting {
  public:
-  Setting(const Machine& machine, Heads shape, std::vector<Piece> pieces, int64_t window = 0,
+  Setting(const Machine& machine, Heads shape, std::vector<Piece> pieces, int window = 0,
           float softcap = 0.0f)
       : machine_(machine), shape_(shape), pieces_(std::move(pieces)), window_(window), softcap_(softcap) {
     for (const Piece& piece : pieces_) {
@@ -77,7 +77,7 @@ class Setting {
   const Machine& machine_;
   Heads shape_;
   std::vector<Piece> pieces_;
-  int64_t window_;
+  int window_;
   float softcap_;
   int64_t rows_ = 0;
   std::vector<float> q_;
@@ -263,7 +263,8 @@ class GpuAttention : public testing::TestWithParam<std::string> {
  protected:
   Machine machine_{GetParam()};
 };
-INSTANTIATE_TEST_SUITE_P(Device, GpuAttention, testing::ValuesIn(device_names()), test_name);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GpuAttention);
+INSTANTIATE_TEST_SUITE_P(Device, GpuAttention, testing::ValuesIn(test::usable_gpus()), test::gpu_test_name);
 
 TEST_P(GpuAttention, InsideItsBound) {
   for (const Heads& shape : kShapes)
@@ -283,7 +284,7 @@ TEST_P(GpuAttention, InsideItsBound) {
 TEST_P(GpuAttention, WindowsAndSoftCapsInsideTheBound) {
   int turn = 0;
   for (const Heads& shape : {Heads{4, 2, 64}, Heads{2, 1, 20}, Heads{2, 1, 136}, Heads{2, 1, 64, true}})
-    for (const int64_t window : {1, 2, 63, 64, 65, 128}) {
+    for (const int window : {1, 2, 63, 64, 65, 128}) {
       Setting setting(machine_, shape, {{0, 70}, {190, 5}, {127, 2}}, window, turn % 3 == 0 ? 0.0f : 3.0f);
       EXPECT_LE(setting.worst(setting.run(turn % 2 == 0 ? 1000 : 7, turn % 4 < 2)), 1.0)
           << said(shape) << " window " << window << " cap " << setting.softcap_;
@@ -314,7 +315,7 @@ TEST_P(GpuAttention, SameBitsAloneAndTogether) {
 }
 
 TEST_P(GpuAttention, SameBitsWithWindowsAndSoftCaps) {
-  for (const int64_t window : {1, 2, 63, 64, 65, 128}) {
+  for (const int window : {1, 2, 63, 64, 65, 128}) {
     const bool bf16 = window == 63;
     Setting setting(machine_, {2, 1, bf16 ? 20 : 64, bf16}, {{0, 140}, {190, 5}}, window,
                     window % 2 == 0 ? 3.0f : 0.0f);

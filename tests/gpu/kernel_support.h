@@ -93,22 +93,26 @@ class Packed {
   unsigned long long inexact_ = 0;
 };
 
-/// Activations, rounded on the device.
+/// Activations, rounded on the device. `tiled`: as the warpgroups' kernel wants them.
 class Rounded {
  public:
-  Rounded(const Machine& machine, const std::vector<float>& x, int64_t rows)
+  Rounded(const Machine& machine, const std::vector<float>& x, int64_t rows, bool tiled = false)
       : width_(static_cast<int64_t>(x.size()) / rows),
-        data_(machine, rows * multiple_of(width_, kChunkK), uint16_t{0x7e00}),
+        tiled_rows_(tiled ? multiple_of(rows, kTiledRows) : 0),
+        data_(machine, std::max(rows, tiled_rows_) * multiple_of(width_, kChunkK), uint16_t{0x7e00}),
         scale_(machine, rows, -1.0f) {
     const Array<float> from(machine, x);
     machine.kernels().round(machine, {from.data(), rows, width_, rows_of()});
   }
-  RoundedRows rows_of() const { return {data_.data(), scale_.data(), multiple_of(width_, kChunkK)}; }
+  RoundedRows rows_of() const {
+    return {data_.data(), scale_.data(), multiple_of(width_, kChunkK), tiled_rows_};
+  }
   std::vector<uint16_t> data() const { return data_.read(); }
   std::vector<float> scale() const { return scale_.read(); }
 
  private:
   int64_t width_;
+  int64_t tiled_rows_;
   Array<uint16_t> data_;
   Array<float> scale_;
 };

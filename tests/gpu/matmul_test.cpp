@@ -16,6 +16,7 @@ struct Call {
   std::vector<float> bias = {};
   std::vector<int32_t> x_rows = {};  ///< with it, `rows` of y
   std::vector<int32_t> y_rows = {};
+  bool tiled = false;  ///< rounded as the warpgroups' kernel wants it
 };
 
 class Matmul : public testing::TestWithParam<std::string> {
@@ -26,7 +27,7 @@ class Matmul : public testing::TestWithParam<std::string> {
   std::vector<float> product(const Packed& weight, const Call& call) {
     const int64_t in = weight.matrix().cols;
     const int64_t outputs = weight.matrix().rows;
-    const Rounded x(machine, call.x, static_cast<int64_t>(call.x.size()) / in);
+    const Rounded x(machine, call.x, static_cast<int64_t>(call.x.size()) / in, call.tiled);
     const Array<float> bias(machine, call.bias);
     const Array<int32_t> x_rows(machine, call.x_rows);
     const Array<int32_t> y_rows(machine, call.y_rows);
@@ -518,6 +519,12 @@ TEST_P(Matmul, RowsHaveTheSameBitsInAnyCompany) {
     const std::vector<float> all = product(packed, {x, kMost});
     const auto kernels = machine.ran();
     EXPECT_EQ(kernels.count("matmul_many." + name_of(type)), 1u);
+    if (machine.kernels().wants_tiles(machine, kMost)) {
+      Call tiled{x, kMost};
+      tiled.tiled = true;
+      ASSERT_EQ(first_difference(product(packed, tiled), all), -1) << name_of(type) << ", tiled";
+      EXPECT_EQ(machine.ran().count("matmul_warpgroup." + name_of(type)), 1u);
+    }
     for (const int64_t rows : {1, 3, 8, 9, 33}) {
       // The last `rows` rows, so that each stands at another place than in the whole.
       const std::vector<float> part(x.end() - rows * cols, x.end());
@@ -622,8 +629,10 @@ TEST_P(Matmul, MagnitudesAreHeldByScales) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, Matmul, testing::ValuesIn(rows_test::device_names()), rows_test::test_name);
-INSTANTIATE_TEST_SUITE_P(Devices, Fused, testing::ValuesIn(rows_test::device_names()), rows_test::test_name);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Matmul);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Fused);
+INSTANTIATE_TEST_SUITE_P(Devices, Matmul, testing::ValuesIn(test::usable_gpus()), test::gpu_test_name);
+INSTANTIATE_TEST_SUITE_P(Devices, Fused, testing::ValuesIn(test::usable_gpus()), test::gpu_test_name);
 
 }  // namespace
 }  // namespace greta::gpu::kernel_test

@@ -11,28 +11,18 @@
 #include <vector>
 
 #include "backend/gpu/kernels.h"
-#include "backend/gpu/sim/sim_device.h"
+#include "gpu_devices.h"
 #include "kernels/random_inputs.h"
 
 namespace greta::gpu::rows_test {
 
 using gpu::random_rows;
 
-inline std::vector<std::string> device_names() { return {"sim:32", "sim:64"}; }
-inline std::unique_ptr<Device> open_device(const std::string& name) {
-  return make_sim_device(name == "sim:32" ? 32 : 64, 1);
-}
-/// For INSTANTIATE_TEST_SUITE_P.
-inline std::string test_name(const testing::TestParamInfo<std::string>& device) {
-  std::string name = device.param;
-  name.erase(name.find(':'), 1);
-  return name;
-}
-
 class Machine : public Launch {
  public:
-  explicit Machine(const std::string& name) : device_(open_device(name)) {
+  explicit Machine(const std::string& name) : device_(gpu::open_device(name)) {
     stream = device_->stream();
+    warpgroups = device_->warpgroups();
     multiprocessors = 3;  // so that a block has several tiles, and not all
   }
   Mark mark(const char* kernel) const override {

@@ -18,7 +18,8 @@ class GpuRows : public testing::TestWithParam<std::string> {
  protected:
   Machine machine_{GetParam()};
 };
-INSTANTIATE_TEST_SUITE_P(Device, GpuRows, testing::ValuesIn(device_names()), test_name);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GpuRows);
+INSTANTIATE_TEST_SUITE_P(Device, GpuRows, testing::ValuesIn(test::usable_gpus()), test::gpu_test_name);
 
 // ---- rmsnorm
 

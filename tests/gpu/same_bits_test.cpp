@@ -1,7 +1,8 @@
-// One order of addition on the GPU backend, by the kernels' sources run on the host in both wave sizes: every
-// weight type and every architecture, small.
+// One order of addition on the GPU backend, on every GPU that is usable here and by the kernels' sources run
+// on the host in both wave sizes: every weight type and every architecture, small.
 #include "decoder/same_bits.h"
 
+#include "gpu_devices.h"
 #include "model/architectures.h"
 
 namespace greta::same_bits {
@@ -9,10 +10,8 @@ namespace {
 
 using quant::Type;
 
-constexpr const char* kDevices[] = {"sim:32", "sim:64"};
-
-std::string with_device(std::string name, const std::string& device) {
-  return name + (device == "sim:32" ? "_wave32" : "_wave64");
+std::string with_device(const std::string& name, const std::string& device) {
+  return name + "_" + test::gpu_test_name({device, 0});
 }
 
 SynthOptions tiny(std::string_view arch) {
@@ -30,7 +29,7 @@ SynthOptions tiny(std::string_view arch) {
 
 std::vector<Mode> types() {
   std::vector<Mode> all;
-  for (const std::string device : kDevices) {
+  for (const std::string& device : test::usable_gpus()) {
     const auto add = [&](const std::string& name, Type type, WeightMode weights, KvType kv) {
       Mode mode{with_device(name, device), type, weights};
       mode.shape = tiny("llama");
@@ -51,7 +50,7 @@ std::vector<Mode> types() {
 /// Every architecture, experts too, with windows that end inside the text.
 std::vector<Mode> entries() {
   std::vector<Mode> all;
-  for (const std::string device : kDevices)
+  for (const std::string& device : test::usable_gpus())
     for (const Architecture& entry : architectures()) {
       Mode mode{with_device(std::string(entry.name), device), Type::Q8_0};
       mode.shape = tiny(entry.name);
@@ -70,16 +69,17 @@ std::vector<Mode> entries() {
   return all;
 }
 
-class Simulated : public SameBits {
+class OnGpus : public SameBits {
  protected:
-  Simulated() : SameBits(GetParam().shape, {70, 1, 20}) {}
+  OnGpus() : SameBits(GetParam().shape, {70, 1, 20}) {}
 };
 
-TEST_P(Simulated, ChunkPhaseAndBatch) { chunk_phase_batch_and_threads(); }
+TEST_P(OnGpus, ChunkPhaseAndBatch) { chunk_phase_batch_and_threads(); }
 
-INSTANTIATE_TEST_SUITE_P(Types, Simulated, testing::ValuesIn(types()),
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(OnGpus);
+INSTANTIATE_TEST_SUITE_P(Types, OnGpus, testing::ValuesIn(types()),
                          [](const auto& info) { return info.param.name; });
-INSTANTIATE_TEST_SUITE_P(Architectures, Simulated, testing::ValuesIn(entries()),
+INSTANTIATE_TEST_SUITE_P(Architectures, OnGpus, testing::ValuesIn(entries()),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -80,8 +80,8 @@ class Device {
   /// numbers, the matrix read from memory; 0 where there is no library.
   virtual double product_seconds(const ProductShape&) { return 0.0; }
 
-  /// What the launches and copies between do not do now but whenever the graph is launched; null where the
-  /// target has no graphs.
+  /// What the launches and copies between do not do now but whenever the graph is launched. It keeps their
+  /// arguments; what those point to is read when it runs.
   virtual void begin_capture() = 0;
   virtual std::unique_ptr<Graph> end_capture() = 0;
   virtual void launch(const Graph& graph) = 0;

@@ -115,6 +115,7 @@ class GpuBackend : public Backend, private Launch {
 
   bool begin_pass(const Pass& pass) override;
   void end_pass() override;
+  bool recording() const override { return recordings_.recording(); }
 
   void embed(const EmbedArgs& args) override;
   void rmsnorm(const RmsnormArgs& args) override;

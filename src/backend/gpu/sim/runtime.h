@@ -4,16 +4,23 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
 
 #include "backend/gpu/device.h"
 
 namespace greta::gpu::sim {
+
+/// What a graph does again, in order.
+using Work = std::vector<std::function<void()>>;
 
 /// What Launch::stream points to. The order in which threads run follows from the seed, the number of the
 /// launch and the block's index alone.
 struct Stream {
   uint64_t seed = 0;
   uint64_t launches = 0;
+  Work* recording = nullptr;  ///< where launches go meanwhile, instead of running
 };
 
 /// A line of a kernel's source: lanes of a wave, or threads of a block, must wait at the same.
@@ -82,6 +89,14 @@ std::byte* shared_array(int64_t at, int64_t bytes);
 [[noreturn]] void misaligned(const void* at, int bytes);
 
 // ---- launching
+
+/// Runs `work` now; while a graph is being recorded on the stream (null: never), whenever that is launched.
+template <class Run>
+void submit(void* stream, Run work) {
+  Work* recording = stream == nullptr ? nullptr : static_cast<Stream*>(stream)->recording;
+  if (recording == nullptr) return work();
+  recording->push_back(std::move(work));
+}
 
 /// Runs call(kernel) once for each thread of each block, blocks one after another in a seeded random order.
 /// Errors: greta::Error, of the first thread that met one; and what the target would refuse (threads, shared

@@ -90,6 +90,11 @@ class Piece {
   std::byte* data_;
 };
 
+class SimGraph final : public Graph {
+ public:
+  sim::Work work;
+};
+
 class SimDevice final : public Device {
  public:
   SimDevice(int wave, uint64_t seed) : wave_(wave) { reseed(seed); }
@@ -101,7 +106,7 @@ class SimDevice final : public Device {
     std::abort();  // nobody is left to be told
   }
 
-  void reseed(uint64_t seed) { stream_ = {seed, 0}; }
+  void reseed(uint64_t seed) { stream_ = {seed, 0, nullptr}; }
 
   std::string name() const override { return fmt::format("sim:{}", wave_); }
   std::string description() const override {
@@ -118,6 +123,7 @@ class SimDevice final : public Device {
   }
 
   void* allocate(size_t bytes) override {
+    not_while_recording("memory cannot be allocated");
     report();
     auto piece = std::make_unique<Piece>(bytes);
     std::byte* at = piece->data();
@@ -139,12 +145,14 @@ class SimDevice final : public Device {
   void release_host(void* memory) override { release(memory); }
 
   void upload(void* to, const void* from, size_t bytes) override {
+    not_while_recording("nothing can be uploaded");
     report();
     if (bytes == 0) return;
     check(to, bytes, "upload");
     std::memcpy(to, from, bytes);
   }
   void download(void* to, const void* from, size_t bytes) override {
+    not_while_recording("nothing can be downloaded");
     report();
     if (bytes == 0) return;
     check(from, bytes, "download");
@@ -155,21 +163,39 @@ class SimDevice final : public Device {
     if (bytes == 0) return;
     check(to, bytes, "copy");
     check(from, bytes, "copy");
-    std::memmove(to, from, bytes);
+    sim::submit(&stream_, [=] { std::memmove(to, from, bytes); });
   }
   void zero(void* at, size_t bytes) override {
     report();
     if (bytes == 0) return;
     check(at, bytes, "zero");
-    std::memset(at, 0, bytes);
+    sim::submit(&stream_, [=] { std::memset(at, 0, bytes); });
   }
-  void synchronize() override { report(); }
+  void synchronize() override {
+    not_while_recording("there is nothing to wait for");
+    report();
+  }
 
-  void begin_capture() override {}
-  std::unique_ptr<Graph> end_capture() override { return nullptr; }
-  void launch(const Graph& /*graph*/) override { fail("{}: no graphs", name()); }
+  void begin_capture() override {
+    not_while_recording("a second recording cannot begin");
+    recorded_ = std::make_unique<SimGraph>();
+    stream_.recording = &recorded_->work;
+  }
+  std::unique_ptr<Graph> end_capture() override {
+    if (!recorded_) fail("{}: no graph is being recorded", name());
+    stream_.recording = nullptr;
+    return std::move(recorded_);
+  }
+  void launch(const Graph& graph) override {
+    not_while_recording("no other can be launched");
+    report();
+    for (const auto& work : static_cast<const SimGraph&>(graph).work) work();
+  }
 
  private:
+  void not_while_recording(const char* what) const {
+    if (recorded_) fail("{}: {} while a graph is being recorded", name(), what);
+  }
   std::string where() const { return running ? ", found after " + running() : ""; }
   void note(const std::string& what) {
     if (damage_.empty()) damage_ = what;
@@ -197,6 +223,7 @@ class SimDevice final : public Device {
 
   int wave_;
   mutable sim::Stream stream_;
+  std::unique_ptr<SimGraph> recorded_;  ///< what is being recorded
   std::map<std::byte*, std::unique_ptr<Piece>> pieces_;
   std::string damage_;  ///< found, not thrown yet
 };

@@ -299,7 +299,7 @@ inline constexpr sim::Traits kTraits =
     GRETA_SIM_WAVE == 32 ? sim::Traits{"sim:32", 32, 163 * 1024} : sim::Traits{"sim:64", 64, 64 * 1024};
 
 /// launch(how, name, kernel, {x, y, z}, threads, shared bytes, arguments...): `kernel` gets a Mark before its
-/// arguments. Runs at once. Errors: greta::Error with the kernel's name.
+/// arguments. Runs at once, unless a graph is being recorded. Errors: greta::Error with the kernel's name.
 template <class... Taken, class... Given>
 void launch(const Launch& how, const char* name, void (*kernel)(Mark, Taken...), Grid grid, int threads,
             int shared_bytes, Given... arguments) {
@@ -309,13 +309,15 @@ void launch(const Launch& how, const char* name, void (*kernel)(Mark, Taken...),
     std::tuple<Mark, Taken...> arguments;
   };
   const Bound bound{kernel, {how.mark(name), static_cast<Taken>(arguments)...}};
-  sim::run_grid(
-      kTraits, name, how.stream, grid, threads, shared_bytes,
-      [](const void* at) {
-        const auto& b = *static_cast<const Bound*>(at);
-        std::apply(b.kernel, b.arguments);
-      },
-      &bound);
+  sim::submit(how.stream, [=, stream = how.stream] {
+    sim::run_grid(
+        kTraits, name, stream, grid, threads, shared_bytes,
+        [](const void* at) {
+          const auto& b = *static_cast<const Bound*>(at);
+          std::apply(b.kernel, b.arguments);
+        },
+        &bound);
+  });
 }
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET
