@@ -160,7 +160,7 @@ void Setting::call(int first, int chunk, bool apart, uint32_t page_seed, std::ve
                      shape_.heads,
                      scale(),
                      softcap_,
-                     window_,
+                     static_cast<int>(window_),
                      on_q.data(),
                      {on_k.data(), on_v.data(), shape_.kv_heads, hd, shape_.bf16, on_table.data(), pages},
                      on_out.data(),
