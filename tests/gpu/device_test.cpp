@@ -19,7 +19,6 @@ namespace {
 
 using testing::HasSubstr;
 
-
 template <class Call>
 std::string refusal(const Call& call) {
   try {
