@@ -59,6 +59,7 @@ Report run(const Options& options) {
 Lab::Lab(const Options& options) : options_(options), device_(open_device(options.device)) {
   stream = device_->stream();
   warpgroups = device_->warpgroups();
+  multiprocessors = device_->multiprocessors();
   timed_ = !options.device.starts_with("sim:");
   report_.device = device_->name();
   report_.description = device_->description();

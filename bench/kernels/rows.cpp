@@ -44,12 +44,14 @@ void rounded_rmsnorm(Lab& lab, const Shape& shape) {
   const auto judge = [&](Check& check) {
     for (const int64_t row : lab.sample(shape.rows, kRowsChecked)) {
       const std::vector<double> normed = lab.read_row(out.data<float>(), row, shape.width);
-      check.add(judge_rmsnorm(row_of(x, row, shape.width), weight, kEps, lab.arithmetic().rmsnorm_roundings(shape.width)), normed);
+      check.add(judge_rmsnorm(row_of(x, row, shape.width), weight, kEps,
+                              lab.arithmetic().rmsnorm_roundings(shape.width)),
+                normed);
       rounded.check(lab, row, normed, check);
     }
   };
   lab.measure(
-      {"rmsnorm, f16", shape.text(), {shape.bytes(2 * kFloat + kHalf), 0.0}, on_x.copies, launch, judge});
+      {"rmsnorm to f16", shape.text(), {shape.bytes(2 * kFloat + kHalf), 0.0}, on_x.copies, launch, judge});
 }
 
 void plain_rmsnorm(Lab& lab, const Shape& shape) {
@@ -154,8 +156,8 @@ void measure_glu(Lab& lab, const Shape& shape) {
   const DeviceMemory out = lab.room(shape.count() * 4);
   const RoundedRoom rounded(lab, shape.rows, shape.width);
   const auto launch = [&](int64_t i) {
-    lab.kernels().glu(
-        lab, {Glu::silu, on_gate.at(i), on_up.at(i), shape.rows, shape.width, out.data<float>(), rounded.rows()});
+    lab.kernels().glu(lab, {Glu::silu, on_gate.at(i), on_up.at(i), shape.rows, shape.width, out.data<float>(),
+                            rounded.rows()});
   };
   const auto judge = [&](Check& check) {
     const GpuArithmetic& arithmetic = lab.arithmetic();

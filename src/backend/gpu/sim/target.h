@@ -193,9 +193,12 @@ class Turns {
   static constexpr int kBytes = 0;
   GRETA_DEVICE Turns(Shared& /*shared*/, int /*filling*/, int /*emptying*/) {}
   GRETA_DEVICE void wait_free(int /*turn*/) const {}
-  GRETA_DEVICE void filled(int /*turn*/) const { barrier(); }
-  GRETA_DEVICE void wait_filled(int /*turn*/) const { barrier(); }
+  GRETA_DEVICE void filled(int /*turn*/) const { meet(); }
+  GRETA_DEVICE void wait_filled(int /*turn*/) const { meet(); }
   GRETA_DEVICE void freed(int /*turn*/) const {}
+
+ private:
+  GRETA_DEVICE static void meet() { barrier(); }
 };
 
 /// 16 bytes from global to shared memory, poison until the copy_wait that covers them; both 16-byte aligned.
