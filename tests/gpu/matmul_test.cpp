@@ -483,7 +483,7 @@ TEST_P(Fused, ResidualAndGlu) {
       for (const int64_t rows : {1, 7, 12, 20, 67}) {
         const std::vector<float> x = rows_test::random_rows(rows * cols, 55);
         const std::vector<float> residual = rows_test::random_rows(rows * kOutputs, 56);
-        const Rounded rounded(machine, x, rows);
+        const Rounded rounded(machine, x, rows, machine.kernels().wants_tiles(machine, rows));
         MatmulCall call;
         call.x = rounded.rows_of();
         const Array<float> g(machine, product(gate, {x, rows})), u(machine, product(up, {x, rows})),
@@ -497,13 +497,13 @@ TEST_P(Fused, ResidualAndGlu) {
           call.products[0].weight = gate.matrix();
           call.products[1].weight = up.matrix();
           call.glu = Glu::none;
-          if (!machine.kernels().fuses_glu(machine, call)) continue;
+          if (!machine.kernels().fuses_glu(call)) continue;
           machine.kernels().glu(machine, {glu, g.data(), u.data(), rows, kOutputs, out.data()});
           call.glu = glu;
           EXPECT_EQ(first_difference(run(call, {&gate, &up}, rows), out.read()), -1)
               << name_of(type) << " glu " << cols << " x " << rows;
         }
-        EXPECT_TRUE(rows > 7 || cols > 512 || machine.kernels().fuses_glu(machine, call)) << cols;
+        EXPECT_TRUE(rows > 7 || cols > 512 || machine.kernels().fuses_glu(call)) << cols;
       }
     }
 }

@@ -530,7 +530,7 @@ void GpuBackend::glu(const GluArgs& args) {
   const Glu glu = args.activation == Activation::gelu_tanh ? Glu::gelu : Glu::silu;
   if (product_ && product_->call.count == 2 && product_->call.rows == args.rows &&
       product_->call.products[0].y == args.gate.data && product_->call.products[1].y == args.up.data &&
-      kernels_.fuses_glu(*this, product_->call)) {
+      kernels_.fuses_glu(product_->call)) {
     product_->call.glu = glu;
     product_->call.products[0].y = floats_out(args.out);
     launch_pending();

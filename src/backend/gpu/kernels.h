@@ -237,7 +237,7 @@ struct Kernels {
   /// Whether a product may have MatmulCall::own; `norm`: and a norm there.
   bool (*rounds_itself)(int64_t rows, int64_t cols, bool norm);
   /// Whether it may have MatmulCall::glu.
-  bool (*fuses_glu)(const Launch&, const MatmulCall&);
+  bool (*fuses_glu)(const MatmulCall&);
   /// Most rows that a tile of attention may have.
   int64_t (*attention_tile_rows)(int heads, int kv_heads, int head_dim, int64_t rows);
 
