@@ -10,6 +10,7 @@
 #include "backend/gpu/targets.h"
 #include "backend/gpu/timing.h"
 #include "base/error.h"
+#include "gpu_devices.h"
 #include "kernels/lab.h"
 
 namespace greta::gpu::lab {
@@ -39,6 +40,7 @@ std::set<std::string> failed(const Report& report) {
 }
 
 TEST(KernelLab, EveryCheckPasses) {
+  if (!test::has_sim()) GTEST_SKIP() << "this build has no emulation";
   for (const std::string device : {"sim:32", "sim:64"}) {
     const Report report = quick(device, kernel_names());
     EXPECT_TRUE(report.passed()) << device << ": " << testing::PrintToString(failed(report));
@@ -58,6 +60,7 @@ TEST(KernelLab, EveryCheckPasses) {
 }
 
 TEST(KernelLab, APlantedFaultFailsItsOwnChecksAlone) {
+  if (!test::has_sim()) GTEST_SKIP() << "this build has no emulation";
   std::vector<std::string> names = kernel_names();
   names.emplace_back("price");
   for (const std::string& kernel : names) {
@@ -131,6 +134,7 @@ TEST(KernelLab, ThePriceIsAgainstTheFastestOther) {
 }
 
 TEST(KernelLab, TimesAsManyLaunchesAsAreAskedFor) {
+  if (!test::has_sim()) GTEST_SKIP() << "this build has no emulation";
   const auto device = open_sim(32);
   int64_t calls = 0, most = 0;
   Stretch stretch;
