@@ -19,19 +19,9 @@ bool Snapshots::begin_pass(const Pass& pass) {
   sequences_.assign(batch.sequences, batch.sequences + batch.rows);
   picked_.assign(pass.logit_rows.begin(), pass.logit_rows.end());
   layers_.assign(pass.layers.begin(), pass.layers.end());
-  sums_.clear();
   Pass ours = pass;
   ours.workspace = this;  // other launches than a pass without copies: another recording
   return below().begin_pass(ours);
-}
-
-void Snapshots::end_pass() {
-  after_call();
-  below().end_pass();
-}
-
-void Snapshots::after_call() {
-  for (const AddArgs& sum : std::exchange(sums_, {})) take(sum.site, sum.site.stage, sum.out, sum.rows);
 }
 
 void Snapshots::take(const Site& site, Stage stage, const View& view, int64_t rows) {
@@ -93,25 +83,23 @@ void Snapshots::visit_cache(const Visit& visit, int layer) const {
 template <class Args>
 void Snapshots::once(const Args& args, int64_t rows, void (Backend::*run)(const Args&)) {
   (below().*run)(args);
-  after_call();
   take(args.site, args.site.stage, args.out, rows);
 }
 
 void Snapshots::embed(const EmbedArgs& args) { once(args, args.batch->rows, &Backend::embed); }
 void Snapshots::attention(const AttentionArgs& args) { once(args, args.batch->rows, &Backend::attention); }
+void Snapshots::add(const AddArgs& args) { once(args, args.rows, &Backend::add); }
 void Snapshots::glu(const GluArgs& args) { once(args, args.rows, &Backend::glu); }
 void Snapshots::softcap(const SoftcapArgs& args) { once(args, args.rows, &Backend::softcap); }
 
 void Snapshots::rmsnorm(const RmsnormArgs& args) {
   below().rmsnorm(args);
-  after_call();
   const int64_t parts = args.site.parts;  // whole rows
   take(args.site, args.site.stage, {args.out.data, args.out.width * parts}, args.rows / parts);
 }
 
 void Snapshots::matmul(const MatmulArgs& args) {
   below().matmul(args);
-  after_call();
   for (size_t i = 0; i < static_cast<size_t>(args.count); ++i)
     if (args.outputs[i].stage != Stage::v)  // that is what the cache holds of it
       take(args.site, args.outputs[i].stage, args.outputs[i].out, args.rows);
@@ -119,19 +107,7 @@ void Snapshots::matmul(const MatmulArgs& args) {
 
 void Snapshots::rope(const RopeArgs& args) {
   below().rope(args);
-  after_call();
   take(args.site, Stage::q_post_rope, args.q_out, args.batch->rows);
-}
-
-void Snapshots::add(const AddArgs& args) {
-  below().add(args);
-  after_call();
-  if (in_pass_) sums_.push_back(args);
-}
-
-void Snapshots::gather(const GatherArgs& args) {
-  below().gather(args);
-  after_call();
 }
 
 }  // namespace greta

@@ -27,7 +27,6 @@ class Snapshots : public Interposer {
   void visit(const Visit& visit) const;
 
   bool begin_pass(const Pass& pass) override;
-  void end_pass() override;
   bool recording() const override { return below().recording(); }
   void embed(const EmbedArgs& args) override;
   void rmsnorm(const RmsnormArgs& args) override;
@@ -37,7 +36,6 @@ class Snapshots : public Interposer {
   void add(const AddArgs& args) override;
   void glu(const GluArgs& args) override;
   void softcap(const SoftcapArgs& args) override;
-  void gather(const GatherArgs& args) override;
 
  private:
   struct Key {
@@ -51,9 +49,6 @@ class Snapshots : public Interposer {
     View view;
     int64_t rows = 0;
   };
-  /// A sum is copied behind the call after it, so that a backend may add and norm in one go as it does
-  /// without us.
-  void after_call();
   void take(const Site& site, Stage stage, const View& view, int64_t rows);
   template <class Args>
   void once(const Args& args, int64_t rows, void (Backend::*run)(const Args&));
@@ -67,7 +62,6 @@ class Snapshots : public Interposer {
   // The pass that was last.
   std::vector<int32_t> positions_, sequences_, picked_;
   std::vector<KvLayer> layers_;
-  std::vector<AddArgs> sums_;  ///< to be copied
   std::map<Key, Copy> copies_;
   std::map<int64_t, std::unique_ptr<Buffer>> nothing_;
 };

@@ -11,6 +11,7 @@
 #include "backend/gpu/device.h"
 #include "backend/gpu/timing.h"
 #include "gpu/fake_api.h"
+#include "refusal.h"
 
 namespace greta::gpu::fake_target {
 namespace {
@@ -43,6 +44,7 @@ const Kernels& kernel_table() {
 
 namespace {
 
+using test::refusal;
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
@@ -53,15 +55,6 @@ class ApiDeviceTest : public testing::Test {
   void TearDown() override {
     EXPECT_EQ(fake.live, 0);
     EXPECT_TRUE(fake.pinned.empty());
-  }
-  template <class Call>
-  static std::string refusal(const Call& call) {
-    try {
-      call();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
   }
   static std::vector<std::byte> pattern(size_t bytes, uint32_t seed) {
     std::vector<std::byte> data(bytes);

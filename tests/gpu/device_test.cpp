@@ -13,21 +13,13 @@
 #include "backend/gpu/targets.h"
 #include "base/error.h"
 #include "gpu_devices.h"
+#include "refusal.h"
 
 namespace greta::gpu {
 namespace {
 
+using test::refusal;
 using testing::HasSubstr;
-
-template <class Call>
-std::string refusal(const Call& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 // ---- what is missing
 

@@ -9,10 +9,12 @@
 #include "backend/gpu/gpu_weights.h"
 #include "base/error.h"
 #include "gpu_devices.h"
+#include "refusal.h"
 
 namespace greta::gpu {
 namespace {
 
+using test::refusal;
 using testing::HasSubstr;
 
 /// A pass copies one number from `in` to `out` and counts a kernel.
@@ -39,15 +41,6 @@ class GpuRecordings : public testing::TestWithParam<std::string> {
     RecordingKey k;
     k.rows = rows;
     return k;
-  }
-  template <class Call>
-  static std::string refusal(const Call& call) {
-    try {
-      call();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
   }
 
   std::unique_ptr<Device> device_ = gpu::open_device(GetParam());

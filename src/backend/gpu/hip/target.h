@@ -114,21 +114,11 @@ GRETA_DEVICE uint32_t stream_word(const void* from) {
 /// A hint that this target has no use for.
 GRETA_DEVICE void prefetch(const void* /*from*/, int /*bytes*/) {}
 
-/// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
-/// wait_free and filled, those that empty wait_filled and freed, each once a turn. Here all meet in a barrier
-/// when a turn's buffer is full: who fills the next but one has met those who emptied it.
-class Turns {
- public:
-  static constexpr int kBytes = 0;
-  GRETA_DEVICE Turns(Shared& /*shared*/, int /*filling*/, int /*emptying*/) {}
-  GRETA_DEVICE void wait_free(int /*turn*/) const {}
-  GRETA_DEVICE void filled(int /*turn*/) const { meet(); }
-  GRETA_DEVICE void wait_filled(int /*turn*/) const { meet(); }
-  GRETA_DEVICE void freed(int /*turn*/) const {}
-
- private:
-  GRETA_DEVICE static void meet() { barrier(); }
-};
+}  // namespace hip
+}  // namespace greta::gpu
+#include "backend/gpu/barrier_turns.inl"
+namespace greta::gpu {
+namespace hip {
 
 /// gfx9 has no such copy of 16 bytes: through registers, complete when it returns.
 template <class T>

@@ -47,9 +47,13 @@ inline int64_t product_tiles(const MatmulCall& call, int64_t each) {
   return tiles;
 }
 
+/// A product from its total: `row_scale` is of its output, `x_scale` of its token's row of x.
+GRETA_DEVICE float scaled(float total, float row_scale, float x_scale) {
+  return (total * row_scale) * x_scale;
+}
 /// One output of a token whose row of x is behind `x_scale`.
 GRETA_DEVICE float output_of(const Product& product, int output, float total, float x_scale) {
-  const float y = (total * product.weight.row_scale[output]) * x_scale;
+  const float y = scaled(total, product.weight.row_scale[output], x_scale);
   return product.bias == nullptr ? y : y + product.bias[output];
 }
 GRETA_DEVICE float x_scale_of(const MatmulCall& call, int token) {

@@ -307,6 +307,14 @@ struct SumsShared {
   GRETA_DEVICE SharedArray<float> of(int turn) const { return both.from(turn % 2 * slots * kSlot); }
 };
 
+/// `total` and the sums of slots [first, end) at `at`, ascending.
+GRETA_DEVICE float add_slots(float total, const SharedArray<float>& sums, int slot_size, int first, int end,
+                             int at) {
+  GRETA_UNROLL_BY(8)
+  for (int slot = first; slot < end; ++slot) total = total + sums[slot * slot_size + at];
+  return total;
+}
+
 /// The sums of step `step` of a tile are complete: added up by `threads` threads, of which this is `thread`,
 /// and after the last step the outputs.
 template <int kTiles, class Scale>
@@ -320,19 +328,14 @@ GRETA_DEVICE void finish_step(const MatmulCall& call, const Cut& cut, int block_
   for (int i = thread; i < call.rows * kTileRows; i += threads) {
     const int token = i / kTileRows, output = tile * kTileRows + i % kTileRows;
     const int at = token * kOutputStride + i % kTileRows;
-    float total = sums[at];
-    if (step > 0) total = room.totals[at] + total;
     const int end = cut.parts == 2 ? cut.chunks : length;
-    GRETA_UNROLL_BY(8)
-    for (int slot = 1; slot < end; ++slot) total = total + sums[slot * kSlot + at];
+    const float total = add_slots(step > 0 ? room.totals[at] + sums[at] : sums[at], sums, kSlot, 1, end, at);
     if (step + 1 < cut.steps) {
       room.totals[at] = total;
     } else if (output < product.weight.rows) {
       float y = output_of(product, output, total, x_scale(token));
       if (cut.parts == 2) {
-        float up = sums[end * kSlot + at];
-        GRETA_UNROLL_BY(8)
-        for (int slot = end + 1; slot < 2 * end; ++slot) up = up + sums[slot * kSlot + at];
+        const float up = add_slots(sums[end * kSlot + at], sums, kSlot, end + 1, 2 * end, at);
         y = glu_of(call.glu, y, output_of(call.products[1], output, up, x_scale(token)));
       }
       store_output(call, product, output, token, y);

@@ -87,7 +87,7 @@ struct WaveOutputs {
   }
   /// As output_of().
   GRETA_DEVICE float output(float total, int i, float x_scale) const {
-    const float y = (total * scale[i / 2]) * x_scale;
+    const float y = scaled(total, scale[i / 2], x_scale);
     return biased ? y + bias[i / 2] : y;
   }
 };

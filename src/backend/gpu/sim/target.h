@@ -185,21 +185,9 @@ class Shared {
   int used_ = 0;
 };
 
-/// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
-/// wait_free and filled, those that empty wait_filled and freed, each once a turn. Here all meet in a barrier
-/// when a turn's buffer is full: who fills the next but one has met those who emptied it.
-class Turns {
- public:
-  static constexpr int kBytes = 0;
-  GRETA_DEVICE Turns(Shared& /*shared*/, int /*filling*/, int /*emptying*/) {}
-  GRETA_DEVICE void wait_free(int /*turn*/) const {}
-  GRETA_DEVICE void filled(int /*turn*/) const { meet(); }
-  GRETA_DEVICE void wait_filled(int /*turn*/) const { meet(); }
-  GRETA_DEVICE void freed(int /*turn*/) const {}
-
- private:
-  GRETA_DEVICE static void meet() { barrier(); }
-};
+}  // namespace greta::gpu::GRETA_GPU_TARGET
+#include "backend/gpu/barrier_turns.inl"
+namespace greta::gpu::GRETA_GPU_TARGET {
 
 /// 16 bytes from global to shared memory, poison until the copy_wait that covers them; both 16-byte aligned.
 /// `valid` false: zeros, and nothing is read.

@@ -1,0 +1,21 @@
+// Turns on targets without barriers in shared memory: HIP and sim. Included by their target.h behind Shared.
+
+namespace greta::gpu::GRETA_GPU_TARGET {
+
+/// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
+/// wait_free and filled, those that empty wait_filled and freed, each once a turn. Here all meet in a barrier
+/// when a turn's buffer is full: who fills the next but one has met those who emptied it.
+class Turns {
+ public:
+  static constexpr int kBytes = 0;
+  GRETA_DEVICE Turns(Shared& /*shared*/, int /*filling*/, int /*emptying*/) {}
+  GRETA_DEVICE void wait_free(int /*turn*/) const {}
+  GRETA_DEVICE void filled(int /*turn*/) const { meet(); }
+  GRETA_DEVICE void wait_filled(int /*turn*/) const { meet(); }
+  GRETA_DEVICE void freed(int /*turn*/) const {}
+
+ private:
+  GRETA_DEVICE static void meet() { barrier(); }
+};
+
+}  // namespace greta::gpu::GRETA_GPU_TARGET
