@@ -40,7 +40,10 @@ class Attention {
         width_(int64_t{shape.heads} * shape.head_dim),
         q_(normal_rows(batch_.view().rows * width_)),
         on_q_(lab.input(q_, false)),
-        out_(lab.room(batch_.view().rows * width_ * 4)) {
+        out_(lab.room(batch_.view().rows * width_ * 4)),
+        arrivals_(lab.room(kMostArrivals * 4)) {
+    const std::vector<uint32_t> none(kMostArrivals, 0);
+    lab.device().upload(arrivals_.data(), none.data(), arrivals_.bytes());
     const Kernels& kernels = lab.kernels();
     const int64_t tile_rows =
         kernels.attention_tile_rows(shape.heads, shape.kv_heads, shape.head_dim, batch_.view().rows);
@@ -64,6 +67,7 @@ class Attention {
     call.tile_rows = data_.tile_rows();
     call.splits = data_.splits();
     call.partial = partial_.bytes() > 0 ? partial_.data<float>() : nullptr;
+    call.arrivals = arrivals_.data<uint32_t>();
     return call;
   }
 
@@ -98,7 +102,7 @@ class Attention {
   int64_t width_;
   std::vector<float> q_;
   Input<float> on_q_;
-  DeviceMemory out_, partial_;
+  DeviceMemory out_, arrivals_, partial_;
 };
 
 }  // namespace

@@ -109,12 +109,10 @@ class Rope {
 
   int64_t copies() const { return on_q_.copies; }
   RopeCall call(int64_t launch) const {
-    return {data_.batch(),      false,
-            spec_.dims,         frequencies_.data<double>(),
-            spec_.magnitude,    shape_.heads,
-            on_q_.at(launch),   on_k_.at(launch),
-            on_v_.at(launch),   q_out_.data<float>(),
-            cache_.at(0, data_)};
+    return {data_.batch(),        {false, spec_.dims, frequencies_.data<double>(), spec_.magnitude},
+            shape_.heads,         on_q_.at(launch),
+            on_k_.at(launch),     on_v_.at(launch),
+            q_out_.data<float>(), cache_.at(0, data_)};
   }
   void check(Lab& lab, Check& check) const {
     const int hd = shape_.head_dim;

@@ -155,20 +155,24 @@ void Setting::call(int first, int chunk, bool apart, uint32_t page_seed, std::ve
   const Array<float> on_q(machine_, q), on_out(machine_, rows * width, -1.0f),
       partial(machine_, scratch, NAN);
   const Array<AttentionTile> on_tiles(machine_, tiles);
-  kernels.attention(machine_,
-                    {{rows, nullptr, on_positions.data(), on_sequences.data()},
-                     shape_.heads,
-                     scale(),
-                     softcap_,
-                     static_cast<int>(window_),
-                     on_q.data(),
-                     {on_k.data(), on_v.data(), shape_.kv_heads, hd, shape_.bf16, on_table.data(), pages},
-                     on_out.data(),
-                     on_tiles.data(),
-                     static_cast<int64_t>(tiles.size()),
-                     tile_rows,
-                     splits,
-                     scratch > 0 ? partial.data() : nullptr});
+  const Array<uint32_t> arrivals(machine_, std::vector<uint32_t>(kMostArrivals, 0));
+  AttentionCall call{};
+  call.batch = {rows, nullptr, on_positions.data(), on_sequences.data()};
+  call.heads = shape_.heads;
+  call.scale = scale();
+  call.softcap = softcap_;
+  call.window = static_cast<int>(window_);
+  call.q = on_q.data();
+  call.cache = {on_k.data(), on_v.data(), shape_.kv_heads, hd, shape_.bf16, on_table.data(), pages};
+  call.out = on_out.data();
+  call.tiles = on_tiles.data();
+  call.tile_count = static_cast<int64_t>(tiles.size());
+  call.tile_rows = tile_rows;
+  call.splits = splits;
+  call.partial = scratch > 0 ? partial.data() : nullptr;
+  call.arrivals = arrivals.data();
+  kernels.attention(machine_, call);
+  for (const uint32_t count : arrivals.read()) ASSERT_EQ(count, 0u);
   const std::vector<float> got = on_out.read();
   for (size_t r = 0; r < from.size(); ++r)
     std::copy_n(got.begin() + static_cast<ptrdiff_t>(r) * width, width,
@@ -276,7 +280,6 @@ TEST_P(GpuAttention, InsideItsBound) {
       EXPECT_GT(setting.worst(got), 1.0);
       const auto ran = machine_.ran();
       EXPECT_EQ(ran.count("attention.splits"), apart ? 1u : 0u);
-      EXPECT_EQ(ran.count("attention.merge"), apart ? 1u : 0u);
       EXPECT_EQ(ran.count("attention.large"), apart ? 0u : 1u);
     }
 }
@@ -412,10 +415,124 @@ TEST_P(GpuAttention, ManySplitsMergeAlikeInBothWays) {
   for (const Heads& shape : {Heads{2, 1, 64}, Heads{2, 1, 18}}) {
     Setting setting(machine_, shape, {{70 * kSplit, 1}, {3, 1}});  // past what the merging takes at a time
     const std::vector<float> apart = setting.run(1000, true);
-    EXPECT_EQ(machine_.ran().count("attention.merge"), 1u);
+    EXPECT_EQ(machine_.ran().count("attention.splits"), 1u);
     EXPECT_LE(setting.worst(apart), 1.0);
     EXPECT_TRUE(same_bits(setting.run(1000, false), apart));
   }
+}
+
+// Rows that come with their own k and v, each a sequence of its own.
+
+struct OwnCase {
+  Heads shape;
+  bool half;
+  int dims;
+  int window = 0;
+};
+
+/// What a call has left: its output, and the pools of K and V.
+struct Left {
+  std::vector<float> out;
+  std::vector<uint16_t> k, v;
+};
+
+/// The rows at `positions`, turned and attended to: by one kernel (`fused`), or by rope and then attention.
+Left attend_own(const Machine& machine, const OwnCase& c, const std::vector<int32_t>& positions, bool fused,
+                bool apart) {
+  const auto rows = static_cast<int64_t>(positions.size());
+  const int hd = c.shape.head_dim, last = *std::max_element(positions.begin(), positions.end());
+  const int64_t pages = last / kSplit + 1, page = int64_t{c.shape.kv_heads} * kSplit * hd;
+  std::vector<int32_t> table(static_cast<size_t>(rows * pages)), sequences(positions.size());
+  std::iota(table.begin(), table.end(), 0);
+  std::shuffle(table.begin(), table.end(), std::mt19937(5));
+  std::iota(sequences.begin(), sequences.end(), 0);
+  std::vector<uint16_t> pool_k(table.size() * static_cast<size_t>(page), 0xffff), pool_v = pool_k;  // NaN
+  const std::vector<float> old = random_rows(static_cast<int64_t>(pool_k.size()), 11);
+  const auto bits = [&](float x) { return c.shape.bf16 ? f32_to_bf16(x) : f32_to_f16(x); };
+  std::vector<AttentionTile> tiles;
+  for (int32_t r = 0; r < rows; ++r) {
+    const int32_t position = positions[static_cast<size_t>(r)];
+    tiles.push_back({r, 1, r, position});
+    for (int p = 0; p < position; ++p)
+      for (int64_t h = 0; h < c.shape.kv_heads; ++h)
+        for (int d = 0; d < hd; ++d) {
+          const auto at = static_cast<size_t>(
+              ((table[static_cast<size_t>(r * pages + p / kSplit)] * int64_t{c.shape.kv_heads} + h) * kSplit +
+               p % kSplit) *
+                  hd +
+              d);
+          pool_k[at] = bits(old[at]);
+          pool_v[at] = bits(0.5f - old[at]);
+        }
+  }
+  std::vector<double> inv_freq;
+  for (int i = 0; i < c.dims / 2; ++i) inv_freq.push_back(std::pow(10000.0, -2.0 * i / c.dims));
+  int64_t splits = 1;
+  while (splits * kSplit <= last) splits *= 2;
+  const Kernels& kernels = machine.kernels();
+  const int64_t width = int64_t{c.shape.heads} * hd, kv_width = int64_t{c.shape.kv_heads} * hd;
+  const int64_t scratch =
+      apart ? kernels.attention_scratch_floats(rows, c.shape.heads, hd, splits) : int64_t{0};
+  const Array<double> frequencies(machine, inv_freq);
+  const Array<int32_t> on_positions(machine, positions), on_sequences(machine, sequences),
+      on_table(machine, table);
+  const Array<uint16_t> k(machine, pool_k), v(machine, pool_v);
+  const Array<float> q(machine, random_rows(rows * width, 1)),
+      new_k(machine, random_rows(rows * kv_width, 2)), new_v(machine, random_rows(rows * kv_width, 3)),
+      turned(machine, rows * width, -1.0f), out(machine, rows * width, -1.0f), partial(machine, scratch, NAN);
+  const Array<AttentionTile> on_tiles(machine, tiles);
+  const Array<uint32_t> arrivals(machine, std::vector<uint32_t>(kMostArrivals, 0));
+  const Rotation rotation{c.half, c.dims, frequencies.data(), 1.25};
+  AttentionCall call{};
+  call.batch = {rows, nullptr, on_positions.data(), on_sequences.data()};
+  call.heads = c.shape.heads;
+  call.scale = 1.0f / std::sqrt(static_cast<float>(hd));
+  call.window = c.window;
+  call.cache = {k.data(), v.data(), c.shape.kv_heads, hd, c.shape.bf16, on_table.data(), pages};
+  call.out = out.data();
+  call.tiles = on_tiles.data();
+  call.tile_count = rows;
+  call.tile_rows = kernels.attention_tile_rows(c.shape.heads, c.shape.kv_heads, hd, rows);
+  call.splits = splits;
+  call.partial = scratch > 0 ? partial.data() : nullptr;
+  call.arrivals = arrivals.data();
+  if (fused) {
+    call.q = q.data();
+    call.rotation = rotation;
+    call.k = new_k.data();
+    call.v = new_v.data();
+  } else {
+    call.q = turned.data();
+    kernels.rope(machine, {call.batch, rotation, c.shape.heads, q.data(), new_k.data(), new_v.data(),
+                           turned.data(), call.cache});
+  }
+  kernels.attention(machine, call);
+  for (const uint32_t count : arrivals.read()) EXPECT_EQ(count, 0u);
+  return {out.read(), k.read(), v.read()};
+}
+
+TEST_P(GpuAttention, RowsWithTheirOwnKeysHaveTheBitsOfRopeAndAttention) {
+  for (const OwnCase& c :
+       {OwnCase{{2, 2, 64}, false, 64}, OwnCase{{4, 1, 80}, true, 80}, OwnCase{{4, 2, 128}, false, 128, 65},
+        OwnCase{{2, 1, 256}, true, 64}, OwnCase{{3, 1, 20}, true, 10, 3}, OwnCase{{2, 1, 202}, false, 100},
+        OwnCase{{4, 1, 64, true}, true, 64}, OwnCase{{2, 1, 256, true}, false, 256, 64},
+        OwnCase{{16, 1, 64}, false, 0}})
+    for (const std::vector<int32_t>& positions : {std::vector<int32_t>{0}, std::vector<int32_t>{63, 64, 65},
+                                                  std::vector<int32_t>{130, 1, 200, 191}}) {
+      const Left expected = attend_own(machine_, c, positions, false, false);
+      EXPECT_EQ(machine_.ran().count("rope"), 1u);
+      ASSERT_TRUE(machine_.kernels().fuses_rope(c.shape.heads, c.shape.kv_heads));
+      for (const bool apart : {false, true}) {
+        const Left got = attend_own(machine_, c, positions, true, apart);
+        const auto ran = machine_.ran();
+        EXPECT_EQ(ran.count("rope"), 0u);
+        EXPECT_EQ(ran.count("attention.splits.rope"), apart && positions.back() >= kSplit ? 1u : 0u);
+        EXPECT_TRUE(same_bits(got.out, expected.out)) << said(c.shape) << " apart " << apart;
+        EXPECT_TRUE(same_bits(got.k, expected.k)) << said(c.shape) << " apart " << apart;
+        EXPECT_TRUE(same_bits(got.v, expected.v)) << said(c.shape) << " apart " << apart;
+        for (const float y : got.out) ASSERT_FALSE(std::isnan(y)) << said(c.shape);
+      }
+    }
 }
 
 }  // namespace

@@ -167,10 +167,7 @@ TEST_P(GpuRows, RopeTurnsPairsAndWritesTheCache) {
         v_pool(machine_, 4 * page, uint16_t{0xabcd});
     RopeCall call{};
     call.batch = {rows, t.data(), p.data(), s.data()};
-    call.half = c.half;
-    call.dims = c.dims;
-    call.inv_freq = frequencies.data();
-    call.magnitude = magnitude;
+    call.rotation = {c.half, c.dims, frequencies.data(), magnitude};
     call.heads = heads;
     call.q = q_in.data();
     call.k = k_in.data();

@@ -1,10 +1,10 @@
-// Turns on targets without barriers in shared memory: HIP and sim. Included by their target.h behind Shared.
+// Turns on targets with no more than plain barriers: HIP and sim. Included by their target.h behind Shared.
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 
 /// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
-/// wait_free and filled, those that empty wait_filled and freed, each once a turn. Here all meet in a barrier
-/// when a turn's buffer is full: who fills the next but one has met those who emptied it.
+/// wait_free and filled, those that empty wait_filled and freed, each once a turn. Here all
+/// meet in a barrier when a turn's buffer is full: who fills the next but one has met those who emptied it.
 class Turns {
  public:
   static constexpr int kBytes = 0;

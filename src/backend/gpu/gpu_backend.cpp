@@ -65,6 +65,9 @@ class GpuBackend : public Backend, private Launch {
     warpgroups = device_->warpgroups();
     multiprocessors = device_->multiprocessors();
     mark_ = static_cast<uint32_t*>(device_->allocate_host(sizeof(uint32_t)));
+    const std::vector<uint32_t> none(kMostArrivals, 0);
+    arrivals_ = DeviceMemory(*device_, none.size() * sizeof(uint32_t));
+    device_->upload(arrivals_.data(), none.data(), arrivals_.bytes());
     device_->running = [this] { return names_.name(*mark_); };
   }
   ~GpuBackend() override {
@@ -162,6 +165,15 @@ class GpuBackend : public Backend, private Launch {
   void launch_pending();
   void launch_norm(const RmsnormArgs& args, const AddArgs* add);
   void launch_product(const WaitingProduct& product);
+  void launch_rope(const RopeArgs& args);
+  Rotation rotation_of(const RopeSpec& spec) {
+    return {spec.style == RopeStyle::half, spec.dims, frequencies(spec), spec.magnitude};
+  }
+  /// Whether a waiting rope can be attention's own blocks' work.
+  bool rope_waits_for(const AttentionArgs& args, const PassData& data) const {
+    return rope_ && data.alone() && rope_->q_out.data == args.q.data && rope_->batch == args.batch &&
+           rope_->cache.k == args.cache.k && kernels_.fuses_rope(args.heads, args.cache.kv_heads);
+  }
   /// Whether the waiting norm left its rows where `x` is.
   bool norm_made(const View& x, int64_t rows) const {
     return norm_ && norm_->out.data == x.data && norm_->out.width == x.width && norm_->rows == rows;
@@ -204,13 +216,14 @@ class GpuBackend : public Backend, private Launch {
   uint32_t* mark_ = nullptr;
   KernelNames names_;
   OperatorName operator_;
-  DeviceMemory staging_, rounded_, partial_, indices_;
+  DeviceMemory staging_, rounded_, partial_, indices_, arrivals_;
   View rounded_of_;  ///< whose rows lie in rounded_
   int64_t rounded_count_ = 0;
   bool rounded_tiles_ = false;
   bool fusing_ = false;
   std::optional<RmsnormArgs> norm_;
   std::optional<WaitingProduct> product_;
+  std::optional<RopeArgs> rope_;
   ReadBack reader_;
   PassData pass_, loose_;
   bool in_pass_ = false;
@@ -244,6 +257,7 @@ uint64_t GpuBackend::scratch_bytes(const ScratchShape& shape) const {
   for (int64_t rows = 1; rows <= shape.rows; rows = rows < 64 ? rows + 1 : rows * 2)
     partial = std::max(partial, kernels_.attention_scratch_floats(rows, shape.heads, shape.head_dim, splits));
   return rounded + static_cast<uint64_t>(partial) * sizeof(float) + kStagingBytes +
+         kMostArrivals * sizeof(uint32_t) +
          PassData::bytes(shape.rows, shape.sequences, ceil_div(shape.context, kKvPage));
 }
 
@@ -348,6 +362,7 @@ bool GpuBackend::begin_pass(const Pass& pass) {
                          pass.batch->rows,
                          static_cast<int64_t>(pass.logit_rows.size()),
                          pass_.tile_count(),
+                         pass_.alone(),
                          pass_.splits()};
   if (!recordings_.begin(key, *device_, route())) return false;
   for (const auto& [kernel, count] : recordings_.route(key)) ran(kernel, count);
@@ -420,6 +435,7 @@ void GpuBackend::launch_product(const WaitingProduct& product) {
 void GpuBackend::launch_pending() {
   if (norm_) launch_norm(*std::exchange(norm_, std::nullopt), nullptr);
   if (product_) launch_product(*std::exchange(product_, std::nullopt));
+  if (rope_) launch_rope(*std::exchange(rope_, std::nullopt));
 }
 
 RoundedRows GpuBackend::rounded_room(const View& of, int64_t rows, bool tiles) {
@@ -490,24 +506,48 @@ const double* GpuBackend::frequencies(const RopeSpec& spec) {
 }
 
 void GpuBackend::rope(const RopeArgs& args) {
-  at("rope", args.site, {args.q_out});
+  launch_pending();
+  written(args.q_out.data);
+  rope_ = args;
+  if (!fusing_) launch_pending();
+}
+
+void GpuBackend::launch_rope(const RopeArgs& args) {
+  begin("rope", args.site, {args.q_out});
   const PassData& data = data_of(*args.batch, &args.cache, args.heads);
-  kernels_.rope(*this, {data.batch(), args.rope->style == RopeStyle::half, args.rope->dims,
-                        frequencies(*args.rope), args.rope->magnitude, args.heads, floats(args.q),
-                        floats(args.k), floats(args.v), floats_out(args.q_out), cache_of(args.cache, data)});
+  kernels_.rope(*this, {data.batch(), rotation_of(*args.rope), args.heads, floats(args.q), floats(args.k),
+                        floats(args.v), floats_out(args.q_out), cache_of(args.cache, data)});
 }
 
 void GpuBackend::attention(const AttentionArgs& args) {
-  at("attention", args.site, {args.out});
   const PassData& data = data_of(*args.batch, &args.cache, args.heads);
+  AttentionCall call{};
+  call.q = floats(args.q);
+  if (rope_waits_for(args, data)) {
+    const RopeArgs rope = *std::exchange(rope_, std::nullopt);
+    call.rotation = rotation_of(*rope.rope);
+    call.q = floats(rope.q);
+    call.k = floats(rope.k);
+    call.v = floats(rope.v);
+  }
+  at("attention", args.site, {args.out});
   const int64_t scratch =
       kernels_.attention_scratch_floats(args.batch->rows, args.heads, args.cache.head_dim, data.splits());
   reserve(partial_, static_cast<size_t>(scratch) * sizeof(float));
-  kernels_.attention(
-      *this, {data.batch(), args.heads, static_cast<float>(args.scale), static_cast<float>(args.softcap),
-              static_cast<int>(std::min<int64_t>(args.window, kNoWindow)), floats(args.q),
-              cache_of(args.cache, data), floats_out(args.out), data.tiles(), data.tile_count(),
-              data.tile_rows(), data.splits(), scratch > 0 ? partial_.data<float>() : nullptr});
+  call.batch = data.batch();
+  call.heads = args.heads;
+  call.scale = static_cast<float>(args.scale);
+  call.softcap = static_cast<float>(args.softcap);
+  call.window = static_cast<int>(std::min<int64_t>(args.window, kNoWindow));
+  call.cache = cache_of(args.cache, data);
+  call.out = floats_out(args.out);
+  call.tiles = data.tiles();
+  call.tile_count = data.tile_count();
+  call.tile_rows = data.tile_rows();
+  call.splits = data.splits();
+  call.partial = scratch > 0 ? partial_.data<float>() : nullptr;
+  call.arrivals = arrivals_.data<uint32_t>();
+  kernels_.attention(*this, call);
 }
 
 void GpuBackend::add(const AddArgs& args) {

@@ -104,12 +104,16 @@ struct MatmulCall {
   const float* residual = nullptr;  ///< of a single product: y = residual + it; may be y
   Glu glu = Glu::none;              ///< of two (Kernels::fuses_glu): the first y = glu(first, second)
 };
+/// How pairs of a head's elements are turned by position (RopeSpec).
+struct Rotation {
+  bool half = false;  ///< RopeStyle::half, else adjacent
+  int dims = 0;
+  const double* inv_freq = nullptr;  ///< [dims / 2]
+  double magnitude = 1.0;
+};
 struct RopeCall {
   DeviceBatch batch;
-  bool half;  ///< RopeStyle::half, else adjacent
-  int dims;
-  const double* inv_freq;  ///< [dims / 2]
-  double magnitude;
+  Rotation rotation;
   int heads;
   const float* q;
   const float* k;
@@ -135,10 +139,18 @@ struct AttentionCall {
   float* out;
   const AttentionTile* tiles;  ///< [tile_count]
   int64_t tile_count;
-  int64_t tile_rows;  ///< most rows of a tile
-  int64_t splits;     ///< of the longest row: positions / 64 rounded up, counted from position 0
-  float* partial;     ///< attention_scratch_floats() of room, or null where that is 0
+  int64_t tile_rows;   ///< most rows of a tile
+  int64_t splits;      ///< of the longest row: positions / 64 rounded up, counted from position 0
+  float* partial;      ///< attention_scratch_floats() of room, or null where that is 0
+  uint32_t* arrivals;  ///< [kMostArrivals] zeros, and zeros again when the call is done
+  // What RopeCall says, done by attention's own blocks (Kernels::fuses_rope): q is not turned yet, k and v
+  // [rows, kv_heads, head_dim] are what the cache has not got yet.
+  Rotation rotation = {};
+  const float* k = nullptr;  ///< null: q is turned and the cache has all
+  const float* v = nullptr;
 };
+/// Blocks whose splits are merged by whichever of them comes last count themselves here.
+inline constexpr int64_t kMostArrivals = 512;
 struct AddCall {
   const float* a;
   const float* b;
@@ -240,6 +252,8 @@ struct Kernels {
   bool (*fuses_glu)(const MatmulCall&);
   /// Most rows that a tile of attention may have.
   int64_t (*attention_tile_rows)(int heads, int kv_heads, int head_dim, int64_t rows);
+  /// Whether attention may have AttentionCall::k and v: every row a sequence of its own, for one.
+  bool (*fuses_rope)(int heads, int kv_heads);
 
   void (*embed)(const Launch&, const EmbedCall&);
   void (*rmsnorm)(const Launch&, const RmsnormCall&);

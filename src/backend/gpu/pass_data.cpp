@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <set>
 
 #include "base/checked.h"
 
@@ -68,6 +69,8 @@ bool PassData::put(const BatchView& batch, std::span<const int32_t> picked, std:
   tiles_ = reinterpret_cast<const AttentionTile*>(at(tiles_at));
   tile_count_ = static_cast<int64_t>(tiles.size());
   tile_rows_ = tile_rows;
+  alone_ = std::set<int32_t>(batch.sequences, batch.sequences + batch.rows).size() ==
+           static_cast<size_t>(batch.rows);
   picked_host_ = picked;
   picked_ = at(picked_at);
   tables_.clear();

@@ -33,6 +33,8 @@ class PassData {
   const AttentionTile* tiles() const { return tiles_; }
   int64_t tile_count() const { return tile_count_; }
   int64_t tile_rows() const { return tile_rows_; }
+  /// Whether every row is of a sequence of its own.
+  bool alone() const { return alone_; }
   /// Of the longest row, rounded up to a power of two: few lengths make a recording of their own.
   int64_t splits() const { return splits_; }
 
@@ -48,6 +50,7 @@ class PassData {
   const AttentionTile* tiles_ = nullptr;
   int64_t tile_count_ = 0;
   int64_t tile_rows_ = 1;
+  bool alone_ = false;
   int64_t splits_ = 1;
 };
 

@@ -40,6 +40,7 @@ struct RecordingKey {
   int64_t rows = 0;
   int64_t picked = 0;
   int64_t tiles = 0;
+  bool alone = false;
   int64_t splits = 0;
   auto operator<=>(const RecordingKey&) const = default;  // NOLINT(modernize-use-nullptr)
 };

@@ -59,6 +59,20 @@ GRETA_DEVICE T shuffle(T value, int from) {
 /// Whether `condition` holds in any thread of the block; all threads call it. A barrier.
 GRETA_DEVICE bool block_any(bool condition) { return __syncthreads_or(condition) != 0; }
 GRETA_DEVICE void atomic_add(unsigned long long* at, unsigned long long value) { atomicAdd(at, value); }
+/// Of `of` blocks that call this with one `count`, zero before: whether this block is the last, and then what
+/// the others wrote before they called is there to be read, and the count zero again. All threads call it.
+GRETA_DEVICE bool last_to_arrive(uint32_t* count, uint32_t of) {
+  __threadfence();
+  __syncthreads();
+  bool last = false;
+  if (threadIdx.x == 0) {
+    last = atomicAdd(count, 1u) == of - 1;
+    if (last) *count = 0;
+  }
+  last = __syncthreads_or(last) != 0;
+  __threadfence();
+  return last;
+}
 
 // ---- numbers: each rounds once, to nearest even, nothing is contracted
 // ------------------------------------------
@@ -150,10 +164,11 @@ GRETA_DEVICE void copy_wait() {
 
 /// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
 /// wait_free and filled, those that empty wait_filled and freed, each once a turn. After the constructor a
-/// barrier.
+/// barrier. Nobody waits but for the other side: mbarriers, at which every thread arrives for itself.
 class Turns {
  public:
   static constexpr int kBytes = 4 * 8;
+  /// So many threads of either kind.
   GRETA_DEVICE Turns(Shared& shared, int filling, int emptying) : at_(shared.array<uint64_t>(4)) {
     if (thread_index() != 0) return;
     for (int i = 0; i < 4; ++i)
@@ -169,13 +184,10 @@ class Turns {
   GRETA_DEVICE void freed(int turn) const { arrive(2 + turn % 2); }
 
  private:
-  /// For the wave, whose accesses before it have happened for who waits.
   GRETA_DEVICE void arrive(int i) const {
-    wave_barrier();
-    if (lane_index() == 0)
-      asm volatile(
-          "{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(shared_address(at_, i))
-          : "memory");
+    asm volatile(
+        "{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(shared_address(at_, i))
+        : "memory");
   }
   /// Until the barrier's phase `phase` has ended.
   GRETA_DEVICE void wait(int i, int phase) const {

@@ -1,7 +1,7 @@
 // Attention over the paged cache. Splits of 64 keys, aligned to absolute position, each computed from its own
 // keys alone (attention_block.inl) and merged in ascending order. Two ways with the same bits: a block goes
 // through all splits of its rows and merges as it goes; or every split is a block's (few rows, many keys),
-// and a second kernel merges. Included after the target's target.h.
+// and the last of them merges. Included after the target's target.h.
 #include "backend/gpu/kernels/attention_block.inl"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
@@ -35,6 +35,7 @@ struct State {
 template <class S>
 struct Entering {
   bool seen[S::kTiles][kRowsC];  ///< false: the row sees none of the split's keys, nothing of it changes
+  float* to[S::kTiles][kRowsC];  ///< splits apart: where the row's o goes
   typename Block<S>::RowNumbers a, b;
 };
 
@@ -83,8 +84,10 @@ GRETA_DEVICE Entering<S> put_numbers(const Block<S>& block, const typename Block
     GRETA_UNROLL
     for (int r = 0; r < kRowsC; ++r) {
       how.seen[t][r] = block.meets(t, r, split);
-      if (!how.seen[t][r] || block.part != 0 || lane_index() % kRowLanes != 0) continue;
+      if (!how.seen[t][r]) continue;
       const int64_t row = block.work.at(block.pair_of(t, r * kSameRowC), block.call.heads);
+      how.to[t][r] = partial_values(block.call, row * block.call.splits + split);
+      if (block.part != 0 || lane_index() % kRowLanes != 0) continue;
       float* to = partial_numbers(block.call, row * block.call.splits + split);
       to[0] = m[t][r];
       to[1] = block.sum_of(t, r);
@@ -96,15 +99,14 @@ GRETA_DEVICE Entering<S> put_numbers(const Block<S>& block, const typename Block
 /// Value tile n of a slab.
 template <class S>
 GRETA_DEVICE void put_values(const Block<S>& block, const float (&o)[S::kTiles][kFragmentC],
-                             const Entering<S>& how, int split, int slab, int n) {
+                             const Entering<S>& how, int slab, int n) {
   GRETA_UNROLL
   for (int t = 0; t < S::kTiles; ++t) {
     GRETA_UNROLL
     for (int i = 0; i < kFragmentC; ++i) {
       const int d = slab * S::kSlab + block.column_of(n, i);
       if (!how.seen[t][i / kSameRowC] || d >= block.call.cache.head_dim) continue;
-      const int64_t row = block.work.at(block.pair_of(t, i), block.call.heads);
-      partial_values(block.call, row * block.call.splits + split)[d] = o[t][i];
+      how.to[t][i / kSameRowC][d] = o[t][i];
     }
   }
 }
@@ -129,12 +131,137 @@ GRETA_DEVICE void put_out(const Block<S>& block, const State<S>& state) {
   }
 }
 
+// ---- rows that come with their own k and v
+// --------------------------------------------------------------------------------------
+
+/// q and k of a row that are still to be turned (AttentionCall::k).
+template <class S>
+struct OwnRow {
+  SharedArray<float> cosine;  ///< [dims / 2], as `sine`
+  SharedArray<float> sine;
+  static constexpr int kMostPairs = S::kSmall ? S::kSlabs * S::kSlab / 2 : 0;
+  static constexpr int kBytes = 2 * kMostPairs * static_cast<int>(sizeof(float));
+
+  GRETA_DEVICE explicit OwnRow(Shared& shared)
+      : cosine(shared.array<float>(kMostPairs)), sine(shared.array<float>(kMostPairs)) {}
+  /// A barrier follows.
+  GRETA_DEVICE void prepare(const Rotation& rotation, int position) const {
+    for (int i = thread_index(); i < rotation.dims / 2; i += S::kThreads)
+      turn_of(rotation, position, i, cosine[i], sine[i]);
+  }
+  /// Elements 2w and 2w + 1 of the head at x, turned.
+  GRETA_DEVICE Words2 turned(const Rotation& rotation, const float* x, int w) const {
+    if (2 * w >= rotation.dims) return {bits_of(x[2 * w]), bits_of(x[2 * w + 1])};
+    if (rotation.half) return {half_turned(rotation, x, 2 * w), half_turned(rotation, x, 2 * w + 1)};
+    const float a = x[2 * w], b = x[2 * w + 1], c = cosine[w], s = sine[w];
+    return {bits_of(turned_first(a, b, c, s)), bits_of(turned_second(a, b, c, s))};
+  }
+  GRETA_DEVICE uint32_t half_turned(const Rotation& rotation, const float* x, int e) const {
+    const int pairs = rotation.dims / 2;
+    if (e >= 2 * pairs) return bits_of(x[e]);
+    const int unit = e < pairs ? e : e - pairs;
+    const float a = x[unit], b = x[unit + pairs], c = cosine[unit], s = sine[unit];
+    return bits_of(e < pairs ? turned_first(a, b, c, s) : turned_second(a, b, c, s));
+  }
+  /// The row's k and v of the block's kv head to the cache; and where the split that they are in was staged
+  /// without them (`staged`), to its slabs. A barrier follows.
+  GRETA_DEVICE void put(const Block<S>& block, int64_t page, bool staged) const {
+    const AttentionCall& call = block.call;
+    const int head_dim = call.cache.head_dim, key = block.work.tile.first_position % kSplit;
+    const int64_t from =
+        (static_cast<int64_t>(block.work.tile.first_row) * call.cache.kv_heads + block.work.kv_head) *
+        head_dim;
+    const int64_t to =
+        ((page * call.cache.kv_heads + block.work.kv_head) * kSplit + key) * static_cast<int64_t>(head_dim);
+    for (int w = thread_index(); w < block.steps * 8; w += S::kThreads) {
+      uint32_t k = 0, v = 0;
+      if (2 * w < head_dim) {
+        const Words2 turned_k = turned(call.rotation, call.k + from, w);
+        k = kv_bits(float_of(turned_k.x)) | kv_bits(float_of(turned_k.y)) << 16;
+        v = kv_bits(call.v[from + 2 * w]) | kv_bits(call.v[from + 2 * w + 1]) << 16;
+        *reinterpret_cast<uint32_t*>(call.cache.k + to + 2 * w) = k;
+        *reinterpret_cast<uint32_t*>(call.cache.v + to + 2 * w) = v;
+      }
+      if (!staged) continue;
+      const int at = key * S::kStride + 2 * w % S::kSlab;
+      block.slot(false, 2 * w / S::kSlab).put_word(at, k);
+      if constexpr (S::kSlabs == 1) block.slot(true, 0).put_word(at, v);
+    }
+  }
+  static GRETA_DEVICE uint32_t kv_bits(float x) {
+    if constexpr (S::kBf16) return to_bf16(x);
+    return to_f16(x);
+  }
+};
+
+// ---- merging splits that were apart
+// ---------------------------------------------------------------------------
+
+/// A wave: the row (of q) `at` that sees `keys`. M after each split is the largest m so far, so a lane each
+/// finds the factors of a split; then L and O go through the splits in ascending order.
+template <class S>
+GRETA_DEVICE void merge_row(const AttentionCall& call, int64_t at, const Keys& keys) {
+  constexpr int kColumns = (S::kSlabs * S::kSlab + kWave - 1) / kWave;
+  const int head_dim = call.cache.head_dim, lane = lane_index();
+  float largest = float_of(kMinusInfinity), sum = 0.0f, o[kColumns] = {};
+  const int last = keys.last / kSplit;
+  for (int first = keys.first / kSplit; first <= last; first += kWave) {
+    const int count = last - first + 1 < kWave ? last - first + 1 : kWave;
+    const float* numbers = partial_numbers(call, at * call.splits + first + lane);
+    const float m = lane < count ? numbers[0] : float_of(kMinusInfinity);
+    const float l = lane < count ? numbers[1] : 0.0f;
+    float upto = m;
+    GRETA_UNROLL
+    for (int back = 1; back < kWave; back *= 2) {
+      const float other = shuffle(upto, lane < back ? lane : lane - back);
+      upto = larger(upto, other);
+    }
+    const float earlier = shuffle(upto, lane == 0 ? 0 : lane - 1);
+    const Merging merge = merging(lane == 0 ? largest : larger(largest, earlier), m);
+    largest = larger(largest, shuffle(upto, kWave - 1));
+    const float* values = partial_values(call, at * call.splits + first);
+    GRETA_UNROLL_BY(4)
+    for (int i = 0; i < count; ++i, values += head_dim) {
+      const float a = shuffle(merge.a, i), b = shuffle(merge.b, i);
+      sum = fused(sum, a, shuffle(l, i) * b);
+      GRETA_UNROLL
+      for (int c = 0; c < kColumns; ++c) {
+        const int d = lane + c * kWave;
+        if (d < head_dim) o[c] = fused(o[c], a, values[d] * b);
+      }
+    }
+  }
+  GRETA_UNROLL
+  for (int c = 0; c < kColumns; ++c) {
+    const int d = lane + c * kWave;
+    if (d < head_dim) call.out[at * head_dim + d] = divide(o[c] * kUndoProbability, sum);
+  }
+}
+
+/// The block has left its splits of `work`. Whichever of the blocks with splits of it comes last merges them.
+template <class S>
+GRETA_DEVICE void merge_if_last(const Block<S>& block, int splits_each) {
+  const AttentionCall& call = block.call;
+  const Work& work = block.work;
+  const int blocks = work.any.last / kSplit / splits_each - work.any.first / kSplit / splits_each + 1;
+  if (!last_to_arrive(call.arrivals + block_y() * grid_x() + block_x(), static_cast<uint32_t>(blocks)))
+    return;
+  for (int pair = wave_index(); pair < work.pairs; pair += S::kWaves)
+    merge_row<S>(call, work.at(pair, call.heads), visible_at(work.position(pair), call.window));
+}
+
+// ---- a block
+// ------------------------------------------------------------------------------------------------
+
 /// Block (part of a tile, kv head, splits_each splits), or all splits where they are not apart. Two slots
-/// take turns: a slab is consumed, all threads have done so, the next but one is asked for.
+/// take turns: a slab is consumed, all threads have done so, the next but one is asked for. Where rows come
+/// with their k and v, what the cache has of earlier passes is on its way while the kernel before ends.
 template <class S, bool Apart>
 GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
     attention(Mark mark, AttentionCall call, int tile_blocks, int splits_each) {
-  entered(mark);
+  entered_early(mark);
+  const bool own_rows = S::kSmall && call.k != nullptr;
+  if (!own_rows) after_earlier(mark);
   Work found;
   if (!find_work<S>(call, tile_blocks, found)) return;
   int begin = found.any.first / kSplit, end = found.any.last / kSplit + 1;
@@ -146,16 +273,28 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
   }
   Shared shared;
   Block<S> block(call, found, shared);
+  const int own_split = found.any.last / kSplit;
+  const bool own_first = own_rows && own_split == begin;
+  const OwnRow<S> own(shared);
+  if (own_rows) own.prepare(call.rotation, found.tile.first_position);
   barrier();
   int64_t page = block.page_of(begin);
   const auto stage_first_two = [&] {
-    block.stage(false, 0, begin, page);
+    const int but = own_first ? found.any.last % kSplit : -1;
+    block.stage(false, 0, begin, page, but);
     copy_commit();
-    block.stage(S::kSlabs == 1, S::kSlabs - 1, begin, page);
+    block.stage(S::kSlabs == 1, S::kSlabs - 1, begin, page, but);
     copy_commit();
   };
   if constexpr (S::kSmall) stage_first_two();
-  block.stage_queries();
+  if (own_rows) {
+    const int64_t own_page = block.page_of(own_split);
+    after_earlier(mark);
+    block.stage_queries([&](const float* x, int w) { return own.turned(call.rotation, x, w); });
+    if (own_split < end) own.put(block, own_page, own_first);
+  } else {
+    block.stage_queries([](const float* x, int w) { return stream_words2(x + 2 * w); });
+  }
   barrier();
   block.take_queries();
   if constexpr (!S::kSmall) {
@@ -192,7 +331,7 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
       copy_wait<1>();
       barrier();
       bool by_row = block.pair_values(slab, split);
-      if (block.work.all.covers(split)) {
+      if (block.alike(split)) {
         barrier();
       } else {
         by_row = block_any(by_row);
@@ -219,7 +358,7 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
         GRETA_UNROLL
         for (int j = 0; j < S::kAtOnce; ++j) {
           if constexpr (Apart) {
-            put_values(block, o[j], how, split, slab, n + j);
+            put_values(block, o[j], how, slab, n + j);
           } else {
             enter_values(state.o[slab][n + j], o[j], how);
           }
@@ -228,62 +367,10 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
     }
     page = next_page;
   }
-  if constexpr (!Apart) put_out(block, state);
-}
-
-// ---- merging splits that were apart
-// ---------------------------------------------------------------------------
-
-inline constexpr int kMergeThreads = 128;
-inline constexpr int kMergeSplits = 64;  ///< at a time
-inline constexpr int kMergeColumns = 2;  ///< of a thread: head_dim up to 256
-
-/// Block (row, head). M after each split is the largest m so far, so a thread each finds the factors of a
-/// split; then L and O go through the splits in ascending order.
-GRETA_KERNEL void GRETA_BOUNDS(kMergeThreads, 1) attention_merge(Mark mark, AttentionCall call) {
-  entered(mark);
-  Shared shared;
-  const SharedArray<float> m = shared.array<float>(kMergeSplits), l = shared.array<float>(kMergeSplits),
-                           a = shared.array<float>(kMergeSplits), b = shared.array<float>(kMergeSplits);
-  const int64_t at = block_x();
-  const int head_dim = call.cache.head_dim, thread = thread_index();
-  const Keys keys = visible_at(call.batch.positions[at / call.heads], call.window);
-  float largest = float_of(kMinusInfinity), sum = 0.0f, o[kMergeColumns] = {};
-  const int last = keys.last / kSplit;
-  for (int first = keys.first / kSplit; first <= last; first += kMergeSplits) {
-    const int count = last - first + 1 < kMergeSplits ? last - first + 1 : kMergeSplits;
-    barrier();
-    if (thread < count) {
-      const float* numbers = partial_numbers(call, at * call.splits + first + thread);
-      m[thread] = numbers[0];
-      l[thread] = numbers[1];
-    }
-    barrier();
-    float before = largest;
-    for (int i = 0; i < count; ++i) {
-      if (i < thread) before = larger(before, m[i]);
-      largest = larger(largest, m[i]);
-    }
-    if (thread < count) {
-      const Merging merge = merging(before, m[thread]);
-      a[thread] = merge.a;
-      b[thread] = merge.b;
-    }
-    barrier();
-    const float* values = partial_values(call, at * call.splits + first);
-    for (int i = 0; i < count; ++i, values += head_dim) {
-      sum = fused(sum, a[i], l[i] * b[i]);
-      GRETA_UNROLL
-      for (int c = 0; c < kMergeColumns; ++c) {
-        const int d = thread + c * kMergeThreads;
-        if (d < head_dim) o[c] = fused(o[c], a[i], values[d] * b[i]);
-      }
-    }
-  }
-  GRETA_UNROLL
-  for (int c = 0; c < kMergeColumns; ++c) {
-    const int d = thread + c * kMergeThreads;
-    if (d < head_dim) call.out[at * head_dim + d] = divide(o[c] * kUndoProbability, sum);
+  if constexpr (Apart) {
+    merge_if_last(block, splits_each);
+  } else {
+    put_out(block, state);
   }
 }
 
@@ -303,7 +390,7 @@ void run_shape(const Launch& how, const char* name, const AttentionCall& call, i
   const int64_t tile_blocks = parts_of(tile_pairs, S::kRows);
   const Grid grid{static_cast<unsigned>(call.tile_count * tile_blocks),
                   static_cast<unsigned>(call.cache.kv_heads), static_cast<unsigned>(split_blocks)};
-  launch(how, name, attention<S, Apart>, grid, S::kThreads, S::kSharedBytes, call,
+  launch(how, name, attention<S, Apart>, grid, S::kThreads, S::kSharedBytes + OwnRow<S>::kBytes, call,
          static_cast<int>(tile_blocks), static_cast<int>(parts_of(call.splits, split_blocks)));
 }
 
@@ -350,6 +437,9 @@ int64_t attention_tile_rows(int heads, int kv_heads, int head_dim, int64_t rows)
   return most < 1 ? 1 : most < rows ? most : rows;
 }
 
+/// A block has all heads of a kv head, so that one block writes the row's k and v.
+bool fuses_rope(int heads, int kv_heads) { return heads / kv_heads <= 16; }
+
 void run_attention(const Launch& how, const AttentionCall& call) {
   if (call.tile_count == 0) return;
   // A tile has at least a row, so none has more than what the others leave.
@@ -360,14 +450,14 @@ void run_attention(const Launch& how, const AttentionCall& call) {
   const int64_t small = each * parts_of(tile_pairs, 16);
   const int64_t large = each * parts_of(tile_pairs, large_rows(call.cache.head_dim));
   const bool enough = tile_pairs <= 16 ? small >= kEnoughSmallBlocks : large >= kEnoughLargeBlocks;
-  if (call.partial != nullptr && call.splits > 1 && !enough) {
-    const int64_t split_blocks = small < kEnoughSmallBlocks ? parts_of(kEnoughSmallBlocks, small) : 1;
-    run_blocks<true, true>(how, "attention.splits", call, tile_pairs,
-                           split_blocks < call.splits ? split_blocks : call.splits);
-    launch(how, "attention.merge", attention_merge, Grid{static_cast<unsigned>(call.batch.rows * call.heads)},
-           kMergeThreads, 4 * kMergeSplits * static_cast<int>(sizeof(float)), call);
+  const bool own = call.k != nullptr;
+  if (call.partial != nullptr && call.splits > 1 && !enough && small <= kMostArrivals) {
+    const int64_t all = small < kEnoughSmallBlocks ? parts_of(kEnoughSmallBlocks, small) : 1;
+    const int64_t split_blocks = all < call.splits ? all : call.splits;
+    run_blocks<true, true>(how, own ? "attention.splits.rope" : "attention.splits", call, tile_pairs,
+                           split_blocks);
   } else if (tile_pairs <= 16) {
-    run_blocks<true, false>(how, "attention.small", call, tile_pairs);
+    run_blocks<true, false>(how, own ? "attention.small.rope" : "attention.small", call, tile_pairs);
   } else {
     run_blocks<false, false>(how, "attention.large", call, tile_pairs);
   }

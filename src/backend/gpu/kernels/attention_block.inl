@@ -93,6 +93,10 @@ struct Block {
   GRETA_DEVICE bool meets(int t, int r, int split) const {
     return work.all.covers(split) ? pair_of(t, r * kSameRowC) < work.pairs : sees(t, r).meets(split);
   }
+  /// Whether all rows see the same keys of the split: what they do not see is zeros then.
+  GRETA_DEVICE bool alike(int split) const {
+    return work.all.covers(split) || (work.all.first == work.any.first && work.all.last == work.any.last);
+  }
   GRETA_DEVICE SharedArray<uint16_t> slot(bool value, int slab) const {
     return room.from((S::kSlabs == 1 ? (value ? 1 : 0) : slab) * S::kSlot);
   }
@@ -104,12 +108,16 @@ struct Block {
   // ---- q
 
   /// Rounds the block's rows into shared memory, a wave a row; 0 where the block has no such pair.
-  GRETA_DEVICE void stage_queries() const {
+  /// `words_of(x, w)` are elements 2w and 2w + 1 of the head at x.
+  template <class HeadWords>
+  GRETA_DEVICE void stage_queries(const HeadWords& words_of) const {
     constexpr int kWords = (S::kQueryStride - 8) / 2 < kWave ? 1 : (S::kQueryStride - 8) / 2 / kWave;
-    constexpr int kRowsAtOnce = 4;
+    // A small block has few rows: short code, and every wave one of them.
+    constexpr int kRowsAtOnce = S::kSmall ? 1 : 4;
     static_assert(S::kRows % (kRowsAtOnce * S::kWaves) == 0);
     const SharedArray<uint16_t> to = room.from(S::kQueriesAt);
     const int words = call.cache.head_dim / 2;
+    GRETA_UNROLL_BY(1)
     for (int first = wave_index() * kRowsAtOnce; first < S::kRows; first += S::kWaves * kRowsAtOnce) {
       Words2 x[kRowsAtOnce][kWords];
       GRETA_UNROLL
@@ -119,7 +127,7 @@ struct Block {
         GRETA_UNROLL
         for (int i = 0; i < kWords; ++i) {
           const int w = lane_index() + i * kWave;
-          x[r][i] = valid && w < words ? stream_words2(from + 2 * w) : Words2{0, 0};
+          x[r][i] = valid && w < words ? words_of(from, w) : Words2{0, 0};
         }
       }
       GRETA_UNROLL
@@ -185,8 +193,8 @@ struct Block {
   // ---- K and V on their way
 
   /// A slab of K or V from its page into its slot, rows that no row of the block sees as zeros; and so what
-  /// lies between head_dim and the next multiple of 16.
-  GRETA_DEVICE void stage(bool value, int slab, int split, int64_t page) const {
+  /// lies between head_dim and the next multiple of 16. Nothing of key `but` of the split.
+  GRETA_DEVICE void stage(bool value, int slab, int split, int64_t page, int but = -1) const {
     constexpr int kChunks = S::kSlab / 8;
     const int head_dim = call.cache.head_dim;
     const SharedArray<uint16_t> to = slot(value, slab);
@@ -197,7 +205,7 @@ struct Block {
     for (int i = 0; i < kSplit * kChunks; i += S::kThreads) {
       const int key = (i + thread_index()) / kChunks, chunk = (i + thread_index()) % kChunks * 8;
       const int d = slab * S::kSlab + chunk;
-      if (!S::kWhole && d >= steps * 16) continue;
+      if ((!S::kWhole && d >= steps * 16) || key == but) continue;
       const bool seen = work.any.has(split * kSplit + key);
       const uint16_t* at = from + key * head_dim + d;
       if (chunks) {
@@ -224,7 +232,7 @@ struct Block {
   GRETA_DEVICE bool pair_values(int slab, int split) const {
     constexpr int kChunks = S::kSlab / 8;
     const SharedArray<uint16_t> from = slot(true, slab), to = value_pairs();
-    const bool check = !work.all.covers(split);
+    const bool check = !alike(split);
     bool special = false;
     GRETA_UNROLL
     for (int i = 0; i < kSplit / 2 * kChunks; i += S::kThreads) {

@@ -9,6 +9,17 @@ namespace {
 /// cap tanh(x / cap): a division, tanh's own units, a product. Never past the cap; NaN stays NaN.
 GRETA_DEVICE float capped(float x, float cap) { return cap * tanh_of(divide(x, cap)); }
 
+/// cos and sin of pair i of a head at `position`: the angle in FP64, each rounded once.
+GRETA_DEVICE void turn_of(const Rotation& rotation, int position, int i, float& cosine, float& sine) {
+  double s, c;
+  sincos_of(static_cast<double>(position) * rotation.inv_freq[i], s, c);
+  cosine = static_cast<float>(c * rotation.magnitude);
+  sine = static_cast<float>(s * rotation.magnitude);
+}
+/// (a, b) -> (a c - b s, b c + a s): the product with s is rounded, the one with c is fused.
+GRETA_DEVICE float turned_first(float a, float b, float c, float s) { return fused(a, c, -(b * s)); }
+GRETA_DEVICE float turned_second(float a, float b, float c, float s) { return fused(b, c, a * s); }
+
 /// x / (1 + e^-x), with e^-|x| so that nothing overflows: x e / (1 + e) on the negative side.
 GRETA_DEVICE float silu_of(float x) {
   const float e = exp_of(-magnitude_of(x));

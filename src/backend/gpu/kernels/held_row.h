@@ -21,8 +21,9 @@ struct alignas(16) Floats4 {
 
 /// A row shared by kThreads threads: thread t has elements 4 t .. 4 t + 3, and those kEvery further on, and
 /// so on. kHeld of them lie in its registers, so that all loads of a row are on their way together, zeros
-/// behind the row's end; kHeld 0: a row of any width, read again from memory.
-template <int kThreads, int kHeld>
+/// behind the row's end; kHeld 0: a row of any width, read again from memory. kFours: widths are multiples of
+/// four, which makes for a quarter of the instructions; all of a block's waves go through them.
+template <int kThreads, int kHeld, bool kFours = false>
 struct HeldRow {
   static_assert(kHeld % 4 == 0);
   static constexpr int kEvery = 4 * kThreads;
@@ -31,11 +32,11 @@ struct HeldRow {
   GRETA_DEVICE void load(const float* from, int thread, int width) {
     GRETA_UNROLL
     for (int g = 0; g < kHeld / 4; ++g) {
-      const int first = g * kEvery + 4 * thread;
       float* const to = v + 4 * g;
       to[0] = to[1] = to[2] = to[3] = 0.0f;
       if (g * kEvery >= width) continue;
-      if (width % 4 == 0) {
+      const int first = g * kEvery + 4 * thread;
+      if (kFours || width % 4 == 0) {
         if (first >= width) continue;
         const Floats4 four = *reinterpret_cast<const Floats4*>(from + first);
         to[0] = four.x;
@@ -53,14 +54,22 @@ struct HeldRow {
   template <class F>
   GRETA_DEVICE void each(int thread, int width, const F& f) {
     GRETA_UNROLL
-    for (int e = 0; e < kHeld; ++e) {
-      const int i = e / 4 * kEvery + 4 * thread + e % 4;
-      if (e / 4 * kEvery < width && i < width) f(i, v[e], e);
+    for (int g = 0; g < kHeld / 4; ++g) {
+      if (g * kEvery >= width) break;
+      const int first = g * kEvery + 4 * thread;
+      if (first + 4 <= width) {
+        GRETA_UNROLL
+        for (int e = 0; e < 4; ++e) f(first + e, v[4 * g + e], 4 * g + e);
+      } else if (!kFours) {
+        GRETA_UNROLL
+        for (int e = 0; e < 3; ++e)
+          if (first + e < width) f(first + e, v[4 * g + e], 4 * g + e);
+      }
     }
   }
 };
 template <int kThreads>
-struct HeldRow<kThreads, 0> {
+struct HeldRow<kThreads, 0, false> {
   const float* again;  ///< where the row has been left
   template <class F>
   GRETA_DEVICE void each(int thread, int width, const F& f) {
@@ -79,17 +88,12 @@ GRETA_DEVICE float norm_factor(float sum, int64_t width, float eps, const Shared
   sum = tree_sum(sum);
   if constexpr (Lanes > kTree) {
     constexpr int kSums = Lanes / kTree;
+    static_assert(kSums <= kTree);
     if (thread_index() % kTree == 0) trees[thread_index() / kTree] = sum;
     barrier();
-    float pairs[kSums];
+    sum = trees[lane_index() % kSums];
     GRETA_UNROLL
-    for (int i = 0; i < kSums; ++i) pairs[i] = trees[i];
-    GRETA_UNROLL
-    for (int step = 1; step < kSums; step *= 2) {
-      GRETA_UNROLL
-      for (int i = 0; i < kSums; i += 2 * step) pairs[i] = pairs[i] + pairs[i + step];
-    }
-    sum = pairs[0];
+    for (int mask = 1; mask < kSums; mask *= 2) sum += shuffle_xor(sum, mask);
   }
   return divide(1.0f, root_of(divide(sum, static_cast<float>(width)) + eps));
 }

@@ -22,6 +22,7 @@ void run_matmul(const Launch& how, const MatmulCall& call);
 // attention.inl
 int64_t attention_scratch_floats(int64_t rows, int heads, int head_dim, int64_t splits);
 int64_t attention_tile_rows(int heads, int kv_heads, int head_dim, int64_t rows);
+bool fuses_rope(int heads, int kv_heads);
 void run_attention(const Launch& how, const AttentionCall& call);
 // limits.inl
 void run_read(const Launch& how, const ReadCall& call);

@@ -51,18 +51,24 @@ inline int64_t product_tiles(const MatmulCall& call, int64_t each) {
 GRETA_DEVICE float scaled(float total, float row_scale, float x_scale) {
   return (total * row_scale) * x_scale;
 }
+GRETA_DEVICE float with_bias(const Product& product, int output, float y) {
+  return product.bias == nullptr ? y : y + product.bias[output];
+}
 /// One output of a token whose row of x is behind `x_scale`.
 GRETA_DEVICE float output_of(const Product& product, int output, float total, float x_scale) {
-  const float y = scaled(total, product.weight.row_scale[output], x_scale);
-  return product.bias == nullptr ? y : y + product.bias[output];
+  return with_bias(product, output, scaled(total, product.weight.row_scale[output], x_scale));
 }
 GRETA_DEVICE float x_scale_of(const MatmulCall& call, int token) {
   return call.x.scale[call.x_rows == nullptr ? token : call.x_rows[token]];
 }
+/// Where an output lies in y, and in the residual.
+GRETA_DEVICE int64_t output_at(const MatmulCall& call, const Product& product, int output, int token) {
+  const int row = call.y_rows == nullptr ? token : call.y_rows[token];
+  return static_cast<int64_t>(row) * product.weight.rows + output;
+}
 GRETA_DEVICE void store_output(const MatmulCall& call, const Product& product, int output, int token,
                                float y) {
-  const int row = call.y_rows == nullptr ? token : call.y_rows[token];
-  const int64_t at = static_cast<int64_t>(row) * product.weight.rows + output;
+  const int64_t at = output_at(call, product, output, token);
   product.y[at] = call.residual == nullptr ? y : call.residual[at] + y;
 }
 GRETA_DEVICE float glu_of(Glu glu, float gate, float up) {

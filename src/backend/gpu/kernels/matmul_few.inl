@@ -42,8 +42,15 @@ struct Cut {
   int slots;
   int steps;
   int tiles;       ///< of all products
+  int ends[2];     ///< the tiles behind the first product, behind the second
   int own_stride;  ///< of the rows that a block rounds itself
 
+  /// The product of tile `tile` of all, which becomes the one within it.
+  GRETA_DEVICE int product_of(int& tile) const {
+    const int product = (tile >= ends[0] ? 1 : 0) + (tile >= ends[1] ? 1 : 0);
+    tile -= product == 0 ? 0 : product == 1 ? ends[0] : ends[1];
+    return product;
+  }
   GRETA_DEVICE int length(int step) const {
     const int left = parts * chunks - step * slots;
     return left < slots ? left : slots;
@@ -94,7 +101,7 @@ GRETA_DEVICE Chunk chunk_at(const MatmulCall& call, const Cut& cut, const Place&
     product = chunk >= cut.chunks ? 1 : 0;
     chunk -= product * cut.chunks;
   } else {
-    product = product_of(call, kTileRows, tile);
+    product = cut.product_of(tile);
   }
   const PackedMatrix& weight = call.products[product].weight;
   return {weight.data + (static_cast<int64_t>(tile) * cut.chunks + chunk) * Format<T>::kTileBytes,
@@ -235,24 +242,26 @@ struct OwnShared {
         largest(shared.array<float>(kMostThreads / kWave)) {}
 };
 
-// Elements that one of the block's first kNormLanes threads holds: what kOwnBytes allow, and with a norm's
-// weights beside them.
-constexpr int kRoundHeld = 24;
+/// Elements that one of the block's first kNormLanes threads holds of a row: as many as kOwnBytes allow.
+constexpr int kOwnHeld = 24;
+static_assert(kOwnBytes / 2 <= kOwnHeld * kNormLanes);
+using OwnRow = HeldRow<kNormLanes, kOwnHeld, true>;
+/// Of a norm's weights, which lie in registers beside the row: more would not fit.
 constexpr int kNormHeld = 16;
-static_assert(kOwnBytes / 2 <= kRoundHeld * kNormLanes);
 
 /// Rounds the row that the threads hold, as row r.
-template <int kHeld>
-GRETA_DEVICE void round_own_row(HeldRow<kNormLanes, kHeld>& row, int lane, int cols, int r, int stride,
-                                const OwnShared& shared) {
+GRETA_DEVICE void round_own_row(OwnRow& row, int lane, int cols, int r, int stride, const OwnShared& shared) {
   float amax = 0.0f;
   row.each(lane, cols, [&](int /*i*/, float v, int /*e*/) { amax = larger(amax, magnitude_of(v)); });
   const float up = row_power(block_largest(amax, shared.largest));
   if (thread_index() == 0) shared.scales[r] = inverse_power(up);
-  // In pairs, and zeros behind the row's end.
+  // In pairs, and zeros behind the row's end. A thread's fours are whole k64 steps apart.
+  static_assert(OwnRow::kEvery % 64 == 0);
   const SharedArray<uint16_t> to = shared.rows.from(r * stride);
-  row.each(lane, chunks_of(cols) * kChunkK, [&](int i, float v, int e) {
-    if (e % 2 == 0) to.put_word(OwnRounded::place(i), pack_f16(v * up, row.v[e + 1] * up));
+  const int first = OwnRounded::place(4 * lane), second = OwnRounded::place(4 * lane + 2);
+  row.each(lane, chunks_of(cols) * kChunkK, [&](int /*i*/, float v, int e) {
+    if (e % 2 != 0) return;
+    to.put_word((e % 4 == 0 ? first : second) + e / 4 * OwnRow::kEvery, pack_f16(v * up, row.v[e + 1] * up));
   });
   barrier();  // the row is there, and `largest` is free
 }
@@ -262,29 +271,25 @@ GRETA_DEVICE void round_own_rows(const MatmulCall& call, const OwnShared& shared
                                  const Mark& mark) {
   const int cols = static_cast<int>(call.products[0].weight.cols);
   const OwnRows& own = call.own;
-  const int lane = thread_index() < kNormLanes ? thread_index() : cols;  // of those behind, nothing is theirs
-  if (own.norm == nullptr) {
-    after_earlier(mark);
-    for (int r = 0; r < call.rows; ++r) {
-      HeldRow<kNormLanes, kRoundHeld> row;
-      row.load(own.x + static_cast<int64_t>(r) * cols, lane, cols);
-      round_own_row(row, lane, cols, r, stride, shared);
-    }
-    return;
-  }
-  HeldRow<kNormLanes, kNormHeld> weight;
-  weight.load(own.norm, lane, cols);
+  // Of the threads behind kNormLanes nothing is theirs.
+  const int lane = thread_index() < kNormLanes ? thread_index() : chunks_of(cols) * kChunkK;
+  HeldRow<kNormLanes, kNormHeld, true> weight;
+  if (own.norm != nullptr) weight.load(own.norm, lane, cols);
   after_earlier(mark);
   for (int r = 0; r < call.rows; ++r) {
-    HeldRow<kNormLanes, kNormHeld> row;
+    OwnRow row;
     row.load(own.x + static_cast<int64_t>(r) * cols, lane, cols);
-    float sum = 0.0f;
-    row.each(lane, cols, [&](int /*i*/, float v, int /*e*/) { sum = fused(v, v, sum); });
-    const float factor = norm_factor<kNormLanes>(sum, cols, own.eps, shared.trees);
-    row.each(lane, cols, [&](int /*i*/, float& v, int e) { v = (v * factor) * weight.v[e]; });
-    if (block_x() == 0) {
-      float* const normed = own.normed + static_cast<int64_t>(r) * cols;
-      row.each(lane, cols, [&](int i, float v, int /*e*/) { normed[i] = v; });
+    if (own.norm != nullptr) {
+      float sum = 0.0f;
+      row.each(lane, cols, [&](int /*i*/, float v, int /*e*/) { sum = fused(v, v, sum); });
+      const float factor = norm_factor<kNormLanes>(sum, cols, own.eps, shared.trees);
+      row.each(lane, cols, [&](int /*i*/, float& v, int e) {
+        if (e < kNormHeld) v = (v * factor) * weight.v[e];
+      });
+      if (block_x() == 0) {
+        float* const normed = own.normed + static_cast<int64_t>(r) * cols;
+        row.each(lane, cols, [&](int i, float v, int /*e*/) { normed[i] = v; });
+      }
     }
     round_own_row(row, lane, cols, r, stride, shared);
   }
@@ -310,35 +315,72 @@ struct SumsShared {
 /// `total` and the sums of slots [first, end) at `at`, ascending.
 GRETA_DEVICE float add_slots(float total, const SharedArray<float>& sums, int slot_size, int first, int end,
                              int at) {
-  GRETA_UNROLL_BY(8)
-  for (int slot = first; slot < end; ++slot) total = total + sums[slot * slot_size + at];
+  constexpr int kAtOnce = 8;
+  for (int slot = first; slot < end; slot += kAtOnce) {
+    float v[kAtOnce];
+    GRETA_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) v[i] = sums[(slot + i < end ? slot + i : first) * slot_size + at];
+    GRETA_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) total = slot + i < end ? total + v[i] : total;
+  }
   return total;
 }
 
-/// The sums of step `step` of a tile are complete: added up by `threads` threads, of which this is `thread`,
-/// and after the last step the outputs.
+/// What a thread that finishes tiles reads of memory for its outputs of one, on its way while the others
+/// multiply.
+template <int kTiles>
+struct Ahead {
+  static constexpr int kThreads = kTiles * kWave;
+  /// Outputs of a tile that are this thread's.
+  static constexpr int kMost = kTiles * kTileN * kTileRows / kThreads;
+  float row_scale[2][kMost];  ///< of both products of a glu
+  float residual[kMost];
+
+  /// Outputs `output` + .. of the tile for token `token`: which of them is this thread's number n.
+  GRETA_DEVICE static int token(int thread, int n) { return (thread + n * kThreads) / kTileRows; }
+  GRETA_DEVICE static int row(int thread) { return thread % kTileRows; }
+  static_assert(kThreads % kTileRows == 0);
+
+  GRETA_DEVICE void load(const MatmulCall& call, const Cut& cut, int product, int tile, int thread) {
+    const int output = tile * kTileRows + row(thread);
+    GRETA_UNROLL
+    for (int n = 0; n < kMost; ++n) {
+      row_scale[0][n] = row_scale[1][n] = residual[n] = 0.0f;
+      if (token(thread, n) >= call.rows || output >= call.products[product].weight.rows) continue;
+      row_scale[0][n] = call.products[product].weight.row_scale[output];
+      if (cut.parts == 2) row_scale[1][n] = call.products[1].weight.row_scale[output];
+      if (call.residual != nullptr)
+        residual[n] = call.residual[output_at(call, call.products[product], output, token(thread, n))];
+    }
+  }
+};
+
+/// The sums of step `step` of a tile are complete: added up, of which this is `thread` of those that do, and
+/// after the last step the outputs.
 template <int kTiles, class Scale>
-GRETA_DEVICE void finish_step(const MatmulCall& call, const Cut& cut, int block_tile, int step,
+GRETA_DEVICE void finish_step(const MatmulCall& call, const Cut& cut, int product, int tile, int step,
                               const SharedArray<float>& sums, const SumsShared<kTiles>& room,
-                              const Scale& x_scale, int thread, int threads) {
+                              const Scale& x_scale, const Ahead<kTiles>& ahead, int thread) {
   constexpr int kSlot = SumsShared<kTiles>::kSlot;
-  int tile = block_tile;
-  const Product& product = call.products[cut.parts == 2 ? 0 : product_of(call, kTileRows, tile)];
-  const int length = cut.length(step);
-  for (int i = thread; i < call.rows * kTileRows; i += threads) {
-    const int token = i / kTileRows, output = tile * kTileRows + i % kTileRows;
-    const int at = token * kOutputStride + i % kTileRows;
-    const int end = cut.parts == 2 ? cut.chunks : length;
+  const Product& of = call.products[product];
+  const int length = cut.length(step), output = tile * kTileRows + ahead.row(thread);
+  const int end = cut.parts == 2 ? cut.chunks : length;
+  GRETA_UNROLL
+  for (int n = 0; n < Ahead<kTiles>::kMost; ++n) {
+    const int token = ahead.token(thread, n);
+    if (token >= call.rows) break;
+    const int at = token * kOutputStride + ahead.row(thread);
     const float total = add_slots(step > 0 ? room.totals[at] + sums[at] : sums[at], sums, kSlot, 1, end, at);
     if (step + 1 < cut.steps) {
       room.totals[at] = total;
-    } else if (output < product.weight.rows) {
-      float y = output_of(product, output, total, x_scale(token));
+    } else if (output < of.weight.rows) {
+      float y = with_bias(of, output, scaled(total, ahead.row_scale[0][n], x_scale(token)));
       if (cut.parts == 2) {
         const float up = add_slots(sums[end * kSlot + at], sums, kSlot, end + 1, 2 * end, at);
-        y = glu_of(call.glu, y, output_of(call.products[1], output, up, x_scale(token)));
+        y = glu_of(call.glu, y,
+                   with_bias(call.products[1], output, scaled(up, ahead.row_scale[1][n], x_scale(token))));
       }
-      store_output(call, product, output, token, y);
+      of.y[output_at(call, of, output, token)] = call.residual == nullptr ? y : ahead.residual[n] + y;
     }
   }
 }
@@ -369,12 +411,16 @@ GRETA_DEVICE void multiply_tiles(const MatmulCall& call, const Cut& cut, Held<T>
 template <int kTiles, class Scale>
 GRETA_DEVICE void finish_tiles(const MatmulCall& call, const Cut& cut, const Scale& x_scale,
                                const SumsShared<kTiles>& room, const Turns& turns) {
+  const int thread = thread_index() - kWorkThreads<kTiles>;
   int turn = 0;
-  for (int tile = block_x(); tile < cut.tiles; tile += grid_x()) {
+  for (int block_tile = block_x(); block_tile < cut.tiles; block_tile += grid_x()) {
+    int tile = block_tile;
+    const int product = cut.parts == 2 ? 0 : cut.product_of(tile);
+    Ahead<kTiles> ahead;
+    ahead.load(call, cut, product, tile, thread);
     for (int step = 0; step < cut.steps; ++step, ++turn) {
       turns.wait_filled(turn);
-      finish_step<kTiles>(call, cut, tile, step, room.of(turn), room, x_scale,
-                          thread_index() - kWorkThreads<kTiles>, kTiles * kWave);
+      finish_step<kTiles>(call, cut, product, tile, step, room.of(turn), room, x_scale, ahead, thread);
       turns.freed(turn);
     }
   }
@@ -404,7 +450,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     matmul_few(Mark mark, GRETA_ARGUMENT MatmulCall call, GRETA_ARGUMENT Cut cut) {
   entered_early(mark);
   Shared shared;
-  const Turns turns(shared, kWorkThreads<kTiles> / kWave, kTiles);
+  const Turns turns(shared, kWorkThreads<kTiles>, kTiles * kWave);
   Place here{block_x(), 0, wave_index()};
   const bool works = thread_index() < kWorkThreads<kTiles>;
   here.settle(cut);
@@ -413,9 +459,9 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     prefetch_first_tile<T>(call, cut);
     const OwnShared own(shared, call, cut);
     const SumsShared<kTiles> room(shared, cut);
+    if (works) load_first(call, cut, here, held);  // on their way while the kernel before ends
     round_own_rows(call, own, cut.own_stride, mark);
     if (works) {
-      load_first(call, cut, here, held);
       multiply_tiles<T, kTiles>(call, cut, held, here, OwnRounded(call, cut, own.rows), room, turns);
     } else {
       finish_tiles<kTiles>(
@@ -423,7 +469,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     }
   } else {
     const SumsShared<kTiles> room(shared, cut);
-    if (works) load_first(call, cut, here, held);  // on their way while the kernel before ends
+    if (works) load_first(call, cut, here, held);
     after_earlier(mark);
     barrier();  // `turns` are there
     if (works) {
@@ -454,6 +500,9 @@ Cut cut_of(const MatmulCall& call) {
   cut.slots = (all + cut.steps - 1) / cut.steps;
   cut.tiles = static_cast<int>(cut.parts == 2 ? (call.products[0].weight.rows + kTileRows - 1) / kTileRows
                                               : product_tiles(call, kTileRows));
+  cut.ends[0] = cut.ends[1] = cut.tiles;
+  for (int p = 0, end = 0; p + 1 < call.count && cut.parts == 1; ++p)
+    cut.ends[p] = end += static_cast<int>((call.products[p].weight.rows + kTileRows - 1) / kTileRows);
   return cut;
 }
 
@@ -479,6 +528,7 @@ void launch_few(const Launch& how, const MatmulCall& call) {
 }  // namespace
 
 bool rounds_itself(int64_t rows, int64_t cols, bool norm) {
+  if (cols % 4 != 0) return false;
   if (norm && (rmsnorm_lanes(cols) != kNormLanes || cols > kNormHeld * kNormLanes)) return false;
   return rows <= kTileN && rows * own_stride(cols) * 2 <= kOwnBytes;
 }

@@ -35,8 +35,11 @@ GRETA_DEVICE float block_largest(float value, const SharedArray<float>& shared) 
   for (int mask = kWave / 2; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
   if (lane_index() == 0) shared[wave_index()] = value;
   barrier();
-  value = shared[0];
-  for (int w = 1; w < block_threads() / kWave; ++w) value = larger(value, shared[w]);
+  const int waves = block_threads() / kWave;  // at most 32
+  const int wave = lane_index() % 32;
+  value = shared[wave < waves ? wave : 0];
+  GRETA_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
   return value;
 }
 

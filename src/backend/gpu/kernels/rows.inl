@@ -92,20 +92,15 @@ struct HeadPair {
 };
 
 /// Block (row, some heads): of its row, heads of q, then of k, then of v, each `units` of two elements.
-/// (a, b) -> (a c - b s, b c + a s): the product with s is rounded, the one with c is fused.
 GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rope(Mark mark, RopeCall call, int heads_each) {
   entered(mark);
-  const int pairs = call.dims / 2, head_dim = call.cache.head_dim, kv_heads = call.cache.kv_heads;
+  const int pairs = call.rotation.dims / 2, head_dim = call.cache.head_dim, kv_heads = call.cache.kv_heads;
   Shared shared;
   const SharedArray<float> cosine = shared.array<float>(pairs), sine = shared.array<float>(pairs);
   const int64_t row = block_x();
   const int position = call.batch.positions[row];
-  for (int i = thread_index(); i < pairs; i += block_threads()) {
-    double s, c;
-    sincos_of(static_cast<double>(position) * call.inv_freq[i], s, c);
-    cosine[i] = static_cast<float>(c * call.magnitude);
-    sine[i] = static_cast<float>(s * call.magnitude);
-  }
+  for (int i = thread_index(); i < pairs; i += block_threads())
+    turn_of(call.rotation, position, i, cosine[i], sine[i]);
   barrier();
 
   const int units = (head_dim + 1) / 2;
@@ -121,14 +116,14 @@ GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rope(Mark mark, RopeCall call, in
                              : call.k + (row * kv_heads + own) * head_dim);
     const bool turned = unit < pairs && !is_v;
     HeadPair p;
-    p.first = turned && call.half ? unit : 2 * unit;
-    p.second = turned && call.half ? unit + pairs : 2 * unit + 1;
+    p.first = turned && call.rotation.half ? unit : 2 * unit;
+    p.second = turned && call.rotation.half ? unit + pairs : 2 * unit + 1;
     p.a = x[p.first];
     p.b = p.second < head_dim ? x[p.second] : 0.0f;
     if (turned) {
       const float a = p.a, b = p.b, c = cosine[unit], s = sine[unit];
-      p.a = fused(a, c, -(b * s));
-      p.b = fused(b, c, a * s);
+      p.a = turned_first(a, b, c, s);
+      p.b = turned_second(a, b, c, s);
     }
     if (is_q) {
       float* out = call.q_out + (row * call.heads + own) * head_dim;
@@ -336,7 +331,7 @@ void run_rope(const Launch& how, const RopeCall& call) {
   const int heads = call.heads + 2 * call.cache.kv_heads;
   const int64_t parts = kBlocks / call.batch.rows < 1 ? 1 : kBlocks / call.batch.rows;
   const int each = static_cast<int>((heads + parts - 1) / parts);
-  const int table = (call.dims / 2 * static_cast<int>(sizeof(float)) + 15) / 16 * 16;
+  const int table = (call.rotation.dims / 2 * static_cast<int>(sizeof(float)) + 15) / 16 * 16;
   launch(how, "rope", rope, Grid{static_cast<unsigned>(call.batch.rows), blocks_for(heads, each)}, kThreads,
          2 * table, call, each);
 }

@@ -11,6 +11,7 @@ const Kernels& kernel_table() {
     k.packed_bytes = packed_matrix_bytes;
     k.attention_scratch_floats = attention_scratch_floats;
     k.attention_tile_rows = attention_tile_rows;
+    k.fuses_rope = fuses_rope;
     k.rounds_with_norm = rounds_with_norm;
     k.wants_tiles = wants_tiles;
     k.rounds_itself = rounds_itself;

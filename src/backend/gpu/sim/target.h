@@ -66,6 +66,13 @@ GRETA_DEVICE bool block_any(bool condition, Where where = Where::here()) {
   return sim::block_any(condition, where);
 }
 GRETA_DEVICE void atomic_add(unsigned long long* at, unsigned long long value) { *at += value; }
+/// Blocks run one after another.
+GRETA_DEVICE bool last_to_arrive(uint32_t* count, uint32_t of, Where where = Where::here()) {
+  sim::barrier(where);
+  const bool last = thread_index() == 0 && ++*count == of;
+  if (last) *count = 0;
+  return sim::block_any(last, where);
+}
 
 // ---- numbers: each rounds once, to nearest even, nothing is contracted
 // ------------------------------------------
