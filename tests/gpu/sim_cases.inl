@@ -358,11 +358,12 @@ GRETA_KERNEL void tile_product(Mark mark, const uint16_t* a, const uint16_t* b, 
   const int lane = lane_index();
   for (int i = 0; i < kFragmentC; ++i) sum[i] = own[c_row(lane, i) * kTileN + c_n(lane, i)];
   const FragmentA left = fragment_a(a_shared, kStride);
-  const FragmentB right = fragment_b(b_shared, kStride);
+  FragmentB right[1];
+  fragments_b(b_shared, kStride, 0, right);
   if (Bf16) {
-    multiply_bf16(sum, left, right);
+    multiply_bf16(sum, left, right[0]);
   } else {
-    multiply(sum, left, right);
+    multiply(sum, left, right[0]);
   }
   for (int i = 0; i < kFragmentC; ++i) own[c_row(lane, i) * kTileN + c_n(lane, i)] = sum[i];
 }

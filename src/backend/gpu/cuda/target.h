@@ -237,6 +237,53 @@ __host__ __device__ constexpr int c_n(int lane, int i) { return 2 * (lane % 4) +
 namespace greta::gpu {
 namespace cuda {
 
+/// Four matrices of 8 x 8 16-bit elements, lane l naming row l % 8 of matrix l / 8; word i of a lane is of
+/// matrix i, in the places of an operand. By_k: turned on the way (PTX ISA, "ldmatrix").
+template <bool By_k>
+GRETA_DEVICE void load_matrices(uint32_t at, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
+  if constexpr (By_k) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+                 : "r"(at)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+                 : "r"(at)
+                 : "memory");
+  }
+}
+/// A [m 16, k 16] of 16-bit elements from shared memory in which element (m, k) is at m * stride + k; stride
+/// a multiple of 8.
+GRETA_DEVICE FragmentA fragment_a(const SharedArray<uint16_t>& from, int stride) {
+  FragmentA a;
+  const int lane = lane_index(), row = lane % 8 + lane / 8 % 2 * 8, k = lane / 16 * 8;
+  load_matrices<false>(shared_address(from, row * stride + k), a.word[0], a.word[1], a.word[2], a.word[3]);
+  return a;
+}
+/// Count of B [k 16, n kTileN], `next` elements apart: element (k, n) at n * stride + k; both multiples of 8.
+template <int kCount>
+GRETA_DEVICE void fragments_b(const SharedArray<uint16_t>& from, int stride, int next,
+                              FragmentB (&b)[kCount]) {
+  static_assert(kCount % 2 == 0);
+  const int lane = lane_index(), at = lane / 16 * next + lane % 8 * stride + lane / 8 % 2 * 8;
+  GRETA_UNROLL
+  for (int i = 0; i < kCount; i += 2)
+    load_matrices<false>(shared_address(from, i * next + at), b[i].word[0], b[i].word[1], b[i + 1].word[0],
+                         b[i + 1].word[1]);
+}
+/// The same where k runs slower: element (k, n) at k * stride + n.
+template <int kCount>
+GRETA_DEVICE void fragments_b_by_k(const SharedArray<uint16_t>& from, int stride, int next,
+                                   FragmentB (&b)[kCount]) {
+  static_assert(kCount % 2 == 0);
+  const int lane = lane_index(), at = lane / 16 * next + lane % 16 * stride;
+  GRETA_UNROLL
+  for (int i = 0; i < kCount; i += 2)
+    load_matrices<true>(shared_address(from, i * next + at), b[i].word[0], b[i].word[1], b[i + 1].word[0],
+                        b[i + 1].word[1]);
+}
+
 /// c += a b, f16 operands. Products are exact; the sum truncates (u = 2^-23).
 GRETA_DEVICE void multiply(float (&c)[kFragmentC], const FragmentA& a, const FragmentB& b) {
   asm volatile(

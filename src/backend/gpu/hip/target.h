@@ -160,7 +160,7 @@ __host__ __device__ constexpr int c_n(int lane, int /*i*/) { return lane % 16; }
 
 }  // namespace hip
 }  // namespace greta::gpu
-#include "backend/gpu/fragments.inl"
+#include "backend/gpu/fragment_loads.inl"
 namespace greta::gpu {
 namespace hip {
 

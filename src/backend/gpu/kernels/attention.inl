@@ -330,14 +330,7 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
     for (int slab = 0; slab < S::kSlabs; ++slab) {
       copy_wait<1>();
       barrier();
-      bool by_row = block.pair_values(slab, split);
-      if (block.alike(split)) {
-        barrier();
-      } else {
-        by_row = block_any(by_row);
-      }
-      if (more) block.stage(S::kSlabs == 1, slab, split + 1, next_page);
-      copy_commit();
+      const bool by_row = !block.alike(split) && block_any(block.special_values(slab, split));
       if (slab == 0) {
         block.take_probabilities(p);
         if constexpr (Apart) {
@@ -351,9 +344,9 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
         if (!S::kWhole && slab * S::kSlab + n * S::kParts * kTileN >= block.steps * 16) continue;
         typename Block<S>::Values o = {};
         if (by_row) {
-          block.walk_values_by_row(o, p, n, split);
+          block.walk_values_by_row(o, p, slab, n, split);
         } else {
-          block.walk_values(o, p, n);
+          block.walk_values(o, p, slab, n);
         }
         GRETA_UNROLL
         for (int j = 0; j < S::kAtOnce; ++j) {
@@ -364,6 +357,11 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
           }
         }
       }
+      if (more) {
+        barrier();  // the slab has been read
+        block.stage(S::kSlabs == 1, slab, split + 1, next_page);
+      }
+      copy_commit();
     }
     page = next_page;
   }

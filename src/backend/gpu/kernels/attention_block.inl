@@ -49,7 +49,7 @@ struct Block {
   const AttentionCall& call;
   const SharedArray<Work> kept;  ///< [1]: needed at a split's edges, no reason to fill registers
   const Work& work;
-  SharedArray<uint16_t> room;           ///< slabs as they come, then V in pairs of keys
+  SharedArray<uint16_t> room;           ///< slabs as they come, then a small block's q
   SharedArray<uint16_t> probabilities;  ///< [operands][rows][kProbabilityStride]
   SharedArray<float> maxima;            ///< [rows][4], a part's each
   SharedArray<float> sums;              ///< [rows][4], of 16 keys each
@@ -65,7 +65,7 @@ struct Block {
       : call(of),
         kept(shared.array<Work>(1)),
         work(kept[0]),
-        room(shared.array<uint16_t>(2 * S::kSlot + S::kPairs)),
+        room(shared.array<uint16_t>(2 * S::kSlot + S::kQueriesRoom)),
         probabilities(shared.array<uint16_t>(S::kProbabilities)),
         maxima(shared.array<float>(4 * S::kRows)),
         sums(shared.array<float>(4 * S::kRows)),
@@ -100,7 +100,6 @@ struct Block {
   GRETA_DEVICE SharedArray<uint16_t> slot(bool value, int slab) const {
     return room.from((S::kSlabs == 1 ? (value ? 1 : 0) : slab) * S::kSlot);
   }
-  GRETA_DEVICE SharedArray<uint16_t> value_pairs() const { return room.from(2 * S::kSlot); }
   GRETA_DEVICE int64_t page_of(int split) const {
     return call.cache.pages[work.tile.sequence * call.cache.page_stride + split];
   }
@@ -227,32 +226,19 @@ struct Block {
     to.put_words4(i, v);
   }
 
-  /// The slab of V in its slot as pairs of keys: word [j][d] = (V[2j][d], V[2j + 1][d]), which is how B wants
-  /// it. Whether a row of V that not every row of the block sees holds a NaN or an infinity.
-  GRETA_DEVICE bool pair_values(int slab, int split) const {
+  /// Whether a row of the slab of V in its slot that not every row of the block sees holds a NaN or an
+  /// infinity.
+  GRETA_DEVICE bool special_values(int slab, int split) const {
     constexpr int kChunks = S::kSlab / 8;
-    const SharedArray<uint16_t> from = slot(true, slab), to = value_pairs();
-    const bool check = !alike(split);
+    const SharedArray<uint16_t> from = slot(true, slab);
     bool special = false;
-    GRETA_UNROLL
-    for (int i = 0; i < kSplit / 2 * kChunks; i += S::kThreads) {
-      const int j = (i + thread_index()) / kChunks, d = (i + thread_index()) % kChunks * 8;
-      if (kSplit / 2 * kChunks % S::kThreads != 0 && j >= kSplit / 2) continue;
-      if (!S::kWhole && slab * S::kSlab + d >= steps * 16) continue;
-      const Words4 a = from.words4(2 * j * S::kStride + d), b = from.words4((2 * j + 1) * S::kStride + d);
-      if (check) {
-        const int key = split * kSplit + 2 * j;
-        special =
-            special || (!work.all.has(key) && any_special(a)) || (!work.all.has(key + 1) && any_special(b));
-      }
-      const int at = 2 * (j * S::kStride + d);
-      to.put_words4(at, {lows(a.x, b.x), highs(a.x, b.x), lows(a.y, b.y), highs(a.y, b.y)});
-      to.put_words4(at + 8, {lows(a.z, b.z), highs(a.z, b.z), lows(a.w, b.w), highs(a.w, b.w)});
+    for (int i = thread_index(); i < kSplit * kChunks; i += S::kThreads) {
+      const int key = i / kChunks, d = i % kChunks * 8;
+      if (work.all.has(split * kSplit + key) || (!S::kWhole && slab * S::kSlab + d >= steps * 16)) continue;
+      special = special || any_special(from.words4(key * S::kStride + d));
     }
     return special;
   }
-  static GRETA_DEVICE uint32_t lows(uint32_t a, uint32_t b) { return (a & 0xffffu) | (b << 16); }
-  static GRETA_DEVICE uint32_t highs(uint32_t a, uint32_t b) { return (a >> 16) | (b & 0xffff0000u); }
   static GRETA_DEVICE bool any_special(const Words4& v) {
     return has_special<S::kBf16>(v.x) || has_special<S::kBf16>(v.y) || has_special<S::kBf16>(v.z) ||
            has_special<S::kBf16>(v.w);
@@ -270,9 +256,7 @@ struct Block {
       const int step = slab * S::kSlabSteps + s;
       if (!S::kWhole && step >= steps) continue;
       FragmentB b[S::kKeyTiles];
-      GRETA_UNROLL
-      for (int n = 0; n < S::kKeyTiles; ++n)
-        b[n] = fragment_b(k.from(n * kTileN * S::kStride + 16 * s), S::kStride);
+      fragments_b(k.from(16 * s), S::kStride, kTileN * S::kStride, b);
       GRETA_UNROLL
       for (int o = 0; o < S::kOperands; ++o) {
         GRETA_UNROLL
@@ -425,25 +409,18 @@ struct Block {
     }
   }
 
-  /// V's keys 16 step .. of this wave's value tile n.
-  GRETA_DEVICE FragmentB value_fragment(int n, int step) const {
-    const SharedArray<uint16_t> pairs = value_pairs();
-    const int lane = lane_index(), column = (n * S::kParts + part) * kTileN;
-    FragmentB b;
-    GRETA_UNROLL
-    for (int w = 0; w < kFragmentB / 2; ++w)
-      b.word[w] =
-          pairs.word(2 * ((8 * step + b_k(lane, 2 * w) / 2) * S::kStride + column + b_n(lane, 2 * w)));
-    return b;
+  /// V's keys 16 step .. of this wave's value tiles n ..
+  GRETA_DEVICE void value_fragments(int slab, int n, int step, FragmentB (&b)[S::kAtOnce]) const {
+    fragments_b_by_k(slot(true, slab).from(16 * step * S::kStride + (n * S::kParts + part) * kTileN),
+                     S::kStride, S::kParts * kTileN, b);
   }
 
   /// o of this wave's value tiles n ..; what tiles past head_dim hold is of no use to anyone.
-  GRETA_DEVICE void walk_values(Values& o, const Operands& p, int n) const {
+  GRETA_DEVICE void walk_values(Values& o, const Operands& p, int slab, int n) const {
     GRETA_UNROLL
     for (int s = 0; s < kSplit / 16; ++s) {
       FragmentB b[S::kAtOnce];
-      GRETA_UNROLL
-      for (int j = 0; j < S::kAtOnce; ++j) b[j] = value_fragment(n + j, s);
+      value_fragments(slab, n, s, b);
       GRETA_UNROLL
       for (int part_of_p = 0; part_of_p < S::kOperands; ++part_of_p) {
         GRETA_UNROLL
@@ -456,31 +433,37 @@ struct Block {
   }
 
   /// The same, each row of the tile with those keys' V as zeros that it does not see.
-  GRETA_DEVICE void walk_values_by_row(Values& o, const Operands& p, int n, int split) const {
+  GRETA_DEVICE void walk_values_by_row(Values& o, const Operands& p, int slab, int n, int split) const {
     GRETA_UNROLL
     for (int t = 0; t < S::kTiles; ++t) {
       const int begin = first_pair + 16 * t;
       const int end = begin + 16 < work.pairs ? begin + 16 : work.pairs;
       for (int row = work.row(begin); begin < end && row <= work.row(end - 1); ++row) {
         const Keys keys = visible_at(work.tile.first_position + row, call.window);
+        float own[S::kAtOnce][kFragmentC] = {};
         GRETA_UNROLL
-        for (int j = 0; j < S::kAtOnce; ++j) {
-          float own[kFragmentC] = {};
+        for (int s = 0; s < kSplit / 16; ++s) {
+          FragmentB b[S::kAtOnce];
+          value_fragments(slab, n, s, b);
           GRETA_UNROLL
-          for (int s = 0; s < kSplit / 16; ++s) {
-            FragmentB b = value_fragment(n + j, s);
+          for (int w = 0; w < kFragmentB / 2; ++w) {
+            const int key = split * kSplit + 16 * s + b_k(lane_index(), 2 * w);
+            const uint32_t seen = (keys.has(key) ? 0xffffu : 0u) | (keys.has(key + 1) ? 0xffff0000u : 0u);
             GRETA_UNROLL
-            for (int w = 0; w < kFragmentB / 2; ++w) {
-              const int key = split * kSplit + 16 * s + b_k(lane_index(), 2 * w);
-              b.word[w] &= (keys.has(key) ? 0xffffu : 0u) | (keys.has(key + 1) ? 0xffff0000u : 0u);
-            }
-            GRETA_UNROLL
-            for (int part_of_p = 0; part_of_p < S::kOperands; ++part_of_p)
-              multiply_operands<S::kBf16>(own, p[t][s][part_of_p], b);
+            for (int j = 0; j < S::kAtOnce; ++j) b[j].word[w] &= seen;
           }
           GRETA_UNROLL
-          for (int i = 0; i < kFragmentC; ++i)
-            o[j][t][i] = work.row(pair_of(t, i)) == row ? own[i] : o[j][t][i];
+          for (int part_of_p = 0; part_of_p < S::kOperands; ++part_of_p) {
+            GRETA_UNROLL
+            for (int j = 0; j < S::kAtOnce; ++j)
+              multiply_operands<S::kBf16>(own[j], p[t][s][part_of_p], b[j]);
+          }
+        }
+        GRETA_UNROLL
+        for (int i = 0; i < kFragmentC; ++i) {
+          if (work.row(pair_of(t, i)) != row) continue;
+          GRETA_UNROLL
+          for (int j = 0; j < S::kAtOnce; ++j) o[j][t][i] = own[j][i];
         }
       }
     }

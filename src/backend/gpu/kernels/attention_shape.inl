@@ -62,19 +62,19 @@ struct Shape {
   static constexpr int kValueTiles = kSlab / kTileN / kParts;  ///< of a wave, in a slab
   static constexpr int kAtOnce = kValueTiles * kTiles < 4 ? kValueTiles : 4 / kTiles;
 
-  // Shared memory, in 16-bit elements: two slabs as they come; a slab of V in pairs of keys; P; then floats.
+  // Shared memory, in 16-bit elements: two slabs as they come; a small block's q; P; then floats.
   static constexpr int kSlot = kSplit * kStride;
-  static constexpr int kPairs = kSplit * kStride;
   static constexpr int kQueryStride = HeadDim + 8;
   static constexpr int kQueries = kOperands * kRows * kQueryStride;
-  /// The operands of q pass through: a small block's where V's pairs will be, so that K and V can be on their
+  /// The operands of q pass through: a small block's in a room of their own, so that K and V can be on their
   /// way; others' where the slabs will be.
   static constexpr int kQueriesAt = Small ? 2 * kSlot : 0;
-  static_assert(kQueries <= (Small ? kPairs : 2 * kSlot));
+  static constexpr int kQueriesRoom = Small ? kQueries : 0;
+  static_assert(Small || kQueries <= 2 * kSlot);
   static constexpr int kProbabilityStride = kSplit + 8;
   static constexpr int kProbabilities = kOperands * kRows * kProbabilityStride;
   static constexpr int kSharedBytes =
-      2 * (2 * kSlot + kPairs + kProbabilities) + 4 * (4 + 4 + 1) * kRows + kWorkBytes;
+      2 * (2 * kSlot + kQueriesRoom + kProbabilities) + 4 * (4 + 4 + 1) * kRows + kWorkBytes;
 };
 
 /// A range of keys, last included; empty where last < first.

@@ -79,12 +79,16 @@ GRETA_DEVICE void multiply_step(const WeightStep<T>& weights, const float (&up)[
     GRETA_UNROLL
     for (int m = 0; m < kTilesM<T>; ++m) unpack_k16(weights.tile[m], scales[m], up[m], j, 0, step, a[m]);
     GRETA_UNROLL
-    for (int n = 0; n < kTilesN; ++n) {
-      const FragmentB b = fragment_b(tokens.from(n * kTileN * kTokenStride + 16 * step), kTokenStride);
+    for (int n = 0; n < kTilesN; n += 2) {
+      FragmentB b[2];
+      fragments_b(tokens.from(n * kTileN * kTokenStride + 16 * step), kTokenStride, kTileN * kTokenStride, b);
       GRETA_UNROLL
       for (int m = 0; m < kTilesM<T>; ++m) {
         GRETA_UNROLL
-        for (int part = 0; part < kParts<T>; ++part) multiply(c[m][n], a[m].part[part], b);
+        for (int i = 0; i < 2; ++i) {
+          GRETA_UNROLL
+          for (int part = 0; part < kParts<T>; ++part) multiply(c[m][n + i], a[m].part[part], b[i]);
+        }
       }
     }
   }

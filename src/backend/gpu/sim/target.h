@@ -266,7 +266,7 @@ constexpr sim::MatrixUnit matrix_unit() {
 inline constexpr sim::MatrixUnit kMatrixUnit = matrix_unit();
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET
-#include "backend/gpu/fragments.inl"
+#include "backend/gpu/fragment_loads.inl"
 namespace greta::gpu::GRETA_GPU_TARGET {
 
 /// c += a b, f16 operands: FP32 fused multiply-adds in ascending k, to nearest even.
