@@ -220,14 +220,25 @@ GRETA_DEVICE void merge_row(const AttentionCall& call, int64_t at, const Keys& k
     const Merging merge = merging(lane == 0 ? largest : larger(largest, earlier), m);
     largest = larger(largest, shuffle(upto, kWave - 1));
     const float* values = partial_values(call, at * call.splits + first);
-    GRETA_UNROLL_BY(4)
-    for (int i = 0; i < count; ++i, values += head_dim) {
-      const float a = shuffle(merge.a, i), b = shuffle(merge.b, i);
-      sum = fused(sum, a, shuffle(l, i) * b);
+    constexpr int kAtOnce = 4;  // splits whose values are on their way together
+    for (int i = 0; i < count; i += kAtOnce) {
+      float v[kAtOnce][kColumns];
       GRETA_UNROLL
-      for (int c = 0; c < kColumns; ++c) {
-        const int d = lane + c * kWave;
-        if (d < head_dim) o[c] = fused(o[c], a, values[d] * b);
+      for (int u = 0; u < kAtOnce; ++u) {
+        GRETA_UNROLL
+        for (int c = 0; c < kColumns; ++c) {
+          const int d = lane + c * kWave;
+          v[u][c] =
+              i + u < count && d < head_dim ? values[(i + u) * static_cast<int64_t>(head_dim) + d] : 0.0f;
+        }
+      }
+      GRETA_UNROLL
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (i + u >= count) break;
+        const float a = shuffle(merge.a, i + u), b = shuffle(merge.b, i + u);
+        sum = fused(sum, a, shuffle(l, i + u) * b);
+        GRETA_UNROLL
+        for (int c = 0; c < kColumns; ++c) o[c] = fused(o[c], a, v[u][c] * b);
       }
     }
   }
