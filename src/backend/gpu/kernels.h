@@ -252,7 +252,7 @@ struct Kernels {
   bool (*fuses_glu)(const MatmulCall&);
   /// Most rows that a tile of attention may have.
   int64_t (*attention_tile_rows)(int heads, int kv_heads, int head_dim, int64_t rows);
-  /// Whether attention may have AttentionCall::k and v: every row a sequence of its own, for one.
+  /// Whether AttentionCall::k and v may be there, in a batch whose rows are each of a sequence of its own.
   bool (*fuses_rope)(int heads, int kv_heads);
 
   void (*embed)(const Launch&, const EmbedCall&);
