@@ -3,8 +3,8 @@
 namespace greta::gpu::GRETA_GPU_TARGET {
 
 /// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
-/// wait_free and filled, those that empty wait_filled and freed, each once a turn. Here all
-/// meet in a barrier when a turn's buffer is full: who fills the next but one has met those who emptied it.
+/// wait_free and filled, those that empty wait_filled and freed, each once a turn. Here all meet in a barrier
+/// when a turn's buffer is full: who fills the next but one has met those who emptied it.
 class Turns {
  public:
   static constexpr int kBytes = 0;

@@ -1,5 +1,5 @@
-// Shared memory on a chip, CUDA's and HIP's alike (sim has arrays that check each access). Included by their
-// target.h.
+// Memory on a chip, CUDA's and HIP's alike: a block's shared memory (sim has arrays that check each access),
+// and what blocks leave for each other. Included by their target.h.
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 
@@ -46,5 +46,20 @@ class Shared {
  private:
   int used_ = 0;
 };
+
+/// Of `of` blocks that call this with one `count`, zero before: whether this block is the last, and then what
+/// the others wrote before they called is there to be read, and the count zero again. All threads call it.
+GRETA_DEVICE bool last_to_arrive(uint32_t* count, uint32_t of) {
+  __threadfence();
+  barrier();
+  bool last = false;
+  if (thread_index() == 0) {
+    last = atomicAdd(count, 1u) == of - 1;
+    if (last) *count = 0;
+  }
+  last = block_any(last);
+  __threadfence();
+  return last;
+}
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET

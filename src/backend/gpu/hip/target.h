@@ -60,18 +60,6 @@ GRETA_DEVICE T shuffle_xor(T value, int mask) {
 }
 GRETA_DEVICE bool block_any(bool condition) { return __syncthreads_or(condition) != 0; }
 GRETA_DEVICE void atomic_add(unsigned long long* at, unsigned long long value) { atomicAdd(at, value); }
-GRETA_DEVICE bool last_to_arrive(uint32_t* count, uint32_t of) {
-  __threadfence();
-  __syncthreads();
-  bool last = false;
-  if (threadIdx.x == 0) {
-    last = atomicAdd(count, 1u) == of - 1;
-    if (last) *count = 0;
-  }
-  last = __syncthreads_or(last) != 0;
-  __threadfence();
-  return last;
-}
 
 // ---- numbers: each rounds once, to nearest even, nothing is contracted
 // ------------------------------------------
