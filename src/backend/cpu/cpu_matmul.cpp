@@ -7,12 +7,10 @@
 namespace greta::cpu {
 namespace {
 
-/// Unpacked groups of one item: they are read once for every token tile and should stay in a core's own
-/// cache.
-constexpr int64_t kUnpackedBytes = 384 << 10;
+/// Float rows of one item: they are read once for every few tokens and should stay in a core's own cache.
+constexpr int64_t kFloatBytes = 384 << 10;
 /// The shortest stretch of groups of a one-token call, in bytes of weights.
 constexpr int64_t kStreamBytes = 48 << 10;
-constexpr int64_t kMostGroups = 8;
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
@@ -91,8 +89,9 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
   const int64_t threads = pool_.size();
   const int64_t streamed = packed ? w.group_size : w.row_bytes * kLanes;
   const int64_t wanted = args.rows == 1 ? kStreamBytes / streamed
-                                        : kUnpackedBytes / (packed ? unpacked_bytes(w.units) : streamed);
-  part.item_groups = std::clamp<int64_t>(wanted, 1, kMostGroups);
+                         : packed       ? kItemGroups
+                                        : kFloatBytes / streamed;
+  part.item_groups = std::clamp<int64_t>(wanted, 1, kItemGroups);
   if (args.rows == 1) return part;
   part.item_groups = std::clamp<int64_t>(all_groups / (threads * 4), 1, part.item_groups);
   part.row_items = ceil_div(part.groups, part.item_groups);
@@ -113,8 +112,8 @@ void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t row
       kernels_.float_matmul[w.index](part.floats, group0 * kLanes, row1, rows * share / part.token_items,
                                      rows * (share + 1) / part.token_items);
     } else {
-      Memory& scratch = unpacked_[static_cast<size_t>(worker)];
-      scratch.reserve(static_cast<size_t>((group1 - group0) * unpacked_bytes(w.units)));
+      Memory& scratch = scratch_[static_cast<size_t>(worker)];
+      scratch.reserve(kTileScratch);
       kernels_.integer_tile[eight_ ? 1 : 0][w.index](
           part.integer, group0, group1, x_.tiles * share / part.token_items,
           x_.tiles * (share + 1) / part.token_items, scratch.data());
@@ -152,7 +151,7 @@ void Matmul::run_one(const Part (&parts)[3], int count, int64_t all_groups) {
 }
 
 void Matmul::run(const MatmulArgs& args) {
-  unpacked_.resize(static_cast<size_t>(pool_.size()));
+  scratch_.resize(static_cast<size_t>(pool_.size()));
   bool integers = false;
   int64_t all_groups = 0;
   for (int i = 0; i < args.count; ++i) {
@@ -189,8 +188,7 @@ void Matmul::run(const MatmulArgs& args) {
 uint64_t Matmul::scratch_bytes(int64_t rows, int64_t widest) const {
   const int64_t units = ceil_div(widest, kUnit);
   const int64_t rounded = rows * units * (kernels_.x_bytes[eight_ ? 1 : 0] + 4 + 8 * 4) + 6 * 64;
-  const int64_t unpacked = std::max(kUnpackedBytes, unpacked_bytes(units)) * pool_.size();
-  return static_cast<uint64_t>(rounded + unpacked);
+  return static_cast<uint64_t>(rounded + int64_t{kTileScratch} * pool_.size());
 }
 
 }  // namespace greta::cpu

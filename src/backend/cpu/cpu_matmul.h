@@ -46,7 +46,7 @@ class Matmul {
   std::vector<int64_t> stretch_;  ///< first groups of run_one()'s stretches, over all outputs
   const void* extra_[3] = {};
   Memory rounded_;
-  std::vector<Memory> unpacked_;  ///< [threads]
+  std::vector<Memory> scratch_;  ///< [threads]
 };
 
 }  // namespace greta::cpu

@@ -3,11 +3,11 @@
 //   acc = fma(float(exact integer sum), scale_w * scale_x, acc), then where the format has minima
 //   acc = fma(addend_w, float(sum of q) * scale_x, acc); at the end + bias.
 
-// One sub-block H of a unit into the accumulators of T tokens. x, scale_x, extra: of this unit and tile.
-template <int F, int T, bool Eight, int H, class Source>
-[[gnu::always_inline]] inline void sub_block(VF (&acc)[T], const Source& codes, VF scale, VF addend,
-                                             const uint8_t* x, const float* scale_x, const void* extra) {
-  constexpr int kGroups = kFormats[F].sub / 4;
+// One sub-block H of a unit into the accumulators of T tokens. scale_x, extra: of this unit and tile;
+// add_products: adds the exact integer products of the sub-block to its argument.
+template <int F, int T, int H, class Products>
+[[gnu::always_inline]] inline void sub_block(VF (&acc)[T], VF scale, VF addend, const float* scale_x,
+                                             const void* extra, const Products& add_products) {
   VI sum[T];
   if constexpr (kFormats[F].minima) {
     unroll<T>([&](auto t) { sum[t] = zeroi(); });
@@ -15,7 +15,7 @@ template <int F, int T, bool Eight, int H, class Source>
     const int32_t* bias = static_cast<const int32_t*>(extra) + H * T;
     unroll<T>([&](auto t) { sum[t] = set1i(bias[t]); });
   }
-  dot<T, kGroups, Eight>(sum, codes, H * kGroups, x);
+  add_products(sum);
   unroll<T>([&](auto t) { acc[t] = fma(to_float(sum[t]), mul(scale, set1(scale_x[t])), acc[t]); });
   if constexpr (kFormats[F].minima) {
     const float* sums = static_cast<const float*>(extra) + H * T;
@@ -48,96 +48,152 @@ void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
   for (int i = 0; i < kAhead; i += 64) __builtin_prefetch(job.packed + group0 * job.group_bytes + i);
   for (int64_t group = group0; group < group1; ++group) {
     VF acc[1] = {zero()};
-    each_unit<F>(job.packed + group * job.group_bytes, x.units,
-                 [&](int64_t unit, const uint8_t* quants, const StepScales<F>& step, int u) {
-                   VF scale[2], addend[2];
-                   unit_scales<F>(step, u, scale, addend);
-                   VB codes[8];
-                   unit_codes<F>(quants, codes);
-                   const auto source = [&](int i) { return codes[i]; };
-                   unroll<kSubs>([&](auto h) {
-                     sub_block<F, 1, Eight, h.value>(acc, source, scale[h], addend[h],
-                                                     x.q + unit * kXBytes<Eight>, x.scale + unit,
-                                                     static_cast<const int32_t*>(job.extra) + unit * kSubs);
-                   });
-                 });
+    each_step<F>(
+        job.packed + group * job.group_bytes, x.units, [&](const uint8_t* step, int64_t first, int count) {
+          each_unit<F>(step, count, [&](int u, const uint8_t* quants, const StepScales<F>& scales) {
+            const int64_t unit = first + u;
+            VF scale[2], addend[2];
+            unit_scales<F>(scales, u, scale, addend);
+            VB codes[8];
+            unit_codes<F>(quants, codes);
+            unroll<kSubs>([&](auto h) {
+              sub_block<F, 1, h.value>(acc, scale[h], addend[h], x.scale + unit,
+                                       static_cast<const int32_t*>(job.extra) + unit * kSubs,
+                                       [&](VI(&sum)[1]) {
+                                         dot_packed<8 / kSubs, Eight, kFormats[F].bits>(
+                                             sum, codes, h.value * 8 / kSubs, x.q + unit * kXBytes<Eight>);
+                                       });
+            });
+          });
+        });
     store_outputs<1>(job, group, 0, acc);
   }
 }
 
-// A group unpacked: codes [units][8][64], then scale [sub-blocks][16], then addend [sub-blocks][16].
-template <int F>
-inline void unpack_group(const uint8_t* group, int64_t units, std::byte* scratch) {
+// A step of a group unpacked: codes [units][kCodeBytes], scale [sub-blocks][16], addend [sub-blocks][16].
+struct Panel {
+  uint8_t* codes;
+  float* scale;
+  float* addend;
+};
+
+template <int F, bool Eight>
+inline void unpack_step(const uint8_t* step, int count, const Panel& panel) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
-  auto* codes_out = reinterpret_cast<uint8_t*>(scratch);
-  auto* scale_out = reinterpret_cast<float*>(scratch + units * 512);
-  float* addend_out = scale_out + units * 2 * kLanes;
-  each_unit<F>(group, units, [&](int64_t unit, const uint8_t* quants, const StepScales<F>& step, int u) {
+  constexpr int kBits = kFormats[F].bits;
+  each_unit<F>(step, count, [&](int u, const uint8_t* quants, const StepScales<F>& scales) {
     VF scale[2], addend[2];
-    unit_scales<F>(step, u, scale, addend);
+    unit_scales<F>(scales, u, scale, addend);
     VB codes[8];
     unit_codes<F>(quants, codes);
-    unroll<8>([&](auto i) { storeb(codes_out + unit * 512 + 64 * i, codes[i]); });
+    unroll<8>([&](auto i) {
+      store_codes<Eight, kBits>(panel.codes + u * kCodeBytes<Eight, kBits>, i.value, codes[i]);
+    });
     unroll<kSubs>([&](auto h) {
-      store(scale_out + (unit * kSubs + h) * kLanes, scale[h]);
-      if constexpr (kFormats[F].minima) store(addend_out + (unit * kSubs + h) * kLanes, addend[h]);
+      store(panel.scale + (u * kSubs + h) * kLanes, scale[h]);
+      if constexpr (kFormats[F].minima) store(panel.addend + (u * kSubs + h) * kLanes, addend[h]);
     });
   });
 }
 
+// The T tokens from `token` on times a panel of `count` units, `first` being the first of them.
 template <int F, bool Eight, int T>
-void tile_block(const IntegerJob& job, int64_t group, int64_t token, const std::byte* scratch) {
+[[gnu::noinline]] void tile_step(const IntegerJob& job, int64_t token, int64_t first, int count,
+                                 const Panel& panel, float* sums) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
+  constexpr int kBits = kFormats[F].bits;
   const Activation& x = *job.x;
-  const int64_t units = x.units;
-  const auto* codes = reinterpret_cast<const uint8_t*>(scratch);
-  const auto* scale = reinterpret_cast<const float*>(scratch + units * 512);
-  const float* addend = scale + units * 2 * kLanes;
-  const uint8_t* q = x.q + token * units * kXBytes<Eight>;
-  const float* scale_x = x.scale + token * units;
-  const auto* extra = static_cast<const int32_t*>(job.extra) + token * units * kSubs;
+  const uint8_t* codes = panel.codes;
+  const float* scale = panel.scale;
+  const float* addend = panel.addend;
+  const uint8_t* q = x.q + (token * x.units + first * T) * kXBytes<Eight>;
+  const float* scale_x = x.scale + token * x.units + first * T;
+  const auto* extra = static_cast<const int32_t*>(job.extra) + (token * x.units + first * T) * kSubs;
   VF acc[T];
-  unroll<T>([&](auto t) { acc[t] = zero(); });
-  for (int64_t unit = 0; unit < units; ++unit) {
-    const auto source = [&](int i) { return loadb(codes + 64 * i); };
+  unroll<T>([&](auto t) { acc[t] = first == 0 ? zero() : load(sums + t * kLanes); });
+  for (int unit = 0; unit < count; ++unit) {
     unroll<kSubs>([&](auto h) {
       const VF minimum = kFormats[F].minima ? load(addend + h * kLanes) : zero();
-      sub_block<F, T, Eight, h.value>(acc, source, load(scale + h * kLanes), minimum, q, scale_x, extra);
+      sub_block<F, T, h.value>(acc, load(scale + h * kLanes), minimum, scale_x, extra, [&](VI(&sum)[T]) {
+        dot_unpacked<T, 8 / kSubs, Eight, kBits>(sum, codes, h.value * 8 / kSubs, q);
+      });
     });
-    codes += 512;
+    codes += kCodeBytes<Eight, kBits>;
     scale += kSubs * kLanes;
     addend += kSubs * kLanes;
     q += T * kXBytes<Eight>;
     scale_x += T;
     extra += T * kSubs;
   }
-  store_outputs<T>(job, group, token, acc);
+  unroll<T>([&](auto t) { store(sums + t * kLanes, acc[t]); });
 }
 
-// Unpacked, types differ in nothing but the sub-block and the minima: one kernel serves each such family.
-template <int F>
-inline constexpr int kFamily = kFormats[F].minima ? (kFormats[F].sub == 32 ? kQ4_K : kQ2_K)
-                                                  : (kFormats[F].sub == 32 ? kQ8_0 : kQ6_K);
+// body(Index<tokens>{}), `tokens` being one of the tile sizes.
+template <class Body>
+inline void for_tile(int64_t tokens, const Body& body) {
+  bool done = false;
+  unroll<5>([&](auto i) {
+    constexpr int kTokens = kTileSizes[i.value];
+    if (done || tokens != kTokens) return;
+    body(Index<kTokens>{});
+    done = true;
+  });
+}
 
+// Unpacked, types differ in their sub-blocks, the minima and how their codes are kept alone: one kernel
+// serves each such family.
+template <int F, bool Eight>
+constexpr int family() {
+  for (int other = 0; other < F; ++other) {
+    if (kFormats[other].sub == kFormats[F].sub && kFormats[other].minima == kFormats[F].minima &&
+        code_class(Eight, kFormats[other].bits) == code_class(Eight, kFormats[F].bits))
+      return other;
+  }
+  return F;
+}
+
+// The sums of a block of tokens wait in scratch between one step of K and the next, so that a step's panel is
+// made once for the block and read from the first cache. A step is done for all groups before the next one,
+// while its part of x is near; for few tokens x stays near anyway, and each group streams from memory.
 template <int F, bool Eight>
 void integer_tile(const IntegerJob& job, int64_t group0, int64_t group1, int64_t tile0, int64_t tile1,
                   std::byte* scratch) {
-  const int64_t bytes = unpacked_bytes(job.x->units);
-  for (int64_t group = group0; group < group1; ++group) {
-    unpack_group<F>(job.packed + group * job.group_bytes, job.x->units, scratch + (group - group0) * bytes);
-  }
-  for (int64_t tile = tile0; tile < tile1; ++tile) {
-    const int64_t token = job.x->tile_start[tile];
-    const int64_t tokens = job.x->tile_start[tile + 1] - token;
-    for (int64_t group = group0; group < group1; ++group) {
-      const std::byte* unpacked = scratch + (group - group0) * bytes;
-      bool done = false;
-      unroll<5>([&](auto i) {
-        constexpr int kTokens = kTileSizes[i.value];
-        if (done || tokens != kTokens) return;
-        tile_block<kFamily<F>, Eight, kTokens>(job, group, token, unpacked);
-        done = true;
-      });
+  constexpr int kFamily = family<F, Eight>();
+  constexpr int kSubs = kUnit / kFormats[F].sub;
+  constexpr int kFewTokens = 32;
+  const Activation& x = *job.x;
+  Panel panel;
+  panel.codes = reinterpret_cast<uint8_t*>(scratch);
+  panel.scale = reinterpret_cast<float*>(scratch + kStepUnits * kCodeBytes<Eight, kFormats[F].bits>);
+  panel.addend = panel.scale + kStepUnits * kSubs * kLanes;
+  const auto sums = [&](int64_t group, int64_t token) {
+    return reinterpret_cast<float*>(scratch + kPanelBytes) + (group * kBlockTokens + token) * kLanes;
+  };
+  for (int64_t tile = tile0; tile < tile1;) {
+    const int64_t begin = tile, start = x.tile_start[begin];
+    while (tile < tile1 && x.tile_start[tile + 1] - start <= kBlockTokens) ++tile;
+    const int64_t tokens = x.tile_start[tile] - start;
+    const int64_t together = tokens <= kFewTokens ? 1 : group1 - group0;
+    for (int64_t first = group0; first < group1; first += together) {
+      for (int64_t unit = 0; unit < x.units; unit += kStepUnits) {
+        const int count = units_of_step(x.units, unit);
+        for (int64_t g = 0; g < together; ++g) {
+          const uint8_t* group = job.packed + (first + g) * job.group_bytes;
+          unpack_step<F, Eight>(group + unit / kStepUnits * step_bytes<F>(kStepUnits), count, panel);
+          for (int64_t i = begin; i < tile; ++i) {
+            const int64_t token = x.tile_start[i];
+            for_tile(x.tile_start[i + 1] - token, [&](auto t) {
+              tile_step<kFamily, Eight, t.value>(job, token, unit, count, panel, sums(g, token - start));
+            });
+          }
+        }
+      }
+      for (int64_t g = 0; g < together; ++g) {
+        for (int64_t token = 0; token < tokens; ++token) {
+          const VF y[1] = {load(sums(g, token))};
+          store_outputs<1>(job, first + g, start + token, y);
+        }
+      }
     }
   }
 }

@@ -9,10 +9,6 @@ namespace greta {
 
 namespace cpu {
 
-int64_t unpacked_bytes(int64_t units) {
-  return units * 512 + 2 * (units * 2 * kLanes * static_cast<int64_t>(sizeof(float)));
-}
-
 int64_t attention_scratch(int queries, int head_dim) {
   const int64_t padded = (int64_t{head_dim} + 15) / 16 * 16;
   const int64_t floats = 2 * queries * padded + 8 * kLanes * 4 + 2 * int64_t{queries};

@@ -14,6 +14,12 @@ inline constexpr int kLanes = 16;
 inline constexpr int kUnit = 32;
 /// Units in a step (a K-quant's super-block; eight blocks of the other types).
 inline constexpr int kStepUnits = 8;
+/// The most groups of one integer_tile call, and the tokens that it carries through K together.
+inline constexpr int kItemGroups = 8;
+inline constexpr int kBlockTokens = 128;
+/// A step of one group unpacked, 16-bit codes and two sub-blocks a unit at most; then the sums of a block.
+inline constexpr int kPanelBytes = kStepUnits * (kUnit * kLanes * 2 + 2 * 2 * kLanes * 4);
+inline constexpr int kTileScratch = kPanelBytes + kItemGroups * kBlockTokens * kLanes * 4;
 /// Integer weight types, the index of the kernel arrays.
 inline constexpr int kIntegerTypes = 10;
 enum IntegerType : int { kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K };
@@ -31,19 +37,20 @@ struct FormatShape {
   int sub;
   int bias;
   bool minima;
+  int bits;  ///< of a code
 };
 inline constexpr FormatShape kFormats[kIntegerTypes] = {
-    {256, 32, false, 32, 8, false},    // Q4_0: low nibbles of 4 k4-groups, high nibbles of the next 4; d
-    {256, 64, false, 32, 0, true},     // Q4_1: the same; d, m
-    {320, 32, false, 32, 16, false},   // Q5_0: nibbles, then 8 planes of the fifth bit in one vector; d
-    {320, 64, false, 32, 0, true},     // Q5_1: the same; d, m
-    {512, 32, false, 32, 128, false},  // Q8_0: q + 128; d
-    {128, 320, true, 16, 0,
-     true},  // Q2_K: pairs of bits of 4 k4-groups, twice; d, dmin, nibbles of scales, of mins
-    {192, 224, true, 16, 4, false},   // Q3_K: pairs of bits, then planes of the third bit; d, 6-bit scales
-    {256, 256, true, 32, 0, true},    // Q4_K: nibbles; d, dmin, 6-bit scales and mins
-    {320, 256, true, 32, 0, true},    // Q5_K: nibbles and the fifth bit; the same
-    {384, 288, true, 16, 32, false},  // Q6_K: nibbles and pairs of bits; d, 8-bit scales
+    {256, 32, false, 32, 8, false, 4},    // Q4_0: low nibbles of 4 k4-groups, high nibbles of the next 4; d
+    {256, 64, false, 32, 0, true, 4},     // Q4_1: the same; d, m
+    {320, 32, false, 32, 16, false, 5},   // Q5_0: nibbles, then 8 planes of the fifth bit in one vector; d
+    {320, 64, false, 32, 0, true, 5},     // Q5_1: the same; d, m
+    {512, 32, false, 32, 128, false, 8},  // Q8_0: q + 128; d
+    {128, 320, true, 16, 0, true,
+     2},  // Q2_K: pairs of bits of 4 k4-groups, twice; d, dmin, nibbles of scales, of mins
+    {192, 224, true, 16, 4, false, 3},   // Q3_K: pairs of bits, then planes of the third bit; d, 6-bit scales
+    {256, 256, true, 32, 0, true, 4},    // Q4_K: nibbles; d, dmin, 6-bit scales and mins
+    {320, 256, true, 32, 0, true, 5},    // Q5_K: nibbles and the fifth bit; the same
+    {384, 288, true, 16, 32, false, 6},  // Q6_K: nibbles and pairs of bits; d, 8-bit scales
 };
 
 /// Rows of activations rounded to integers, in token tiles. Tile i holds the tokens tile_start[i] ..
@@ -138,7 +145,7 @@ struct KernelTable {
   void (*x_extra[kIntegerTypes])(const Activation& x, int64_t tile, void* extra);
   /// One token: groups [group0, group1).
   void (*integer_one[2][kIntegerTypes])(const IntegerJob& job, int64_t group0, int64_t group1);
-  /// Tiles [tile0, tile1) x groups [group0, group1); scratch holds unpacked_bytes() a group.
+  /// Tiles [tile0, tile1) x groups [group0, group1), kItemGroups at most; scratch: kTileScratch bytes.
   void (*integer_tile[2][kIntegerTypes])(const IntegerJob& job, int64_t group0, int64_t group1, int64_t tile0,
                                          int64_t tile1, std::byte* scratch);
 
@@ -146,8 +153,6 @@ struct KernelTable {
   void (*attention[kFloatTypes])(const AttentionJob& job, std::byte* scratch);
 };
 
-/// Bytes of one group unpacked: codes, then scale and addend of each sub-block.
-int64_t unpacked_bytes(int64_t units);
 int64_t attention_scratch(int queries, int head_dim);
 
 const KernelTable& kernels_avx512();

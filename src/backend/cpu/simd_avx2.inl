@@ -174,22 +174,58 @@ inline __m256i broadcast_word(const uint8_t* p) {
   return _mm256_set1_epi32(word);
 }
 
-// sum[t] += the exact integer products of N k4-groups, source(i) being the codes of group first + i. The even
-// and the odd bytes of a row become two int16 each, so a 32-bit lane stays with its row.
-template <int T, int N, bool Eight, class Source>
-[[gnu::always_inline]] inline void dot(VI (&sum)[T], const Source& source, int first, const uint8_t* x) {
-  x += first * T * 8;
+// Even and odd bytes of a row as int16 pairs, so that a 32-bit lane stays with its row: [even, odd][low, high
+// rows].
+struct Words {
+  __m256i even_a, even_b, odd_a, odd_b;
+};
+inline Words words_of(VB codes) {
   const __m256i bytes = _mm256_set1_epi16(0xff);
+  return {_mm256_and_si256(codes.a, bytes), _mm256_and_si256(codes.b, bytes), _mm256_srli_epi16(codes.a, 8),
+          _mm256_srli_epi16(codes.b, 8)};
+}
+inline __m256i add_madd(__m256i sum, __m256i a, __m256i b) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  asm("" : "+x"(sum));  // or GCC adds products to each other first and runs out of registers
+  return sum;
+}
+
+// sum += the exact integer products of N k4-groups of one token, codes[first] on.
+template <int N, bool Eight, int Bits>
+[[gnu::always_inline]] inline void dot_packed(VI (&sum)[1], const VB (&codes)[8], int first,
+                                              const uint8_t* x) {
+  unroll<N>([&](auto i) {
+    const Words w = words_of(codes[first + i]);
+    const __m256i x02 = broadcast_word(x + (first + i) * 8), x13 = broadcast_word(x + (first + i) * 8 + 4);
+    sum[0].a = add_madd(add_madd(sum[0].a, w.even_a, x02), w.odd_a, x13);
+    sum[0].b = add_madd(add_madd(sum[0].b, w.even_b, x02), w.odd_b, x13);
+  });
+}
+
+// Unpacked codes: int16, a k4-group [even bytes, odd bytes][low, high rows].
+constexpr int code_class(bool, int) { return 16; }
+template <bool Eight, int Bits>
+inline constexpr int kCodeBytes = 1024;
+template <bool Eight, int Bits>
+inline void store_codes(uint8_t* unit, int i, VB codes) {
+  const Words w = words_of(codes);
+  storei(unit + 128 * i, {w.even_a, w.even_b});
+  storei(unit + 128 * i + 64, {w.odd_a, w.odd_b});
+}
+// The same for T tokens, pair of k by pair: sums, two registers of codes, one of x and the products fit 16.
+template <int T, int N, bool Eight, int Bits>
+[[gnu::always_inline]] inline void dot_unpacked(VI (&sum)[T], const uint8_t* codes, int first,
+                                                const uint8_t* x) {
+  codes += first * 128;
+  x += first * T * 8;
   for (int i = 0; i < N; ++i) {
-    const VB codes = source(first + i);
-    const __m256i even_a = _mm256_and_si256(codes.a, bytes), odd_a = _mm256_srli_epi16(codes.a, 8);
-    const __m256i even_b = _mm256_and_si256(codes.b, bytes), odd_b = _mm256_srli_epi16(codes.b, 8);
-    unroll<T>([&](auto t) {
-      const __m256i x02 = broadcast_word(x + (i * T + t) * 8), x13 = broadcast_word(x + (i * T + t) * 8 + 4);
-      sum[t].a = _mm256_add_epi32(
-          sum[t].a, _mm256_add_epi32(_mm256_madd_epi16(even_a, x02), _mm256_madd_epi16(odd_a, x13)));
-      sum[t].b = _mm256_add_epi32(
-          sum[t].b, _mm256_add_epi32(_mm256_madd_epi16(even_b, x02), _mm256_madd_epi16(odd_b, x13)));
+    unroll<2>([&](auto pair) {
+      const VI w = loadi(codes + 128 * i + 64 * pair);
+      unroll<T>([&](auto t) {
+        const __m256i pair_x = broadcast_word(x + (i * T + t) * 8 + 4 * pair);
+        sum[t].a = add_madd(sum[t].a, w.a, pair_x);
+        sum[t].b = add_madd(sum[t].b, w.b, pair_x);
+      });
     });
   }
 }

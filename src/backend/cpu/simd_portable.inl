@@ -212,6 +212,25 @@ inline void dot(VI (&sum)[T], const Source& source, int first, const uint8_t* x)
   }
 }
 
+template <int N, bool Eight, int Bits>
+inline void dot_packed(VI (&sum)[1], const VB (&codes)[8], int first, const uint8_t* x) {
+  dot<1, N, Eight>(
+      sum, [&](int i) { return codes[i]; }, first, x);
+}
+// Unpacked codes: bytes, as they come.
+constexpr int code_class(bool, int) { return 8; }
+template <bool Eight, int Bits>
+inline constexpr int kCodeBytes = 512;
+template <bool Eight, int Bits>
+inline void store_codes(uint8_t* unit, int i, VB codes) {
+  storeb(unit + 64 * i, codes);
+}
+template <int T, int N, bool Eight, int Bits>
+inline void dot_unpacked(VI (&sum)[T], const uint8_t* codes, int first, const uint8_t* x) {
+  dot<T, N, Eight>(
+      sum, [&](int i) { return loadb(codes + 64 * i); }, first, x);
+}
+
 template <bool Eight>
 inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
   alignas(64) int32_t q[32];
