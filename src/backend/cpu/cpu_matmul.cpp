@@ -45,6 +45,7 @@ void Matmul::round_activations(const MatmulArgs& args) {
   const int64_t sum_bytes = aligned(cells * 8);
   rounded_.reserve(static_cast<size_t>(q_bytes + scale_bytes + sum_bytes * (1 + extras)));
   std::byte* at = rounded_.data();
+  x_.rows = args.rows;
   x_.units = units;
   x_.tiles = static_cast<int64_t>(tile_start_.size()) - 1;
   x_.tile_start = tile_start_.data();
@@ -69,6 +70,29 @@ void Matmul::round_activations(const MatmulArgs& args) {
   });
 }
 
+void Matmul::tile_floats(const MatmulArgs& args) {
+  const int64_t k = args.x.width, vectors = ceil_div(k, kLanes), widest = kernels_.float_tokens;
+  const auto* x = static_cast<const float*>(args.x.data);
+  floats_ = x;
+  if (args.rows == 1 && k % kLanes == 0) return;  // a tile of one token as it lies
+  tiled_.reserve(static_cast<size_t>(args.rows * vectors * kLanes) * sizeof(float));
+  auto* to = reinterpret_cast<float*>(tiled_.data());
+  floats_ = to;
+  pool_.parallel_for(ceil_div(args.rows, widest), 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t token = tile * widest, tokens = std::min(widest, args.rows - token);
+      float* out = to + token * vectors * kLanes;
+      for (int64_t k0 = 0; k0 < k; k0 += kLanes) {
+        const int64_t count = std::min<int64_t>(kLanes, k - k0);
+        for (int64_t t = 0; t < tokens; ++t, out += kLanes) {
+          std::copy_n(x + (token + t) * k + k0, count, out);
+          std::fill(out + count, out + kLanes, 0.0f);
+        }
+      }
+    }
+  });
+}
+
 Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_groups) const {
   const MatmulOutput& output = args.outputs[static_cast<size_t>(index)];
   Part part;
@@ -84,7 +108,7 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
     part.integer = {
         reinterpret_cast<const uint8_t*>(w.data), w.group_size, w.rows, &x_, extra_[index], bias, out};
   } else {
-    part.floats = {w.data, w.row_bytes, w.rows, w.cols, static_cast<const float*>(args.x.data), bias, out};
+    part.floats = {w.data, w.row_bytes, w.rows, w.cols, floats_, bias, out};
   }
   const int64_t threads = pool_.size();
   const int64_t streamed = packed ? w.group_size : w.row_bytes * kLanes;
@@ -95,7 +119,7 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
   if (args.rows == 1) return part;
   part.item_groups = std::clamp<int64_t>(all_groups / (threads * 4), 1, part.item_groups);
   part.row_items = ceil_div(part.groups, part.item_groups);
-  const int64_t tiles = ceil_div(args.rows, kernels_.widest_tile);
+  const int64_t tiles = packed ? x_.tiles : ceil_div(args.rows, kernels_.float_tokens);
   if (threads > 1 && all_groups < threads * 2)
     part.token_items = std::min(tiles, ceil_div(threads * 2, all_groups));
   return part;
@@ -103,20 +127,21 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
 
 void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker) {
   const CpuWeight& w = *part.weight;
+  std::byte* scratch = scratch_.data() + worker * int64_t{kMatmulScratch};
   for (int64_t item = first; item < last; ++item) {
     const int64_t group0 = item / part.token_items * part.item_groups;
     const int64_t group1 = std::min(group0 + part.item_groups, part.groups);
     const int64_t share = item % part.token_items;
     if (w.layout != Layout::groups) {
-      const int64_t row1 = std::min(group1 * kLanes, w.rows);
-      kernels_.float_matmul[w.index](part.floats, group0 * kLanes, row1, rows * share / part.token_items,
-                                     rows * (share + 1) / part.token_items);
+      const int64_t widest = kernels_.float_tokens, tiles = ceil_div(rows, widest);
+      kernels_.float_matmul[w.index](part.floats, group0 * kLanes, std::min(group1 * kLanes, w.rows),
+                                     tiles * share / part.token_items * widest,
+                                     std::min(rows, tiles * (share + 1) / part.token_items * widest),
+                                     scratch);
     } else {
-      Memory& scratch = scratch_[static_cast<size_t>(worker)];
-      scratch.reserve(kTileScratch);
-      kernels_.integer_tile[eight_ ? 1 : 0][w.index](
-          part.integer, group0, group1, x_.tiles * share / part.token_items,
-          x_.tiles * (share + 1) / part.token_items, scratch.data());
+      kernels_.integer_tile[eight_ ? 1 : 0][w.index](part.integer, group0, group1,
+                                                     x_.tiles * share / part.token_items,
+                                                     x_.tiles * (share + 1) / part.token_items, scratch);
     }
   }
 }
@@ -130,36 +155,38 @@ void Matmul::run_one(const Part (&parts)[3], int count, int64_t all_groups) {
     group += std::max(shortest, (all_groups - group) / (2 * pool_.size()));
   }
   stretch_.push_back(all_groups);
-  pool_.parallel_for(static_cast<int64_t>(stretch_.size()) - 1, 1, [&](int64_t begin, int64_t end, int) {
-    int64_t group0 = stretch_[static_cast<size_t>(begin)];
-    int64_t group1 = std::min(stretch_[static_cast<size_t>(end)], all_groups);
-    for (int i = 0; i < count && group1 > 0; ++i) {
-      const Part& part = parts[i];
-      const CpuWeight& w = *part.weight;
-      const int64_t stop = std::min(group1, part.groups);
-      if (group0 < stop) {
-        if (w.layout == Layout::groups) {
-          kernels_.integer_one[eight_ ? 1 : 0][w.index](part.integer, group0, stop);
-        } else {
-          kernels_.float_matmul[w.index](part.floats, group0 * kLanes, std::min(stop * kLanes, w.rows), 0, 1);
+  pool_.parallel_for(
+      static_cast<int64_t>(stretch_.size()) - 1, 1, [&](int64_t begin, int64_t end, int worker) {
+        int64_t group0 = stretch_[static_cast<size_t>(begin)];
+        int64_t group1 = std::min(stretch_[static_cast<size_t>(end)], all_groups);
+        for (int i = 0; i < count && group1 > 0; ++i) {
+          const Part& part = parts[i];
+          const CpuWeight& w = *part.weight;
+          const int64_t stop = std::min(group1, part.groups);
+          if (group0 < stop) {
+            if (w.layout == Layout::groups) {
+              kernels_.integer_one[eight_ ? 1 : 0][w.index](part.integer, group0, stop);
+            } else {
+              kernels_.float_matmul[w.index](part.floats, group0 * kLanes, std::min(stop * kLanes, w.rows), 0,
+                                             1, scratch_.data() + worker * int64_t{kMatmulScratch});
+            }
+          }
+          group0 = std::max<int64_t>(group0 - part.groups, 0);
+          group1 -= part.groups;
         }
-      }
-      group0 = std::max<int64_t>(group0 - part.groups, 0);
-      group1 -= part.groups;
-    }
-  });
+      });
 }
 
 void Matmul::run(const MatmulArgs& args) {
-  scratch_.resize(static_cast<size_t>(pool_.size()));
-  bool integers = false;
+  bool integers = false, floats = false;
   int64_t all_groups = 0;
   for (int i = 0; i < args.count; ++i) {
     const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
-    integers = integers || weight.layout == Layout::groups;
+    (weight.layout == Layout::groups ? integers : floats) = true;
     all_groups += ceil_div(weight.rows, kLanes);
   }
   if (integers) round_activations(args);
+  if (floats) tile_floats(args);
   Part parts[3];
   int64_t end_of[3];
   int64_t items = 0;
@@ -187,8 +214,9 @@ void Matmul::run(const MatmulArgs& args) {
 
 uint64_t Matmul::scratch_bytes(int64_t rows, int64_t widest) const {
   const int64_t units = ceil_div(widest, kUnit);
+  const int64_t tiled = rows * ceil_div(widest, kLanes) * kLanes * 4;
   const int64_t rounded = rows * units * (kernels_.x_bytes[eight_ ? 1 : 0] + 4 + 8 * 4) + 6 * 64;
-  return static_cast<uint64_t>(rounded + int64_t{kTileScratch} * pool_.size());
+  return static_cast<uint64_t>(tiled + rounded + int64_t{kMatmulScratch} * pool_.size());
 }
 
 }  // namespace greta::cpu

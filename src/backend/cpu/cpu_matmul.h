@@ -13,7 +13,10 @@ namespace greta::cpu {
 class Matmul {
  public:
   Matmul(const KernelTable& kernels, ThreadPool& pool, bool eight)
-      : kernels_(kernels), pool_(pool), eight_(eight) {}
+      : kernels_(kernels),
+        pool_(pool),
+        eight_(eight),
+        scratch_(static_cast<size_t>(pool.size()) * kMatmulScratch) {}
 
   void run(const MatmulArgs& args);
   /// Bytes that run() keeps for calls of this size.
@@ -33,6 +36,8 @@ class Matmul {
   };
 
   void round_activations(const MatmulArgs& args);
+  /// The rows as FloatJob::x.
+  void tile_floats(const MatmulArgs& args);
   Part make_part(const MatmulArgs& args, int index, int64_t all_groups) const;
   void run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker);
   /// One token: stretches of consecutive groups, long ones first, so that each thread streams through memory.
@@ -46,7 +51,9 @@ class Matmul {
   std::vector<int64_t> stretch_;  ///< first groups of run_one()'s stretches, over all outputs
   const void* extra_[3] = {};
   Memory rounded_;
-  std::vector<Memory> scratch_;  ///< [threads]
+  const float* floats_ = nullptr;
+  Memory tiled_;
+  Memory scratch_;  ///< kMatmulScratch bytes a thread
 };
 
 }  // namespace greta::cpu

@@ -1,6 +1,6 @@
 // Products with F32, F16 and BF16 weights. Lane l adds the products k = 16 j + l in ascending j, each by one
-// fma (a last short vector is padded with zeros); then the fixed tree; then the bias. The register tile
-// changes no order.
+// fma (a last short vector is padded with zeros); then the fixed tree; then the bias. Neither the register
+// tile nor the panels change that order.
 
 template <FloatType W>
 inline VF load_weights(const std::byte* p) {
@@ -18,73 +18,161 @@ inline VF load_weights_n(const std::byte* p, int n) {
   if constexpr (W == kF16) return load_f16_n(p, n);
   if constexpr (W == kBF16) return load_bf16_n(p, n);
 }
+inline int64_t padded_k(const FloatJob& job) { return (job.k + kLanes - 1) / kLanes * kLanes; }
+inline void store_output(const FloatJob& job, int64_t row, int64_t token, VF sums) {
+  float y = reduce_add(sums);
+  if (job.bias != nullptr) y = y + job.bias[row];
+  job.out[token * job.rows + row] = y;
+}
+
 template <FloatType W>
 inline constexpr int kElement = W == kF32 ? 4 : 2;
 
-// How far ahead of its use a line of weights is asked for where one token streams them, kRowsOfOne rows side
+// How far ahead of its use a line of weights is asked for where few tokens stream them, kRowsOfOne rows side
 // by side (measured on Zen 4: 8 rows and 512 bytes give 24 GB/s a thread, 4 rows without 19).
 inline constexpr int kRowAhead = 512;
 
+// Few tokens, T of one tile: straight from the weights, which stream from memory.
 template <FloatType W, int R, int T>
-inline void float_block(const FloatJob& job, int64_t row, int64_t token) {
+inline void float_rows(const FloatJob& job, int64_t row, int64_t token) {
   const std::byte* w = job.w + row * job.row_bytes;
-  const float* x = job.x + token * job.k;
+  const float* x = job.x + token * padded_k(job);
   VF acc[R][T];
   unroll<R>([&](auto r) { unroll<T>([&](auto t) { acc[r][t] = zero(); }); });
+  const auto multiply = [&](const VF(&weights)[R]) {
+    unroll<T>([&](auto t) {
+      const VF v = load(x + t * kLanes);
+      unroll<R>([&](auto r) { acc[r][t] = fma(weights[r], v, acc[r][t]); });
+    });
+    x += T * kLanes;
+  };
   int64_t k = 0;
-  for (; k + 16 <= job.k; k += 16) {
+  for (; k + kLanes <= job.k; k += kLanes) {
     VF weights[R];
     // Past the end of a row comes the row R below it, not the next.
     const int64_t ahead =
         k * kElement<W> + kRowAhead < job.row_bytes ? kRowAhead : kRowAhead + (R - 1) * job.row_bytes;
     unroll<R>([&](auto r) {
       const std::byte* p = w + r * job.row_bytes + k * kElement<W>;
-      if constexpr (T == 1) __builtin_prefetch(p + ahead);
+      __builtin_prefetch(p + ahead);
       weights[r] = load_weights<W>(p);
     });
-    unroll<T>([&](auto t) {
-      const VF v = load(x + t * job.k + k);
-      unroll<R>([&](auto r) { acc[r][t] = fma(weights[r], v, acc[r][t]); });
-    });
+    multiply(weights);
   }
   if (k < job.k) {
-    const int tail = static_cast<int>(job.k - k);
     VF weights[R];
-    unroll<R>([&](auto r) { weights[r] = load_weights_n<W>(w + r * job.row_bytes + k * kElement<W>, tail); });
-    unroll<T>([&](auto t) {
-      const VF v = load_n(x + t * job.k + k, tail);
-      unroll<R>([&](auto r) { acc[r][t] = fma(weights[r], v, acc[r][t]); });
+    unroll<R>([&](auto r) {
+      weights[r] = load_weights_n<W>(w + r * job.row_bytes + k * kElement<W>, static_cast<int>(job.k - k));
     });
+    multiply(weights);
   }
-  unroll<R>([&](auto r) {
-    unroll<T>([&](auto t) {
-      float y = reduce_add(acc[r][t]);
-      if (job.bias != nullptr) y = y + job.bias[row + r];
-      job.out[(token + t) * job.rows + row + r] = y;
-    });
-  });
+  unroll<R>([&](auto r) { unroll<T>([&](auto t) { store_output(job, row + r, token + t, acc[r][t]); }); });
 }
 
-// The tokens left, at most T.
-template <FloatType W, int R, int T>
-inline void float_tokens(const FloatJob& job, int64_t row, int64_t token, int64_t count) {
-  if (count == T) {
-    float_block<W, R, T>(job, row, token);
+// Many tokens: kPanelRows rows as FP32, kPanelK of K at a time, times a block of tokens, whose sums (all 16
+// lanes) wait in scratch from one panel to the next. Panel and x of a register tile fit the first cache.
+inline constexpr int kPanelRows = 8, kPanelK = 512, kTogetherRows = 32, kFloatBlock = 48;
+static_assert((kPanelRows * kPanelK + kTogetherRows * kFloatBlock * kLanes) * 4 <= kMatmulScratch);
+static_assert(kPanelRows % kFloatRows == 0 && kFloatBlock % kFloatTokens == 0);
+
+// `vectors` of K; panel: [vectors][R][16], x: [vectors][T][16], sums: [R][kFloatBlock][16]. The x of the next
+// tile begins at `next`; Ahead: it is asked for.
+template <int R, int T, bool Ahead>
+[[gnu::noinline]] void panel_tile(const float* panel, const float* x, const float* next, int vectors,
+                                  bool first, float* sums) {
+  VF acc[R][T];
+  unroll<R>([&](auto r) {
+    unroll<T>([&](auto t) { acc[r][t] = first ? zero() : load(sums + (r * kFloatBlock + t) * kLanes); });
+  });
+  for (int i = 0; i < vectors; ++i) {
+    fma_outer<R, T>(acc, panel, x);
+    panel += R * kLanes;
+    x += T * kLanes;
+    if constexpr (Ahead) {
+      unroll<T>([&](auto t) { __builtin_prefetch(next + t * kLanes); });
+      next += T * kLanes;
+    }
+  }
+  unroll<R>(
+      [&](auto r) { unroll<T>([&](auto t) { store(sums + (r * kFloatBlock + t) * kLanes, acc[r][t]); }); });
+}
+
+// R rows of the weights as FP32 from k on, `count` of K: [vectors][R][16], a last short vector filled with
+// zeros.
+template <FloatType W, int R>
+inline void fill_panel(const FloatJob& job, int64_t row, int64_t k, int count, float* panel) {
+  for (int r = 0; r < R; ++r) {
+    const std::byte* w = job.w + (row + r) * job.row_bytes + k * kElement<W>;
+    for (int i = 0; i < count; i += kLanes) {
+      const std::byte* p = w + i * kElement<W>;
+      store(panel + i * R + r * kLanes,
+            i + kLanes <= count ? load_weights<W>(p) : load_weights_n<W>(p, count - i));
+    }
+  }
+}
+
+// body(Index<tokens>{}), 1 <= tokens <= T.
+template <int T, class Body>
+inline void for_tokens(int64_t tokens, const Body& body) {
+  if (tokens == T) {
+    body(Index<T>{});
   } else if constexpr (T > 1) {
-    float_tokens<W, R, T - 1>(job, row, token, count);
+    for_tokens<T - 1>(tokens, body);
+  }
+}
+
+// `rows` rows, kTogetherRows at most, R at a time, times the tokens of a block: a panel of each before the
+// next part of K, while that part of x is near.
+template <FloatType W, int R>
+inline void float_block(const FloatJob& job, int64_t row, int rows, int64_t token, int tokens, float* panel,
+                        float* sums) {
+  for (int64_t k = 0; k < job.k; k += kPanelK) {
+    const int count = job.k - k < kPanelK ? static_cast<int>(job.k - k) : kPanelK;
+    for (int first = 0; first < rows; first += kPanelRows) {
+      const int end = rows - first < kPanelRows ? rows : first + kPanelRows;
+      for (int r = first; r < end; r += R)
+        fill_panel<W, R>(job, row + r, k, count, panel + (r - first) * kPanelK);
+      for (int t = 0; t < tokens; t += kFloatTokens) {
+        for_tokens<kFloatTokens>(tokens - t < kFloatTokens ? tokens - t : kFloatTokens, [&](auto some) {
+          const float* x = job.x + (token + t) * padded_k(job) + k * some;
+          const float* next = x + some * padded_k(job);
+          const int vectors = (count + kLanes - 1) / kLanes;
+          panel_tile<R, some.value, true>(panel, x, next, vectors, k == 0,
+                                          sums + (first * kFloatBlock + t) * kLanes);
+          for (int r = first + R; r < end; r += R)
+            panel_tile<R, some.value, false>(panel + (r - first) * kPanelK, x, next, vectors, k == 0,
+                                             sums + (r * kFloatBlock + t) * kLanes);
+        });
+      }
+    }
+  }
+  for (int t = 0; t < tokens; ++t) {
+    for (int r = 0; r < rows; ++r)
+      store_output(job, row + r, token + t, load(sums + (r * kFloatBlock + t) * kLanes));
   }
 }
 
 template <FloatType W>
-void float_matmul(const FloatJob& job, int64_t row0, int64_t row1, int64_t token0, int64_t token1) {
-  for (int64_t token = token0; token < token1; token += kFloatTokens) {
-    const int64_t count = token1 - token < kFloatTokens ? token1 - token : kFloatTokens;
-    int64_t row = row0;
-    if (count == 1) {
-      for (; row + kRowsOfOne <= row1; row += kRowsOfOne) float_block<W, kRowsOfOne, 1>(job, row, token);
+void float_matmul(const FloatJob& job, int64_t row0, int64_t row1, int64_t token0, int64_t token1,
+                  std::byte* scratch) {
+  if (token1 - token0 <= kFloatTokens) {
+    for_tokens<kFloatTokens>(token1 - token0, [&](auto tokens) {
+      constexpr int kRows = tokens.value == 1 ? kRowsOfOne : kFloatRows;
+      int64_t row = row0;
+      for (; row + kRows <= row1; row += kRows) float_rows<W, kRows, tokens.value>(job, row, token0);
+      for (; row < row1; ++row) float_rows<W, 1, tokens.value>(job, row, token0);
+    });
+    return;
+  }
+  auto* panel = reinterpret_cast<float*>(scratch);
+  float* sums = panel + kPanelRows * kPanelK;
+  for (int64_t token = token0; token < token1; token += kFloatBlock) {
+    const int tokens = token1 - token < kFloatBlock ? static_cast<int>(token1 - token) : kFloatBlock;
+    for (int64_t row = row0; row < row1; row += kTogetherRows) {
+      const int rows = row1 - row < kTogetherRows ? static_cast<int>(row1 - row) : kTogetherRows;
+      const int whole = rows / kFloatRows * kFloatRows;
+      float_block<W, kFloatRows>(job, row, whole, token, tokens, panel, sums);
+      if (whole < rows) float_block<W, 1>(job, row + whole, rows - whole, token, tokens, panel, sums);
     }
-    for (; row + kFloatRows <= row1; row += kFloatRows)
-      float_tokens<W, kFloatRows, kFloatTokens>(job, row, token, count);
-    for (; row < row1; ++row) float_tokens<W, 1, kFloatTokens>(job, row, token, count);
   }
 }

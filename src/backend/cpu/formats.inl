@@ -124,6 +124,12 @@ inline int units_of_step(int64_t units, int64_t first) {
   return units - first < kStepUnits ? static_cast<int>(units - first) : kStepUnits;
 }
 
+// The first cell (kernels.h: Activation) of the tile that begins at `token`, in the step that begins at
+// `unit`.
+inline int64_t activation_cell(const Activation& x, int64_t unit, int64_t token) {
+  return unit * x.rows + token * units_of_step(x.units, unit);
+}
+
 // body(step, its first unit, its units) for every step of a group in ascending order.
 template <int F, class Body>
 [[gnu::always_inline]] inline void each_step(const uint8_t* group, int64_t units, const Body& body) {

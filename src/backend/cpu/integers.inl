@@ -106,12 +106,16 @@ template <int F, bool Eight, int T>
   const uint8_t* codes = panel.codes;
   const float* scale = panel.scale;
   const float* addend = panel.addend;
-  const uint8_t* q = x.q + (token * x.units + first * T) * kXBytes<Eight>;
-  const float* scale_x = x.scale + token * x.units + first * T;
-  const auto* extra = static_cast<const int32_t*>(job.extra) + (token * x.units + first * T) * kSubs;
+  const int64_t cell = activation_cell(x, first, token);
+  const uint8_t* q = x.q + cell * kXBytes<Eight>;
+  const float* scale_x = x.scale + cell;
+  const auto* extra = static_cast<const int32_t*>(job.extra) + cell * kSubs;
   VF acc[T];
   unroll<T>([&](auto t) { acc[t] = first == 0 ? zero() : load(sums + t * kLanes); });
+  const uint8_t* next = q + T * count * kXBytes<Eight>;  // the next tile's, which is asked for meanwhile
   for (int unit = 0; unit < count; ++unit) {
+    unroll<T * kXBytes<Eight> / 64>([&](auto i) { __builtin_prefetch(next + 64 * i); });
+    next += T * kXBytes<Eight>;
     unroll<kSubs>([&](auto h) {
       const VF minimum = kFormats[F].minima ? load(addend + h * kLanes) : zero();
       sub_block<F, T, h.value>(acc, load(scale + h * kLanes), minimum, scale_x, extra, [&](VI(&sum)[T]) {
@@ -155,6 +159,7 @@ constexpr int family() {
 // The sums of a block of tokens wait in scratch between one step of K and the next, so that a step's panel is
 // made once for the block and read from the first cache. A step is done for all groups before the next one,
 // while its part of x is near; for few tokens x stays near anyway, and each group streams from memory.
+static_assert(kPanelBytes + kItemGroups * kBlockTokens * kLanes * 4 <= kMatmulScratch);
 template <int F, bool Eight>
 void integer_tile(const IntegerJob& job, int64_t group0, int64_t group1, int64_t tile0, int64_t tile1,
                   std::byte* scratch) {
@@ -228,13 +233,12 @@ template <bool Eight>
 void round_tile(const float* x, int64_t k, Activation& to, int64_t tile) {
   const int64_t first = to.tile_start[tile];
   const int64_t tokens = to.tile_start[tile + 1] - first;
-  uint8_t* q = to.q + first * to.units * kXBytes<Eight>;
-  float* scales = to.scale + first * to.units;
-  int32_t* sums = to.sum + first * to.units * 2;
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t unit = 0; unit < to.units; ++unit) {
+  for (int64_t unit = 0; unit < to.units; ++unit) {
+    const int64_t step = unit / kStepUnits * kStepUnits;
+    const int64_t cell = activation_cell(to, step, first) + (unit - step) * tokens;
+    const int64_t left = k - unit * kUnit;
+    for (int64_t t = 0; t < tokens; ++t) {
       const float* p = x + t * k + unit * kUnit;
-      const int64_t left = k - unit * kUnit;
       const VF a = left >= 16 ? load(p) : load_n(p, static_cast<int>(left));
       const VF b = left >= 32  ? load(p + 16)
                    : left > 16 ? load_n(p + 16, static_cast<int>(left - 16))
@@ -252,10 +256,10 @@ void round_tile(const float* x, int64_t k, Activation& to, int64_t tile) {
         qa = to_int(ya);
         qb = to_int(yb);
       }
-      place_unit<Eight>(qa, qb, t, tokens, q + unit * tokens * kXBytes<Eight>);
-      scales[unit * tokens + t] = scale;
-      sums[(2 * unit) * tokens + t] = reduce_addi(qa);
-      sums[(2 * unit + 1) * tokens + t] = reduce_addi(qb);
+      place_unit<Eight>(qa, qb, t, tokens, to.q + cell * kXBytes<Eight>);
+      to.scale[cell + t] = scale;
+      to.sum[2 * cell + t] = reduce_addi(qa);
+      to.sum[2 * cell + tokens + t] = reduce_addi(qb);
     }
   }
 }
@@ -265,18 +269,19 @@ void x_extra(const Activation& x, int64_t tile, void* extra) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
   const int64_t first = x.tile_start[tile];
   const int64_t tokens = x.tile_start[tile + 1] - first;
-  const int32_t* sums = x.sum + first * x.units * 2;
-  const float* scales = x.scale + first * x.units;
-  auto* words = static_cast<int32_t*>(extra) + first * x.units * kSubs;
-  auto* floats = static_cast<float*>(extra) + first * x.units * kSubs;
-  for (int64_t sub = 0; sub < x.units * kSubs; ++sub) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int32_t sum =
-          kSubs == 2 ? sums[sub * tokens + t] : sums[2 * sub * tokens + t] + sums[(2 * sub + 1) * tokens + t];
-      if constexpr (kFormats[F].minima) {
-        floats[sub * tokens + t] = static_cast<float>(sum) * scales[sub / kSubs * tokens + t];
-      } else {
-        words[sub * tokens + t] = -kFormats[F].bias * sum;
+  for (int64_t unit = 0; unit < x.units; ++unit) {
+    const int64_t step = unit / kStepUnits * kStepUnits;
+    const int64_t cell = activation_cell(x, step, first) + (unit - step) * tokens;
+    for (int64_t h = 0; h < kSubs; ++h) {
+      const int32_t* sums = x.sum + 2 * cell + h * tokens;
+      const int64_t at = kSubs * cell + h * tokens;
+      for (int64_t t = 0; t < tokens; ++t) {
+        const int32_t sum = kSubs == 2 ? sums[t] : sums[t] + sums[tokens + t];
+        if constexpr (kFormats[F].minima) {
+          static_cast<float*>(extra)[at + t] = static_cast<float>(sum) * x.scale[cell + t];
+        } else {
+          static_cast<int32_t*>(extra)[at + t] = -kFormats[F].bias * sum;
+        }
       }
     }
   }

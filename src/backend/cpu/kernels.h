@@ -17,9 +17,9 @@ inline constexpr int kStepUnits = 8;
 /// The most groups of one integer_tile call, and the tokens that it carries through K together.
 inline constexpr int kItemGroups = 8;
 inline constexpr int kBlockTokens = 128;
-/// A step of one group unpacked, 16-bit codes and two sub-blocks a unit at most; then the sums of a block.
+/// A step of one group unpacked: 16-bit codes and two sub-blocks a unit at most.
 inline constexpr int kPanelBytes = kStepUnits * (kUnit * kLanes * 2 + 2 * 2 * kLanes * 4);
-inline constexpr int kTileScratch = kPanelBytes + kItemGroups * kBlockTokens * kLanes * 4;
+inline constexpr int kMatmulScratch = 128 << 10;
 /// Integer weight types, the index of the kernel arrays.
 inline constexpr int kIntegerTypes = 10;
 enum IntegerType : int { kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K };
@@ -54,13 +54,15 @@ inline constexpr FormatShape kFormats[kIntegerTypes] = {
 };
 
 /// Rows of activations rounded to integers, in token tiles. Tile i holds the tokens tile_start[i] ..
-/// tile_start[i + 1], T of them. Every array begins a tile at (its first token) x (the array's length for one
-/// token):
-///   q      [units][...][T] bytes, the instruction set's own order, x_bytes a unit and token
-///   scale  [units][T] FP32
-///   sum    [2 * units][T] int32: exact sums of q over 16 elements
+/// tile_start[i + 1], T of them. A step of K is together for all tokens: a tile's cells of the step that
+/// begins at unit u and has n units begin at cell u * rows + (its first token) * n (activation_cell), and
+/// are, [units of the step] of
+///   q      [...][T] bytes, the instruction set's own order, x_bytes a cell
+///   scale  [T] FP32
+///   sum    [2][T] int32: exact sums of q over 16 elements
 ///   extra  [sub-blocks][T], one array for each (sub-block, bias) that an output of the call has (x_extra)
 struct Activation {
+  int64_t rows = 0;
   int64_t units = 0;
   int64_t tiles = 0;
   const int32_t* tile_start = nullptr;
@@ -86,7 +88,9 @@ struct FloatJob {
   int64_t row_bytes = 0;
   int64_t rows = 0;
   int64_t k = 0;
-  const float* x = nullptr;     ///< [tokens, k]
+  /// Token tiles of float_tokens, the last may be smaller: a tile of T tokens is [k / 16][T][16], k filled up
+  /// to a multiple of 16 with zeros.
+  const float* x = nullptr;
   const float* bias = nullptr;  ///< [rows] or null
   float* out = nullptr;         ///< [tokens, rows]
 };
@@ -137,15 +141,17 @@ struct KernelTable {
   void (*round_to[kFloatTypes])(const float* x, int64_t n, void* out);
 
   // matmul
+  int float_tokens;  ///< tokens of a tile of FloatJob::x
+  /// Rows [row0, row1) x tokens [token0, token1), whole tiles; scratch: kMatmulScratch bytes.
   void (*float_matmul[kFloatTypes])(const FloatJob& job, int64_t row0, int64_t row1, int64_t token0,
-                                    int64_t token1);
+                                    int64_t token1, std::byte* scratch);
   /// Rounds one tile of rows, x: [tokens, k] from the tile's first token on.
   void (*round_tile[2])(const float* x, int64_t k, Activation& to, int64_t tile);
   /// extra[] of one tile for a weight type: -bias * sum as int32, or float(sum) * scale.
   void (*x_extra[kIntegerTypes])(const Activation& x, int64_t tile, void* extra);
   /// One token: groups [group0, group1).
   void (*integer_one[2][kIntegerTypes])(const IntegerJob& job, int64_t group0, int64_t group1);
-  /// Tiles [tile0, tile1) x groups [group0, group1), kItemGroups at most; scratch: kTileScratch bytes.
+  /// Tiles [tile0, tile1) x groups [group0, group1), kItemGroups at most; scratch: kMatmulScratch bytes.
   void (*integer_tile[2][kIntegerTypes])(const IntegerJob& job, int64_t group0, int64_t group1, int64_t tile0,
                                          int64_t tile1, std::byte* scratch);
 

@@ -122,18 +122,34 @@ inline VI sar(VI x, int n) {
 inline VF to_float(VI x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline VI to_int(VF x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 inline int32_t reduce_addi(VI x) {
-  alignas(32) int32_t lane[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lane), _mm256_add_epi32(x.a, x.b));
-  int32_t sum = 0;
-  for (const int32_t value : lane) sum += value;
-  return sum;
+  const __m256i a = _mm256_add_epi32(x.a, x.b);
+  const __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i c = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
 }
 inline int32_t reduce_maxi(VI x) {
-  alignas(32) int32_t lane[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lane), _mm256_max_epi32(x.a, x.b));
-  int32_t most = lane[0];
-  for (const int32_t value : lane) most = value > most ? value : most;
-  return most;
+  const __m256i a = _mm256_max_epi32(x.a, x.b);
+  const __m128i b = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i c = _mm_max_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
+}
+
+// acc[r][t] = fma(w[r], x[t], acc[r][t]); w: [R][16], x: [T][16]. A half of the lanes at a time: 12 sums, two
+// weights and one x fit 16 registers.
+template <int R, int T>
+[[gnu::always_inline]] inline void fma_outer(VF (&acc)[R][T], const float* w, const float* x) {
+  unroll<2>([&](auto half) {
+    __m256 weights[R];
+    unroll<R>([&](auto r) { weights[r] = _mm256_loadu_ps(w + r * 16 + half * 8); });
+    unroll<T>([&](auto t) {
+      __m256 v = _mm256_loadu_ps(x + t * 16 + half * 8);
+      asm("" : "+x"(v));  // or GCC loads it once for each row
+      unroll<R>([&](auto r) {
+        __m256& sum = half == 0 ? acc[r][t].a : acc[r][t].b;
+        sum = _mm256_fmadd_ps(weights[r], v, sum);
+      });
+    });
+  });
 }
 
 // The fixed reduction tree: (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
@@ -230,10 +246,25 @@ template <int T, int N, bool Eight, int Bits>
   }
 }
 
+// Writes the 32 integers of one unit and token (t of T) in the order that the products read: [k / 4][T] of
+// four int16: k0, k2, k1, k3.
 template <bool Eight>
 inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
-  alignas(64) int32_t q[32];
-  storei(q, a);
-  storei(q + 16, b);
-  place_words(q, t, tokens, unit);
+  const __m256i even_first = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4,
+                                              5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+  unroll<2>([&](auto half) {
+    const VI q = half == 0 ? a : b;
+    // k4-groups 0, 2 | 1, 3 of this half
+    const __m256i words = _mm256_shuffle_epi8(_mm256_packs_epi32(q.a, q.b), even_first);
+    const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+    const auto put = [&](int i, __m128i two, bool upper) {
+      auto* to = unit + ((half * 4 + i) * tokens + t) * 8;
+      const int64_t eight = upper ? _mm_extract_epi64(two, 1) : _mm_cvtsi128_si64(two);
+      __builtin_memcpy(to, &eight, 8);
+    };
+    put(0, low, false);
+    put(1, high, false);
+    put(2, low, true);
+    put(3, high, true);
+  });
 }

@@ -76,6 +76,17 @@ inline VI to_int(VF x) { return _mm512_cvtps_epi32(x); }  // nearest even (the d
 inline int32_t reduce_addi(VI x) { return _mm512_reduce_add_epi32(x); }
 inline int32_t reduce_maxi(VI x) { return _mm512_reduce_max_epi32(x); }
 
+// acc[r][t] = fma(w[r], x[t], acc[r][t]); w: [R][16], x: [T][16].
+template <int R, int T>
+[[gnu::always_inline]] inline void fma_outer(VF (&acc)[R][T], const float* w, const float* x) {
+  VF weights[R];
+  unroll<R>([&](auto r) { weights[r] = load(w + r * 16); });
+  unroll<T>([&](auto t) {
+    const VF v = load(x + t * 16);
+    unroll<R>([&](auto r) { acc[r][t] = fma(weights[r], v, acc[r][t]); });
+  });
+}
+
 // The fixed reduction tree: (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
 inline float reduce_add(VF x) {
   const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));

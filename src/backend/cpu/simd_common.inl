@@ -40,12 +40,3 @@ template <int N, int I = 0, class Body>
   if ((x & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((x >> 16) | 0x40u);
   return static_cast<uint16_t>((x + 0x7fffu + ((x >> 16) & 1u)) >> 16);
 }
-
-// The 32 integers of one unit and token (t of T) as [k / 4][T] of four int16: k0, k2, k1, k3.
-[[maybe_unused]] inline void place_words(const int32_t* q, int64_t t, int64_t tokens, uint8_t* unit) {
-  for (int i = 0; i < 8; ++i) {
-    const int16_t word[4] = {static_cast<int16_t>(q[4 * i]), static_cast<int16_t>(q[4 * i + 2]),
-                             static_cast<int16_t>(q[4 * i + 1]), static_cast<int16_t>(q[4 * i + 3])};
-    __builtin_memcpy(unit + (i * tokens + t) * 8, word, 8);
-  }
-}

@@ -152,6 +152,17 @@ inline int32_t reduce_maxi(VI x) {
   for (const int32_t value : x.v) most = value > most ? value : most;
   return most;
 }
+// acc[r][t] = fma(w[r], x[t], acc[r][t]); w: [R][16], x: [T][16].
+template <int R, int T>
+inline void fma_outer(VF (&acc)[R][T], const float* w, const float* x) {
+  VF weights[R];
+  unroll<R>([&](auto r) { weights[r] = load(w + r * 16); });
+  unroll<T>([&](auto t) {
+    const VF v = load(x + t * 16);
+    unroll<R>([&](auto r) { acc[r][t] = fma(weights[r], v, acc[r][t]); });
+  });
+}
+
 // The fixed reduction tree: (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
 inline float reduce_add(VF x) {
   for (int width = 8; width > 0; width /= 2) {
@@ -231,10 +242,14 @@ inline void dot_unpacked(VI (&sum)[T], const uint8_t* codes, int first, const ui
       sum, [&](int i) { return loadb(codes + 64 * i); }, first, x);
 }
 
+// Writes the 32 integers of one unit and token (t of T) in the order that dot() reads: [k / 4][T] of four
+// int16: k0, k2, k1, k3.
 template <bool Eight>
 inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
-  alignas(64) int32_t q[32];
-  storei(q, a);
-  storei(q + 16, b);
-  place_words(q, t, tokens, unit);
+  for (int i = 0; i < 8; ++i) {
+    const int32_t* q = (i < 4 ? a : b).v + i % 4 * 4;
+    const int16_t word[4] = {static_cast<int16_t>(q[0]), static_cast<int16_t>(q[2]),
+                             static_cast<int16_t>(q[1]), static_cast<int16_t>(q[3])};
+    __builtin_memcpy(unit + (i * tokens + t) * 8, word, 8);
+  }
 }
