@@ -13,10 +13,10 @@ inline constexpr int kRowsOfOne = 4;  // the same for one token
 inline constexpr int kKeyVectors = 1, kQueries = 4;
 inline constexpr int kTileSizes[6] = {4, 2, 1, 1, 1, 1};
 inline constexpr const char* kIsaName = "avx2";
-// Rounded activations of a unit of T tokens: [k / 4][T] of four int16: k0, k2, k1, k3 (VPMADDWD pairs), in
-// both modes.
+// Rounded activations of a unit of T tokens: [k / 4][T] of four int16: k0, k2, k1, k3 (VPMADDWD pairs). In
+// 8-bit mode before them the same as bytes in their own order, for VPMADDUBSW.
 template <bool Eight>
-inline constexpr int kXBytes = 64;
+inline constexpr int kXBytes = Eight ? 96 : 64;
 
 inline VF zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline VF set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -205,49 +205,116 @@ inline __m256i add_madd(__m256i sum, __m256i a, __m256i b) {
   asm("" : "+x"(sum));  // or GCC adds products to each other first and runs out of registers
   return sum;
 }
+inline __m256i add_words(__m256i sum, __m256i x) {
+  sum = _mm256_add_epi16(sum, x);
+  asm("" : "+x"(sum));
+  return sum;
+}
+
+// In 8-bit mode codes of up to 6 bits stay bytes: pairs of products add up in int16, over this many k4-groups
+// at most (two products of a code and 127 a group and lane). 0: they become words.
+template <bool Eight, int Bits>
+inline constexpr int kBytesRun = !Eight || Bits > 6 ? 0
+                                 : Bits == 6        ? 2
+                                 : Bits == 5        ? 4
+                                                    : 8;
+static_assert(8 * 15 * 254 < 32768 && 4 * 31 * 254 < 32768 && 2 * 63 * 254 < 32768);
+
+// sum[t] += the exact integer products of N k4-groups, at most as many as int16 holds: codes(i) are the bytes
+// of group i, x: [N][T][4].
+template <int T, int N, class Codes>
+[[gnu::always_inline]] inline void dot_bytes(VI (&sum)[T], const Codes& codes, const uint8_t* x) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  VI part[T];
+  const VB w = codes(0);
+  unroll<T>([&](auto t) {
+    const __m256i four = broadcast_word(x + t * 4);
+    part[t] = {_mm256_maddubs_epi16(w.a, four), _mm256_maddubs_epi16(w.b, four)};
+  });
+  for (int i = 1; i < N; ++i) {
+    const VB v = codes(i);
+    unroll<T>([&](auto t) {
+      const __m256i four = broadcast_word(x + (i * T + t) * 4);
+      part[t].a = add_words(part[t].a, _mm256_maddubs_epi16(v.a, four));
+      part[t].b = add_words(part[t].b, _mm256_maddubs_epi16(v.b, four));
+    });
+  }
+  unroll<T>([&](auto t) {
+    sum[t].a = add_madd(sum[t].a, part[t].a, ones);
+    sum[t].b = add_madd(sum[t].b, part[t].b, ones);
+  });
+}
 
 // sum += the exact integer products of N k4-groups of one token, codes[first] on.
 template <int N, bool Eight, int Bits>
 [[gnu::always_inline]] inline void dot_packed(VI (&sum)[1], const VB (&codes)[8], int first,
                                               const uint8_t* x) {
-  unroll<N>([&](auto i) {
-    const Words w = words_of(codes[first + i]);
-    const __m256i x02 = broadcast_word(x + (first + i) * 8), x13 = broadcast_word(x + (first + i) * 8 + 4);
-    sum[0].a = add_madd(add_madd(sum[0].a, w.even_a, x02), w.odd_a, x13);
-    sum[0].b = add_madd(add_madd(sum[0].b, w.even_b, x02), w.odd_b, x13);
-  });
-}
-
-// Unpacked codes: int16, a k4-group [even bytes, odd bytes][low, high rows].
-constexpr int code_class(bool, int) { return 16; }
-template <bool Eight, int Bits>
-inline constexpr int kCodeBytes = 1024;
-template <bool Eight, int Bits>
-inline void store_codes(uint8_t* unit, int i, VB codes) {
-  const Words w = words_of(codes);
-  storei(unit + 128 * i, {w.even_a, w.even_b});
-  storei(unit + 128 * i + 64, {w.odd_a, w.odd_b});
-}
-// The same for T tokens, pair of k by pair: sums, two registers of codes, one of x and the products fit 16.
-template <int T, int N, bool Eight, int Bits>
-[[gnu::always_inline]] inline void dot_unpacked(VI (&sum)[T], const uint8_t* codes, int first,
-                                                const uint8_t* x) {
-  codes += first * 128;
-  x += first * T * 8;
-  for (int i = 0; i < N; ++i) {
-    unroll<2>([&](auto pair) {
-      const VI w = loadi(codes + 128 * i + 64 * pair);
-      unroll<T>([&](auto t) {
-        const __m256i pair_x = broadcast_word(x + (i * T + t) * 8 + 4 * pair);
-        sum[t].a = add_madd(sum[t].a, w.a, pair_x);
-        sum[t].b = add_madd(sum[t].b, w.b, pair_x);
-      });
+  constexpr int kRun = kBytesRun<Eight, Bits>;
+  if constexpr (kRun > 0) {
+    constexpr int kSome = N < kRun ? N : kRun;
+    unroll<N / kSome>([&](auto run) {
+      const int group = first + run * kSome;
+      dot_bytes<1, kSome>(
+          sum, [&](int i) { return codes[group + i]; }, x + group * 4);
+    });
+  } else {
+    x += Eight ? 32 : 0;
+    unroll<N>([&](auto i) {
+      const Words w = words_of(codes[first + i]);
+      const __m256i x02 = broadcast_word(x + (first + i) * 8), x13 = broadcast_word(x + (first + i) * 8 + 4);
+      sum[0].a = add_madd(add_madd(sum[0].a, w.even_a, x02), w.odd_a, x13);
+      sum[0].b = add_madd(add_madd(sum[0].b, w.even_b, x02), w.odd_b, x13);
     });
   }
 }
 
-// Writes the 32 integers of one unit and token (t of T) in the order that the products read: [k / 4][T] of
-// four int16: k0, k2, k1, k3.
+// Unpacked codes: bytes as they come, or int16, a k4-group [even bytes, odd bytes][low, high rows].
+constexpr int code_class(bool eight, int bits) {
+  return !eight || bits > 6 ? 0
+         : bits == 6        ? kBytesRun<true, 6>
+         : bits == 5        ? kBytesRun<true, 5>
+                            : kBytesRun<true, 4>;
+}
+template <bool Eight, int Bits>
+inline constexpr int kCodeBytes = kBytesRun<Eight, Bits> > 0 ? 512 : 1024;
+template <bool Eight, int Bits>
+inline void store_codes(uint8_t* unit, int i, VB codes) {
+  if constexpr (kBytesRun < Eight, Bits >> 0) {
+    storeb(unit + 64 * i, codes);
+  } else {
+    const Words w = words_of(codes);
+    storei(unit + 128 * i, {w.even_a, w.even_b});
+    storei(unit + 128 * i + 64, {w.odd_a, w.odd_b});
+  }
+}
+// The same for T tokens; words pair of k by pair: sums, two registers of codes, one of x and the products
+// fit 16.
+template <int T, int N, bool Eight, int Bits>
+[[gnu::always_inline]] inline void dot_unpacked(VI (&sum)[T], const uint8_t* codes, int first,
+                                                const uint8_t* x) {
+  constexpr int kRun = kBytesRun<Eight, Bits>;
+  if constexpr (kRun > 0) {
+    constexpr int kSome = N < kRun ? N : kRun;
+    for (int group = first; group < first + N; group += kSome)
+      dot_bytes<T, kSome>(
+          sum, [&](int i) { return loadb(codes + 64 * (group + i)); }, x + group * T * 4);
+  } else {
+    codes += first * 128;
+    x += first * T * 8 + (Eight ? T * 32 : 0);
+    for (int i = 0; i < N; ++i) {
+      unroll<2>([&](auto pair) {
+        const VI w = loadi(codes + 128 * i + 64 * pair);
+        unroll<T>([&](auto t) {
+          const __m256i pair_x = broadcast_word(x + (i * T + t) * 8 + 4 * pair);
+          sum[t].a = add_madd(sum[t].a, w.a, pair_x);
+          sum[t].b = add_madd(sum[t].b, w.b, pair_x);
+        });
+      });
+    }
+  }
+}
+
+// Writes the 32 integers of one unit and token (t of T) in the order that the products read (kXBytes).
 template <bool Eight>
 inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
   const __m256i even_first = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4,
@@ -257,8 +324,16 @@ inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
     // k4-groups 0, 2 | 1, 3 of this half
     const __m256i words = _mm256_shuffle_epi8(_mm256_packs_epi32(q.a, q.b), even_first);
     const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+    if constexpr (Eight) {  // bytes k0 .. k15 of this half, four of each group
+      const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q.a, q.b), _mm256_setzero_si256());
+      const __m128i groups =
+          _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
+      alignas(16) uint8_t four[16];
+      _mm_store_si128(reinterpret_cast<__m128i*>(four), groups);
+      for (int i = 0; i < 4; ++i) __builtin_memcpy(unit + ((half * 4 + i) * tokens + t) * 4, four + 4 * i, 4);
+    }
     const auto put = [&](int i, __m128i two, bool upper) {
-      auto* to = unit + ((half * 4 + i) * tokens + t) * 8;
+      auto* to = unit + (Eight ? 32 * tokens : 0) + ((half * 4 + i) * tokens + t) * 8;
       const int64_t eight = upper ? _mm_extract_epi64(two, 1) : _mm_cvtsi128_si64(two);
       __builtin_memcpy(to, &eight, 8);
     };
