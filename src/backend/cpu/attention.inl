@@ -21,6 +21,12 @@ struct Visible {
   int end[R];
   bool none(int r) const { return begin[r] == end[r]; }
   bool whole(int r) const { return begin[r] == 0 && end[r] == kPage; }
+  bool alike() const {
+    for (int r = 1; r < R; ++r) {
+      if (begin[r] != begin[0] || end[r] != end[0]) return false;
+    }
+    return true;
+  }
 };
 
 struct AttentionState {
@@ -110,50 +116,45 @@ inline void page_softmax(const AttentionState& s, QueryTile tile, const Visible<
   }
 }
 
-// Dimensions d .. d + 16 D (the last vector holds `last` of them) of every query in the tile.
+// Dimensions d .. d + 16 D (the last vector holds `last` of them) of R queries from `query` on, over the keys
+// begin .. end - 1; p: their probabilities, [R][kPage].
 template <FloatType C, int R, int D>
-inline void page_values(const AttentionJob& job, const AttentionState& s, QueryTile tile, const std::byte* v,
-                        int d, int last, const Visible<R>& visible, const float (&c)[R]) {
+inline void add_values(const AttentionJob& job, const AttentionState& s, int query, const float* p,
+                       const std::byte* v, int d, int last, int begin, int end, const float* c) {
   const int64_t row_bytes = static_cast<int64_t>(job.head_dim) * kElement<C>;
-  const std::byte* values = v + d * kElement<C>;
-  const auto value = [&](int j, int i) {
-    const std::byte* p = values + j * row_bytes + i * 16 * kElement<C>;
-    if (D == 1 && last < 16) return load_weights_n<C>(p, last);
-    return load_weights<C>(p);
-  };
-  int begin = visible.begin[0], end = visible.end[0];  // the keys that all of them see
-  for (int r = 1; r < R; ++r) {
-    begin = visible.begin[r] > begin ? visible.begin[r] : begin;
-    end = visible.end[r] < end ? visible.end[r] : end;
-  }
-  if (end < begin) end = begin;
-  float* out = s.o + tile.first * s.padded + d;
+  const std::byte* values = v + d * kElement<C> + begin * row_bytes;
+  float* out = s.o + query * s.padded + d;
   VF acc[R][D];
   unroll<R>([&](auto r) {
     unroll<D>([&](auto i) { acc[r][i] = mul(load(out + r * s.padded + i * 16), set1(c[r])); });
   });
-  // On the pages that hold their own positions or their windows' ends, queries see unlike keys.
-  const auto alone = [&](int from, int to) {
-    unroll<R>([&](auto r) {
-      const int first = visible.begin[r] > from ? visible.begin[r] : from;
-      const int stop = visible.end[r] < to ? visible.end[r] : to;
-      for (int j = first; j < stop; ++j) {
-        const VF weight = set1(s.p[r * kPage + j]);
-        unroll<D>([&](auto i) { acc[r][i] = fma(weight, value(j, i), acc[r][i]); });
-      }
-    });
-  };
-  alone(0, begin);
   for (int j = begin; j < end; ++j) {
     VF element[D];
-    unroll<D>([&](auto i) { element[i] = value(j, i); });
+    unroll<D>([&](auto i) {
+      const std::byte* at = values + i * 16 * kElement<C>;
+      element[i] = D == 1 && last < 16 ? load_weights_n<C>(at, last) : load_weights<C>(at);
+    });
     unroll<R>([&](auto r) {
-      const VF weight = set1(s.p[r * kPage + j]);
+      const VF weight = set1(p[r * kPage + j]);
       unroll<D>([&](auto i) { acc[r][i] = fma(weight, element[i], acc[r][i]); });
     });
+    values += row_bytes;
   }
-  alone(end, kPage);
   unroll<R>([&](auto r) { unroll<D>([&](auto i) { store(out + r * s.padded + i * 16, acc[r][i]); }); });
+}
+
+// The same of every query in the tile.
+template <FloatType C, int R, int D>
+inline void page_values(const AttentionJob& job, const AttentionState& s, QueryTile tile, const std::byte* v,
+                        int d, int last, const Visible<R>& visible, const float (&c)[R]) {
+  if (visible.alike()) {
+    add_values<C, R, D>(job, s, tile.first, s.p, v, d, last, visible.begin[0], visible.end[0], c);
+    return;
+  }
+  for (int r = 0; r < R; ++r) {  // on the pages that hold their own positions or their windows' ends
+    add_values<C, 1, D>(job, s, tile.first + r, s.p + r * kPage, v, d, last, visible.begin[r], visible.end[r],
+                        c + r);
+  }
 }
 
 template <FloatType C, int R>
@@ -172,10 +173,9 @@ void page_tile(const AttentionJob& job, const AttentionState& s, QueryTile tile,
   page_scores<C, R>(job, s, tile, job.k + at);
   float c[R];
   page_softmax<R>(s, tile, visible, c);
-  constexpr int kWide = kKeyVectors > 1 ? kKeyVectors : 2;
   int d = 0;
-  for (; d + 16 * kWide <= job.head_dim; d += 16 * kWide)
-    page_values<C, R, kWide>(job, s, tile, job.v + at, d, 16, visible, c);
+  for (; d + 16 * kKeyVectors <= job.head_dim; d += 16 * kKeyVectors)
+    page_values<C, R, kKeyVectors>(job, s, tile, job.v + at, d, 16, visible, c);
   for (; d < job.head_dim; d += 16) {
     const int left = job.head_dim - d;
     page_values<C, R, 1>(job, s, tile, job.v + at, d, left < 16 ? left : 16, visible, c);
