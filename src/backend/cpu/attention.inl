@@ -35,6 +35,8 @@ struct AttentionState {
   float* l;  // [queries]
   float* o;  // [queries][padded]
   float* p;  // [kQueries][64]
+  float* k;  // a page as FP32, where several tiles read it: [head_dim][64]
+  float* v;  // [64][padded]
   int64_t padded;
 };
 
@@ -116,13 +118,19 @@ inline void page_softmax(const AttentionState& s, QueryTile tile, const Visible<
   }
 }
 
+// The keys and values of a page, one kv head: k [head_dim][64], v [64] rows v_row bytes apart.
+struct Page {
+  const std::byte* k;
+  const std::byte* v;
+  int64_t v_row;
+};
+
 // Dimensions d .. d + 16 D (the last vector holds `last` of them) of R queries from `query` on, over the keys
 // begin .. end - 1; p: their probabilities, [R][kPage].
 template <FloatType C, int R, int D>
-inline void add_values(const AttentionJob& job, const AttentionState& s, int query, const float* p,
-                       const std::byte* v, int d, int last, int begin, int end, const float* c) {
-  const int64_t row_bytes = static_cast<int64_t>(job.head_dim) * kElement<C>;
-  const std::byte* values = v + d * kElement<C> + begin * row_bytes;
+inline void add_values(const AttentionState& s, int query, const float* p, const Page& page, int d, int last,
+                       int begin, int end, const float* c) {
+  const std::byte* values = page.v + d * kElement<C> + begin * page.v_row;
   float* out = s.o + query * s.padded + d;
   VF acc[R][D];
   unroll<R>([&](auto r) {
@@ -138,48 +146,84 @@ inline void add_values(const AttentionJob& job, const AttentionState& s, int que
       const VF weight = set1(p[r * kPage + j]);
       unroll<D>([&](auto i) { acc[r][i] = fma(weight, element[i], acc[r][i]); });
     });
-    values += row_bytes;
+    values += page.v_row;
   }
   unroll<R>([&](auto r) { unroll<D>([&](auto i) { store(out + r * s.padded + i * 16, acc[r][i]); }); });
 }
 
 // The same of every query in the tile.
 template <FloatType C, int R, int D>
-inline void page_values(const AttentionJob& job, const AttentionState& s, QueryTile tile, const std::byte* v,
-                        int d, int last, const Visible<R>& visible, const float (&c)[R]) {
+inline void page_values(const AttentionState& s, QueryTile tile, const Page& page, int d, int last,
+                        const Visible<R>& visible, const float (&c)[R]) {
   if (visible.alike()) {
-    add_values<C, R, D>(job, s, tile.first, s.p, v, d, last, visible.begin[0], visible.end[0], c);
+    add_values<C, R, D>(s, tile.first, s.p, page, d, last, visible.begin[0], visible.end[0], c);
     return;
   }
   for (int r = 0; r < R; ++r) {  // on the pages that hold their own positions or their windows' ends
-    add_values<C, 1, D>(job, s, tile.first + r, s.p + r * kPage, v, d, last, visible.begin[r], visible.end[r],
+    add_values<C, 1, D>(s, tile.first + r, s.p + r * kPage, page, d, last, visible.begin[r], visible.end[r],
                         c + r);
   }
 }
 
 template <FloatType C, int R>
-void page_tile(const AttentionJob& job, const AttentionState& s, QueryTile tile, int64_t page) {
+void page_tile(const AttentionJob& job, const AttentionState& s, QueryTile tile, int64_t number,
+               const Page& page) {
   Visible<R> visible;
   bool any = false;
   const auto within = [](int64_t n) { return n <= 0 ? 0 : n > kPage ? kPage : static_cast<int>(n); };
   for (int r = 0; r < R; ++r) {
-    const int64_t end = job.positions[tile.first + r] - page * kPage + 1;
+    const int64_t end = job.positions[tile.first + r] - number * kPage + 1;
     visible.end[r] = within(end);
     visible.begin[r] = job.window == 0 ? 0 : within(end - job.window);
     any = any || !visible.none(r);
   }
   if (!any) return;
-  const int64_t at = job.pages[page] * job.page_bytes;
-  page_scores<C, R>(job, s, tile, job.k + at);
+  page_scores<C, R>(job, s, tile, page.k);
   float c[R];
   page_softmax<R>(s, tile, visible, c);
   int d = 0;
   for (; d + 16 * kKeyVectors <= job.head_dim; d += 16 * kKeyVectors)
-    page_values<C, R, kKeyVectors>(job, s, tile, job.v + at, d, 16, visible, c);
+    page_values<C, R, kKeyVectors>(s, tile, page, d, 16, visible, c);
   for (; d < job.head_dim; d += 16) {
     const int left = job.head_dim - d;
-    page_values<C, R, 1>(job, s, tile, job.v + at, d, left < 16 ? left : 16, visible, c);
+    page_values<C, R, 1>(s, tile, page, d, left < 16 ? left : 16, visible, c);
   }
+}
+
+inline QueryTile tile_at(const AttentionJob& job, int query) {
+  int count = kQueries;
+  while (query + count > job.queries) count /= 2;
+  return QueryTile{query, count};
+}
+
+template <FloatType C>
+inline void page_tiles(const AttentionJob& job, const AttentionState& s, int64_t number, const Page& page) {
+  for (QueryTile tile = tile_at(job, 0); tile.first < job.queries;
+       tile = tile_at(job, tile.first + tile.count)) {
+    if (tile.count == 4) {
+      if constexpr (kQueries >= 4) page_tile<C, 4>(job, s, tile, number, page);
+    } else if (tile.count == 2) {
+      page_tile<C, 2>(job, s, tile, number, page);
+    } else {
+      page_tile<C, 1>(job, s, tile, number, page);
+    }
+  }
+}
+
+// The page as FP32, once for all tiles: half a tile's units would convert otherwise.
+template <FloatType C>
+inline Page widen_page(const AttentionJob& job, const AttentionState& s, const Page& page) {
+  for (int64_t i = 0; i < static_cast<int64_t>(job.head_dim) * kPage; i += 16)
+    store(s.k + i, load_weights<C>(page.k + i * kElement<C>));
+  for (int64_t j = 0; j < kPage; ++j) {
+    for (int d = 0; d < job.head_dim; d += 16) {
+      const std::byte* from = page.v + j * page.v_row + d * kElement<C>;
+      const int left = job.head_dim - d;
+      store(s.v + j * s.padded + d, left < 16 ? load_weights_n<C>(from, left) : load_weights<C>(from));
+    }
+  }
+  return {reinterpret_cast<const std::byte*>(s.k), reinterpret_cast<const std::byte*>(s.v),
+          s.padded * kElement<kF32>};
 }
 
 template <FloatType C>
@@ -189,7 +233,9 @@ void attention(const AttentionJob& job, std::byte* scratch) {
   s.o = reinterpret_cast<float*>(scratch);
   s.p = s.o + job.queries * s.padded;
   s.q = s.p + kQueries * kPage;
-  s.m = s.q + job.queries * s.padded;
+  s.k = s.q + job.queries * s.padded;
+  s.v = s.k + kPage * s.padded;
+  s.m = s.v + kPage * s.padded;
   s.l = s.m + job.queries;
   int64_t first = 0, last = 0;  // keys: the first that some query sees, the last
   for (int i = 0; i < job.queries; ++i) {
@@ -201,26 +247,20 @@ void attention(const AttentionJob& job, std::byte* scratch) {
     s.l[i] = 0.0f;
   }
   __builtin_memset(s.o, 0, static_cast<size_t>(job.queries * s.padded) * sizeof(float));
-  const auto tile_at = [&](int query) {
-    int count = kQueries;
-    while (query + count > job.queries) count /= 2;
-    return QueryTile{query, count};
-  };
-  for (QueryTile tile = tile_at(0); tile.first < job.queries; tile = tile_at(tile.first + tile.count)) {
+  for (QueryTile tile = tile_at(job, 0); tile.first < job.queries;
+       tile = tile_at(job, tile.first + tile.count)) {
     float* q = s.q + static_cast<int64_t>(tile.first) * job.head_dim;
     for (int d = 0; d < job.head_dim; ++d) {
       for (int r = 0; r < tile.count; ++r) q[d * tile.count + r] = job.q[tile.first + r][d];
     }
   }
-  for (int64_t page = first / kPage; page <= last / kPage; ++page) {
-    for (QueryTile tile = tile_at(0); tile.first < job.queries; tile = tile_at(tile.first + tile.count)) {
-      if (tile.count == 4) {
-        if constexpr (kQueries >= 4) page_tile<C, 4>(job, s, tile, page);
-      } else if (tile.count == 2) {
-        page_tile<C, 2>(job, s, tile, page);
-      } else {
-        page_tile<C, 1>(job, s, tile, page);
-      }
+  for (int64_t number = first / kPage; number <= last / kPage; ++number) {
+    const int64_t at = job.pages[number] * job.page_bytes;
+    const Page page{job.k + at, job.v + at, int64_t{job.head_dim} * kElement<C>};
+    if (C == kF32 || job.queries <= kQueries) {
+      page_tiles<C>(job, s, number, page);
+    } else {
+      page_tiles<kF32>(job, s, number, widen_page<C>(job, s, page));
     }
   }
   for (int i = 0; i < job.queries; ++i) {
