@@ -75,9 +75,11 @@ inline constexpr int kPanelRows = 8, kPanelK = 512, kTogetherRows = 32, kFloatBl
 static_assert((kPanelRows * kPanelK + kTogetherRows * kFloatBlock * kLanes) * 4 <= kMatmulScratch);
 static_assert(kPanelRows % kFloatRows == 0 && kFloatBlock % kFloatTokens == 0);
 
-// `vectors` of K; panel: [vectors][R][16], x: [vectors][T][16], sums: [R][kFloatBlock][16]. The x of the next
-// tile begins at `next`; Ahead: it is asked for.
-template <int R, int T, bool Ahead>
+// `vectors` of K; panel: [vectors][R][16], x: [vectors][T][16], sums: [R][kFloatBlock][16]. Meanwhile a part
+// of the next tile's x, from `next` on, is asked for: the passes of a panel share its lines evenly.
+template <int R, int T>
+inline constexpr int kLinesAhead = (T * R + kPanelRows - 1) / kPanelRows;
+template <int R, int T>
 [[gnu::noinline]] void panel_tile(const float* panel, const float* x, const float* next, int vectors,
                                   bool first, float* sums) {
   VF acc[R][T];
@@ -85,13 +87,11 @@ template <int R, int T, bool Ahead>
     unroll<T>([&](auto t) { acc[r][t] = first ? zero() : load(sums + (r * kFloatBlock + t) * kLanes); });
   });
   for (int i = 0; i < vectors; ++i) {
+    unroll<kLinesAhead<R, T>>([&](auto line) { __builtin_prefetch(next + line * kLanes); });
+    next += kLinesAhead<R, T> * kLanes;
     fma_outer<R, T>(acc, panel, x);
     panel += R * kLanes;
     x += T * kLanes;
-    if constexpr (Ahead) {
-      unroll<T>([&](auto t) { __builtin_prefetch(next + t * kLanes); });
-      next += T * kLanes;
-    }
   }
   unroll<R>(
       [&](auto r) { unroll<T>([&](auto t) { store(sums + (r * kFloatBlock + t) * kLanes, acc[r][t]); }); });
@@ -121,8 +121,18 @@ inline void for_tokens(int64_t tokens, const Body& body) {
   }
 }
 
+// Where the panel that is filled after this one lies: the next rows, else the next part of K, else the rows
+// below.
+template <FloatType W>
+inline const std::byte* panel_after(const FloatJob& job, int64_t row, int end, int rows, int64_t k) {
+  if (end < rows) return job.w + (row + end) * job.row_bytes + k * kElement<W>;
+  if (k + kPanelK < job.k) return job.w + row * job.row_bytes + (k + kPanelK) * kElement<W>;
+  return job.w + (row + rows) * job.row_bytes;
+}
+
 // `rows` rows, kTogetherRows at most, R at a time, times the tokens of a block: a panel of each before the
-// next part of K, while that part of x is near.
+// next part of K, while that part of x is near. A panel's weights come in short pieces of many rows, which no
+// hardware fetches ahead: a part of the next panel's is asked for with each tile.
 template <FloatType W, int R>
 inline void float_block(const FloatJob& job, int64_t row, int rows, int64_t token, int tokens, float* panel,
                         float* sums) {
@@ -132,16 +142,22 @@ inline void float_block(const FloatJob& job, int64_t row, int rows, int64_t toke
       const int end = rows - first < kPanelRows ? rows : first + kPanelRows;
       for (int r = first; r < end; r += R)
         fill_panel<W, R>(job, row + r, k, count, panel + (r - first) * kPanelK);
-      for (int t = 0; t < tokens; t += kFloatTokens) {
+      constexpr int kPiece = kPanelK * kElement<W> * kFloatTokens / kFloatBlock;
+      const std::byte* ahead = panel_after<W>(job, row, end, rows, k);
+      for (int t = 0; t < tokens; t += kFloatTokens, ahead += kPiece) {
+        for (int r = 0; r < kPanelRows; ++r) {
+          for (int line = 0; line < kPiece; line += 64) __builtin_prefetch(ahead + r * job.row_bytes + line);
+        }
         for_tokens<kFloatTokens>(tokens - t < kFloatTokens ? tokens - t : kFloatTokens, [&](auto some) {
           const float* x = job.x + (token + t) * padded_k(job) + k * some;
           const float* next = x + some * padded_k(job);
           const int vectors = (count + kLanes - 1) / kLanes;
-          panel_tile<R, some.value, true>(panel, x, next, vectors, k == 0,
-                                          sums + (first * kFloatBlock + t) * kLanes);
-          for (int r = first + R; r < end; r += R)
-            panel_tile<R, some.value, false>(panel + (r - first) * kPanelK, x, next, vectors, k == 0,
-                                             sums + (r * kFloatBlock + t) * kLanes);
+          for (int r = first; r < end; r += R) {
+            const int pass = (r - first) / R;
+            panel_tile<R, some.value>(panel + (r - first) * kPanelK, x,
+                                      next + pass * vectors * kLinesAhead<R, some.value> * kLanes, vectors,
+                                      k == 0, sums + (r * kFloatBlock + t) * kLanes);
+          }
         });
       }
     }
