@@ -193,7 +193,8 @@ void integer_tile(const IntegerJob& job, int64_t group0, int64_t group1, int64_t
           }
         }
       }
-      for (int64_t token = 0; token < tokens; ++token) {  // a token's outputs together: fewer pages are touched
+      for (int64_t token = 0; token < tokens;
+           ++token) {  // a token's outputs together: fewer pages are touched
         for (int64_t g = 0; g < together; ++g) {
           const VF y[1] = {load(sums(g, token))};
           store_outputs<1>(job, first + g, start + token, y);
