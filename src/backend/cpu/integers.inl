@@ -23,21 +23,18 @@ template <int F, int T, int H, class Products>
   }
 }
 
-template <int T>
-inline void store_outputs(const IntegerJob& job, int64_t group, int64_t token, const VF (&acc)[T]) {
+// One token's outputs of a group of rows.
+inline void store_outputs(const IntegerJob& job, int64_t group, int64_t token, VF y) {
   const int64_t row = group * kLanes;
   const int count = job.rows - row < kLanes ? static_cast<int>(job.rows - row) : kLanes;
-  unroll<T>([&](auto t) {
-    VF y = acc[t];
-    if (job.bias != nullptr)
-      y = add(y, count == kLanes ? load(job.bias + row) : load_n(job.bias + row, count));
-    float* out = job.out + (token + t) * job.rows + row;
-    if (count == kLanes) {
-      store(out, y);
-    } else {
-      store_n(out, y, count);
-    }
-  });
+  const bool whole = count == kLanes;
+  if (job.bias != nullptr) y = add(y, whole ? load(job.bias + row) : load_n(job.bias + row, count));
+  float* out = job.out + token * job.rows + row;
+  if (whole) {
+    store(out, y);
+  } else {
+    store_n(out, y, count);
+  }
 }
 
 // One token: codes and scales go from the packed bytes through registers.
@@ -66,7 +63,7 @@ void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
             });
           });
         });
-    store_outputs<1>(job, group, 0, acc);
+    store_outputs(job, group, 0, acc[0]);
   }
 }
 
@@ -196,8 +193,7 @@ void integer_tile(const IntegerJob& job, int64_t group0, int64_t group1, int64_t
       for (int64_t token = 0; token < tokens;
            ++token) {  // a token's outputs together: fewer pages are touched
         for (int64_t g = 0; g < together; ++g) {
-          const VF y[1] = {load(sums(g, token))};
-          store_outputs<1>(job, first + g, start + token, y);
+          store_outputs(job, first + g, start + token, load(sums(g, token)));
         }
       }
     }
