@@ -103,8 +103,7 @@ int main(int argc, char** argv) {
     const double peak = quant::traits(*type).block == 1 ? limit.fp32 : eight ? limit.int8 : limit.int16;
     fmt::print(
         "{:5} decode {:5.1f} GB/s of {:5.1f} read ({:.2f})   prefill 512: {:5.1f} (5632 x 2048, {:.2f} of "
-        "the peak) "
-        "{:5.1f} (2048 x 5632, {:.2f})\n",
+        "the peak) {:5.1f} (2048 x 5632, {:.2f})\n",
         quant::traits(*type).name, bytes / decode / 1e9, read / 1e9, bytes / decode / read,
         macs / prefill_wide / 1e9, macs / prefill_wide / peak, macs / prefill_tall / 1e9,
         macs / prefill_tall / peak);

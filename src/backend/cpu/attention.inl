@@ -210,7 +210,7 @@ inline void page_tiles(const AttentionJob& job, const AttentionState& s, int64_t
   }
 }
 
-// The page as FP32, once for all tiles: half a tile's units would convert otherwise.
+// The page as FP32, converted once instead of in every tile.
 template <FloatType C>
 inline Page widen_page(const AttentionJob& job, const AttentionState& s, const Page& page) {
   for (int64_t i = 0; i < static_cast<int64_t>(job.head_dim) * kPage; i += 16)

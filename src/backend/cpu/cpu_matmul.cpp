@@ -7,7 +7,8 @@
 namespace greta::cpu {
 namespace {
 
-/// Float rows of one item: they are read once for every few tokens and should stay in a core's own cache.
+/// Float rows of one item: they are read once for every block of tokens and should stay in a core's own
+/// cache.
 constexpr int64_t kFloatBytes = 384 << 10;
 /// The shortest stretch of groups of a one-token call, in bytes of weights.
 constexpr int64_t kStreamBytes = 48 << 10;
@@ -127,7 +128,7 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
 
 void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker) {
   const CpuWeight& w = *part.weight;
-  std::byte* scratch = scratch_.data() + worker * int64_t{kMatmulScratch};
+  std::byte* scratch = scratch_of(worker);
   for (int64_t item = first; item < last; ++item) {
     const int64_t group0 = item / part.token_items * part.item_groups;
     const int64_t group1 = std::min(group0 + part.item_groups, part.groups);
@@ -168,7 +169,7 @@ void Matmul::run_one(const Part (&parts)[3], int count, int64_t all_groups) {
               kernels_.integer_one[eight_ ? 1 : 0][w.index](part.integer, group0, stop);
             } else {
               kernels_.float_matmul[w.index](part.floats, group0 * kLanes, std::min(stop * kLanes, w.rows), 0,
-                                             1, scratch_.data() + worker * int64_t{kMatmulScratch});
+                                             1, scratch_of(worker));
             }
           }
           group0 = std::max<int64_t>(group0 - part.groups, 0);

@@ -38,6 +38,7 @@ class Matmul {
   void round_activations(const MatmulArgs& args);
   /// The rows as FloatJob::x.
   void tile_floats(const MatmulArgs& args);
+  std::byte* scratch_of(int worker) { return scratch_.data() + worker * int64_t{kMatmulScratch}; }
   Part make_part(const MatmulArgs& args, int index, int64_t all_groups) const;
   void run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker);
   /// One token: stretches of consecutive groups, long ones first, so that each thread streams through memory.

@@ -124,10 +124,10 @@ inline int units_of_step(int64_t units, int64_t first) {
   return units - first < kStepUnits ? static_cast<int>(units - first) : kStepUnits;
 }
 
-// The first cell (kernels.h: Activation) of the tile that begins at `token`, in the step that begins at
-// `unit`.
-inline int64_t activation_cell(const Activation& x, int64_t unit, int64_t token) {
-  return unit * x.rows + token * units_of_step(x.units, unit);
+// The first cell (kernels.h: Activation) of a unit in the tile of `tokens` tokens that begins at `token`.
+inline int64_t activation_cell(const Activation& x, int64_t unit, int64_t token, int64_t tokens) {
+  const int64_t step = unit / kStepUnits * kStepUnits;
+  return step * x.rows + token * units_of_step(x.units, step) + (unit - step) * tokens;
 }
 
 // body(step, its first unit, its units) for every step of a group in ascending order.

@@ -103,7 +103,7 @@ template <int F, bool Eight, int T>
   const uint8_t* codes = panel.codes;
   const float* scale = panel.scale;
   const float* addend = panel.addend;
-  const int64_t cell = activation_cell(x, first, token);
+  const int64_t cell = activation_cell(x, first, token, T);
   const uint8_t* q = x.q + cell * kXBytes<Eight>;
   const float* scale_x = x.scale + cell;
   const auto* extra = static_cast<const int32_t*>(job.extra) + cell * kSubs;
@@ -190,11 +190,10 @@ void integer_tile(const IntegerJob& job, int64_t group0, int64_t group1, int64_t
           }
         }
       }
-      for (int64_t token = 0; token < tokens;
-           ++token) {  // a token's outputs together: fewer pages are touched
-        for (int64_t g = 0; g < together; ++g) {
+      // A token's outputs together: fewer pages are touched.
+      for (int64_t token = 0; token < tokens; ++token) {
+        for (int64_t g = 0; g < together; ++g)
           store_outputs(job, first + g, start + token, load(sums(g, token)));
-        }
       }
     }
   }
@@ -231,8 +230,7 @@ void round_tile(const float* x, int64_t k, Activation& to, int64_t tile) {
   const int64_t first = to.tile_start[tile];
   const int64_t tokens = to.tile_start[tile + 1] - first;
   for (int64_t unit = 0; unit < to.units; ++unit) {
-    const int64_t step = unit / kStepUnits * kStepUnits;
-    const int64_t cell = activation_cell(to, step, first) + (unit - step) * tokens;
+    const int64_t cell = activation_cell(to, unit, first, tokens);
     const int64_t left = k - unit * kUnit;
     for (int64_t t = 0; t < tokens; ++t) {
       const float* p = x + t * k + unit * kUnit;
@@ -267,8 +265,7 @@ void x_extra(const Activation& x, int64_t tile, void* extra) {
   const int64_t first = x.tile_start[tile];
   const int64_t tokens = x.tile_start[tile + 1] - first;
   for (int64_t unit = 0; unit < x.units; ++unit) {
-    const int64_t step = unit / kStepUnits * kStepUnits;
-    const int64_t cell = activation_cell(x, step, first) + (unit - step) * tokens;
+    const int64_t cell = activation_cell(x, unit, first, tokens);
     for (int64_t h = 0; h < kSubs; ++h) {
       const int32_t* sums = x.sum + 2 * cell + h * tokens;
       const int64_t at = kSubs * cell + h * tokens;

@@ -19,6 +19,7 @@ inline constexpr int kItemGroups = 8;
 inline constexpr int kBlockTokens = 128;
 /// A step of one group unpacked: 16-bit codes and two sub-blocks a unit at most.
 inline constexpr int kPanelBytes = kStepUnits * (kUnit * kLanes * 2 + 2 * 2 * kLanes * 4);
+/// Scratch of integer_tile and float_matmul: a panel, then the sums of a block.
 inline constexpr int kMatmulScratch = 128 << 10;
 /// Integer weight types, the index of the kernel arrays.
 inline constexpr int kIntegerTypes = 10;
@@ -115,8 +116,7 @@ struct AttentionJob {
 
 struct KernelTable {
   const char* name;
-  int widest_tile;  ///< tokens
-  int x_bytes[2];   ///< bytes of Activation::q for 32 elements of one token, by [eight-bit mode]
+  int x_bytes[2];  ///< bytes of Activation::q for 32 elements of one token, by [eight-bit mode]
   /// Tile sizes in descending order, ending with 1; a row count is cut greedily.
   int tile_sizes[6];
 

@@ -211,13 +211,13 @@ inline __m256i add_words(__m256i sum, __m256i x) {
   return sum;
 }
 
-// In 8-bit mode codes of up to 6 bits stay bytes: pairs of products add up in int16, over this many k4-groups
-// at most (two products of a code and 127 a group and lane). 0: they become words.
-template <bool Eight, int Bits>
-inline constexpr int kBytesRun = !Eight || Bits > 6 ? 0
-                                 : Bits == 6        ? 2
-                                 : Bits == 5        ? 4
-                                                    : 8;
+// How unpacked codes are kept: as bytes (in 8-bit mode, up to 6 bits), whose pairs of products add up in
+// int16 over this many k4-groups at most (two products of a code and 127 a group and lane); 0: as int16
+// words.
+constexpr int code_class(bool eight, int bits) {
+  if (!eight || bits > 6) return 0;
+  return bits == 6 ? 2 : bits == 5 ? 4 : 8;
+}
 static_assert(8 * 15 * 254 < 32768 && 4 * 31 * 254 < 32768 && 2 * 63 * 254 < 32768);
 
 // sum[t] += the exact integer products of N k4-groups, at most as many as int16 holds: codes(i) are the bytes
@@ -249,7 +249,7 @@ template <int T, int N, class Codes>
 template <int N, bool Eight, int Bits>
 [[gnu::always_inline]] inline void dot_packed(VI (&sum)[1], const VB (&codes)[8], int first,
                                               const uint8_t* x) {
-  constexpr int kRun = kBytesRun<Eight, Bits>;
+  constexpr int kRun = code_class(Eight, Bits);
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;
     unroll<N / kSome>([&](auto run) {
@@ -269,17 +269,11 @@ template <int N, bool Eight, int Bits>
 }
 
 // Unpacked codes: bytes as they come, or int16, a k4-group [even bytes, odd bytes][low, high rows].
-constexpr int code_class(bool eight, int bits) {
-  return !eight || bits > 6 ? 0
-         : bits == 6        ? kBytesRun<true, 6>
-         : bits == 5        ? kBytesRun<true, 5>
-                            : kBytesRun<true, 4>;
-}
 template <bool Eight, int Bits>
-inline constexpr int kCodeBytes = kBytesRun<Eight, Bits> > 0 ? 512 : 1024;
+inline constexpr int kCodeBytes = code_class(Eight, Bits) != 0 ? 512 : 1024;
 template <bool Eight, int Bits>
 inline void store_codes(uint8_t* unit, int i, VB codes) {
-  if constexpr (kBytesRun < Eight, Bits >> 0) {
+  if constexpr (code_class(Eight, Bits) != 0) {
     storeb(unit + 64 * i, codes);
   } else {
     const Words w = words_of(codes);
@@ -292,7 +286,7 @@ inline void store_codes(uint8_t* unit, int i, VB codes) {
 template <int T, int N, bool Eight, int Bits>
 [[gnu::always_inline]] inline void dot_unpacked(VI (&sum)[T], const uint8_t* codes, int first,
                                                 const uint8_t* x) {
-  constexpr int kRun = kBytesRun<Eight, Bits>;
+  constexpr int kRun = code_class(Eight, Bits);
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;
     for (int group = first; group < first + N; group += kSome)

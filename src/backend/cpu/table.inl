@@ -10,7 +10,6 @@
 
 constexpr KernelTable kTable = {
     .name = kIsaName,
-    .widest_tile = kTileSizes[0],
     .x_bytes = {kXBytes<false>, kXBytes<true>},
     .tile_sizes = {kTileSizes[0], kTileSizes[1], kTileSizes[2], kTileSizes[3], kTileSizes[4], kTileSizes[5]},
     .rmsnorm = rmsnorm,
