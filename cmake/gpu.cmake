@@ -74,7 +74,7 @@ if(GRETA_CUDA)
   list(JOIN cuda_architectures ", " cuda_architectures)
   set_source_files_properties(${cuda_units} PROPERTIES COMPILE_OPTIONS "${cuda_code}")
   # Hopper's own instructions: no other chip launches these kernels.
-  gpu_units(hopper_units cuda cu "" matmul_warpgroup lab)
+  gpu_units(hopper_units cuda cu "" matmul_warpgroup attention_warpgroup lab)
   list(REMOVE_ITEM hopper_units ${cuda_units})
   set_source_files_properties(${hopper_units} PROPERTIES COMPILE_OPTIONS "-gencode=arch=compute_90a,code=sm_90a")
   # nvcc takes other options than the directory's, which go to the host compiler behind it.

@@ -381,6 +381,9 @@ class Backend {
   virtual void softcap(const SoftcapArgs& args) = 0;
   virtual void gather(const GatherArgs& args) = 0;
 
+  /// Returns when all calls so far have been computed: a device's calls return before that.
+  virtual void finish() {}
+
   /// Null: the host's limits are this device's.
   virtual DeviceLimits* limits() { return nullptr; }
 

@@ -11,11 +11,12 @@ constexpr double kLongestStretch = 1.0;  // seconds
 
 }  // namespace
 
-PairedClock::PairedClock(Seconds at_limit, Seconds now)
-    : at_limit_(std::move(at_limit)), now_(std::move(now)) {}
+PairedClock::PairedClock(Seconds at_limit, std::function<void()> finish, Seconds now)
+    : at_limit_(std::move(at_limit)), finish_(std::move(finish)), now_(std::move(now)) {}
 
 void PairedClock::begin() {
   seconds_ = runs_ = 0.0;
+  finish_();
   if (!before_) before_ = at_limit_();
   begun_ = now_();
 }
@@ -32,6 +33,7 @@ Paired PairedClock::end() {
 }
 
 void PairedClock::close_stretch() {
+  finish_();
   const double seconds = now_() - begun_;
   const double after = at_limit_();
   seconds_ += seconds;

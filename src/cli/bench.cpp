@@ -268,10 +268,12 @@ void bench_model(const Values& values, const std::string& path, int threads, con
         measure_read(limits);  // shown beside read_model
       }
     }
-    PairedClock clock([&] {
-      interrupt.check();
-      return seconds_at_limit(row, engine->backend().limits(), limits);
-    });
+    PairedClock clock(
+        [&] {
+          interrupt.check();
+          return seconds_at_limit(row, engine->backend().limits(), limits);
+        },
+        [&] { engine->backend().finish(); });
     bench.once(row, clock);  // warm-up
     for (int64_t i = 0; i < settings.repeat; ++i) row.repeats.push_back(bench.once(row, clock));
     log::info("{} {}, depth {}, batch {}, {} threads: {:.2f} tokens/s, {:.2f} of the limit", name, row.test(),

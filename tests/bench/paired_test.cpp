@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace greta {
@@ -24,7 +25,8 @@ class Pairing : public testing::Test {
                        pass(0.1);
                        return limits_.at(measured_++);
                      },
-                     [this] { return now_; }};
+                     [this] { pass(std::exchange(running_, 0.0)); }, [this] { return now_; }};
+  double running_ = 0.0;  ///< seconds that work already begun still takes
 
  private:
   std::vector<double> limits_;
@@ -48,6 +50,20 @@ TEST_F(Pairing, TheLargerLimitOfTheTwoNeighboursCounts) {
   EXPECT_EQ(measured_, 3u);
 }
 
+/// A device's calls return before they are computed.
+TEST_F(Pairing, WorkThatStillRunsIsWaitedForAndCounts) {
+  limits({1.0, 1.0, 1.0});
+  running_ = 5.0;  // of what came before
+  clock_.begin();
+  pass(1.0);
+  running_ = 2.0;
+  clock_.step();
+  pass(0.5);
+  running_ = 0.25;
+  EXPECT_DOUBLE_EQ(clock_.end().seconds, 1.0 + 2.0 + 0.5 + 0.25);
+  EXPECT_EQ(measured_, 3u);
+}
+
 TEST_F(Pairing, ALongRunIsMeasuredInStretches) {
   limits({1.0, 1.0, 4.0, 4.0});
   clock_.begin();
@@ -67,7 +83,7 @@ TEST_F(Pairing, ALongRunIsMeasuredInStretches) {
 }
 
 TEST_F(Pairing, TheSteadyClockRuns) {
-  PairedClock clock([] { return 1e-3; });
+  PairedClock clock([] { return 1e-3; }, [] {});
   clock.begin();
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   const Paired run = clock.end();

@@ -257,6 +257,13 @@ std::string said(const Heads& shape) {
          std::to_string(shape.head_dim) + (shape.bf16 ? ", bf16" : ", f16");
 }
 
+/// The kernel that has many rows of it.
+std::string large_kernel(const Machine& machine, const Heads& shape) {
+  const bool warpgroups =
+      machine.warpgroups && !shape.bf16 && (shape.head_dim == 64 || shape.head_dim == 128);
+  return warpgroups ? "attention.warpgroup" : "attention.large";
+}
+
 // One row, rows that end a split or begin one, a piece long enough for large blocks.
 const std::vector<Piece> kPieces{{0, 66}, {126, 4}, {200, 1}, {63, 2}};
 const std::vector<Heads> kShapes{{2, 2, 64},       {4, 1, 80},       {9, 3, 96},        {3, 1, 128},
@@ -280,7 +287,7 @@ TEST_P(GpuAttention, InsideItsBound) {
       EXPECT_GT(setting.worst(got), 1.0);
       const auto ran = machine_.ran();
       EXPECT_EQ(ran.count("attention.splits"), apart ? 1u : 0u);
-      EXPECT_EQ(ran.count("attention.large"), apart ? 0u : 1u);
+      EXPECT_EQ(ran.count(large_kernel(machine_, shape)), apart ? 0u : 1u);
     }
 }
 
@@ -305,7 +312,7 @@ void expect_same_bits(Setting& setting, const std::string& what) {
     for (const bool apart : {false, true})
       EXPECT_TRUE(same_bits(setting.run(chunk, apart, static_cast<uint32_t>(chunk)), expected))
           << what << ", chunks of " << chunk << (apart ? ", splits apart" : "");
-  EXPECT_EQ(setting.machine_.ran().count("attention.large"), 1u);
+  EXPECT_EQ(setting.machine_.ran().count(large_kernel(setting.machine_, setting.shape_)), 1u);
 }
 
 TEST_P(GpuAttention, SameBitsAloneAndTogether) {
@@ -330,7 +337,8 @@ TEST_P(GpuAttention, SameBitsWithWindowsAndSoftCaps) {
 /// do, heads of kv head 0 show it.
 TEST_P(GpuAttention, WhatARowDoesNotSeeReachesNoneOfItsBits) {
   constexpr int kAt = 70;
-  for (const Heads& shape : {Heads{4, 2, 64}, Heads{2, 2, 20}, Heads{2, 2, 144}, Heads{2, 2, 64, true}})
+  for (const Heads& shape :
+       {Heads{4, 2, 64}, Heads{2, 2, 128}, Heads{2, 2, 20}, Heads{2, 2, 144}, Heads{2, 2, 64, true}})
     for (const int64_t window : {0, 5, 65}) {
       Setting clean(machine_, shape, {{0, 150}, {65, 20}}, window);
       const std::vector<float> expected = clean.run(1000, false);

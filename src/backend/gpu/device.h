@@ -32,6 +32,7 @@ class Launch {
 
 struct Grid {
   unsigned x = 1, y = 1, z = 1;
+  unsigned cluster = 1;  ///< so many neighbours in x reach each other's shared memory: Hopper
 };
 
 /// y [rows, outputs] = x [rows, cols] w [outputs, cols]^T: f16 in, FP32 sums, FP32 or f16 out.

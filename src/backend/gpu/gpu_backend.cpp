@@ -115,6 +115,10 @@ class GpuBackend : public Backend, private Launch {
                 const double* in) override;
 
   DeviceLimits* limits() override { return &limits_; }
+  void finish() override {
+    launch_pending();
+    device_->synchronize();
+  }
 
   bool begin_pass(const Pass& pass) override;
   void end_pass() override;

@@ -320,16 +320,18 @@ void launch(const Launch& how, const char* name, void (*kernel)(Mark, Taken...),
     check_launch(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
                  name);
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {grid.cluster, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(grid.x, grid.y, grid.z);
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = static_cast<cudaStream_t>(how.stream);
-  config.attrs = &early;
-  config.numAttrs = how.warpgroups ? 1 : 0;  // Hopper has both
+  config.attrs = attributes;
+  config.numAttrs = !how.warpgroups ? 0 : grid.cluster == 1 ? 1 : 2;  // Hopper has all
   check_launch(cudaLaunchKernelEx(&config, kernel, how.mark(name), static_cast<Taken>(arguments)...), name);
 }
 

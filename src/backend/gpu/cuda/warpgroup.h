@@ -28,6 +28,17 @@ class SharedBarrier {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address_), "r"(bytes)
                  : "memory");
   }
+  /// At the same barrier of block `rank` of the cluster.
+  __device__ __forceinline__ void arrive_at(int rank) const {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+        "}\n" ::"r"(address_),
+        "r"(rank)
+        : "memory");
+  }
   __device__ __forceinline__ uint32_t address() const { return address_; }
   /// Until the phase of this parity has ended.
   __device__ __forceinline__ void wait(uint32_t parity) const {
@@ -37,6 +48,21 @@ class SharedBarrier {
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@done bra over;\n"
+        "bra again;\n"
+        "over:\n"
+        "}\n" ::"r"(address_),
+        "r"(parity)
+        : "memory");
+  }
+  /// The same for who is in no hurry: leaves the others their turns to issue.
+  __device__ __forceinline__ void wait_idly(uint32_t parity) const {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra over;\n"
+        "nanosleep.u32 100;\n"
         "bra again;\n"
         "over:\n"
         "}\n" ::"r"(address_),
@@ -57,16 +83,76 @@ GRETA_DEVICE void copy_bulk(const SharedArray<T>& to, int i, const void* from, i
       "l"(from), "r"(bytes), "r"(full.address())
       : "memory");
 }
+/// The same to the same place of all blocks of the cluster in `blocks` (bit r: rank r), each one's own
+/// barrier counting what it gets.
+template <class T>
+GRETA_DEVICE void copy_bulk_to(uint32_t blocks, const SharedArray<T>& to, int i, const void* from, int bytes,
+                               const SharedBarrier& full) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, "
+      "[%3], %4;" ::"r"(shared_address(to, i)),
+      "l"(from), "r"(bytes), "r"(full.address()), "h"(static_cast<uint16_t>(blocks))
+      : "memory");
+}
+/// True in one lane of the wave, which the compiler then knows to be alone: instructions that take their
+/// operands from the wave's common registers, copy_bulk among them, are issued once and not in a loop over
+/// lanes. All lanes call it.
+GRETA_DEVICE bool elected() {
+  uint32_t one;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(one));
+  return one != 0;
+}
+GRETA_DEVICE int cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+/// All threads of the cluster's blocks.
+GRETA_DEVICE void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
 /// What this thread wrote to shared memory is there for the matrix unit's own reads, after a barrier.
 GRETA_DEVICE void publish_to_matrix_unit() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-/// All threads of the `Count` warpgroups that multiply.
-template <int Count>
-GRETA_DEVICE void consumers_barrier() {
-  asm volatile("bar.sync 1, %0;" ::"n"(Count * kWarpgroup) : "memory");
+/// Of kCount stages one after another, round and round.
+template <int kCount>
+struct Turn {
+  int stage = 0;
+  uint32_t round = 0;
+  GRETA_DEVICE void advance() {
+    if (++stage == kCount) {
+      stage = 0;
+      ++round;
+    }
+  }
+};
+
+/// Whether `condition` holds in any lane.
+GRETA_DEVICE bool wave_any(bool condition) { return __any_sync(0xffffffffu, condition) != 0; }
+
+/// Some of kThreads say so, the others wait for it; whole waves.
+template <int kThreads>
+GRETA_DEVICE void named_arrive() {
+  asm volatile("bar.arrive 1, %0;" ::"n"(kThreads) : "memory");
+}
+template <int kThreads>
+GRETA_DEVICE void named_wait() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
-/// Registers of a thread of this warpgroup from here on; every warpgroup says how many it needs.
+/// Registers of a thread of this warpgroup from here on; every warpgroup says how many it needs. A block
+/// keeps what it was launched with: of three warpgroups 168 a thread, and whoever takes more than others gave
+/// waits for ever.
+constexpr bool registers_suffice(int producer, int consumers, int consumer) {
+  return producer + consumers * consumer <=
+         (consumers + 1) * (65536 / ((consumers + 1) * kWarpgroup) / 8 * 8);
+}
 template <int kCount>
 GRETA_DEVICE void take_registers() {
 #ifdef GRETA_WARPGROUP_CODE
@@ -131,6 +217,30 @@ GRETA_DEVICE void warpgroup_multiply(float (&c)[64], const FragmentA& a, uint64_
         "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]), "+f"(c[56]), "+f"(c[57]),
         "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
       : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "l"(b), "r"(static_cast<int>(add)));
+#endif
+}
+
+/// c [64, 64] = a b, or c + a b. ByK: b lies by k, rows k of 64 n, instead (PTX ISA, "Matrix descriptor":
+/// leading dimension of the rows' own direction; 8 rows of k are 1024 bytes).
+template <bool ByK>
+GRETA_DEVICE void warpgroup_multiply(float (&c)[32], const FragmentA& a, uint64_t b, bool add) {
+#ifdef GRETA_WARPGROUP_CODE
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n"
+      "}\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]),
+        "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
+        "+f"(c[30]), "+f"(c[31])
+      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "l"(b), "r"(static_cast<int>(add)),
+        "n"(ByK ? 1 : 0));
 #endif
 }
 

@@ -468,6 +468,11 @@ void run_attention(const Launch& how, const AttentionCall& call) {
   } else if (tile_pairs <= 16) {
     run_blocks<true, false>(how, own ? "attention.small.rope" : "attention.small", call, tile_pairs);
   } else {
+    if constexpr (kWarpgroups) {
+      const int head_dim = call.cache.head_dim;
+      if (how.warpgroups && !call.cache.bf16 && (head_dim == 64 || head_dim == 128))
+        return run_attention_warpgroup(how, call, tile_pairs);
+    }
     run_blocks<false, false>(how, "attention.large", call, tile_pairs);
   }
 }

@@ -11,11 +11,12 @@
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 
-// ---- what a lane loads
+// ---- what a lane loads: from memory (std::byte*), or from where a kernel has brought a tile before, a type
+// with operator+ and stream_word, stream_words2 and stream_words4
 // -----------------------------------------------------------------------------------------
 
-template <int kCount>
-GRETA_DEVICE void load_words(const std::byte* from, uint32_t* to) {
+template <int kCount, class From>
+GRETA_DEVICE void load_words(const From& from, uint32_t* to) {
   if constexpr (kCount >= 4) {
     GRETA_UNROLL
     for (int i = 0; i < kCount; i += 4) {
@@ -38,11 +39,11 @@ GRETA_DEVICE void load_words(const std::byte* from, uint32_t* to) {
 
 /// kWords words of a lane from word `first` on, of a plane in which it has kTotal; `first` is a multiple of
 /// kWords, or they are within one group.
-template <int kTotal, int kWords>
-GRETA_DEVICE void load_plane(const std::byte* plane, int first, uint32_t* to) {
+template <int kTotal, int kWords, class From>
+GRETA_DEVICE void load_plane(const From& plane, int first, uint32_t* to) {
   constexpr int kGroup = Plane<kTotal>::kGroup;
   constexpr int kWide = kWords < kGroup ? kWords : kGroup;
-  const std::byte* mine = plane + lane_index() * (4 * kGroup);
+  const From mine = plane + lane_index() * (4 * kGroup);
   GRETA_UNROLL
   for (int i = 0; i < kWords; i += kWide)
     load_words<kWide>(mine + 4 * Plane<kTotal>::at(first + i, 0), to + i);
@@ -69,8 +70,8 @@ struct Piece : Rest<T, kCount> {
 };
 
 /// From k64 step `first` of the tile on.
-template <quant::Type T, int kCount>
-GRETA_DEVICE void load_rest(const std::byte* tile, int first, Rest<T, kCount>& piece) {
+template <quant::Type T, int kCount, class From>
+GRETA_DEVICE void load_rest(const From& tile, int first, Rest<T, kCount>& piece) {
   using P = Rest<T, kCount>;
   using F = Format<T>;
   if constexpr (P::kHigh > 0)
@@ -95,14 +96,14 @@ GRETA_DEVICE void load_rest(const std::byte* tile, int first, Rest<T, kCount>& p
 }
 
 /// The low plane's words of k64 step `step` of the tile.
-template <quant::Type T>
-GRETA_DEVICE void load_low(const std::byte* tile, int step, uint32_t* to) {
+template <quant::Type T, class From>
+GRETA_DEVICE void load_low(const From& tile, int step, uint32_t* to) {
   constexpr int kWords = Piece<T, 1>::kLowStep;
   load_plane<Format<T>::kLowWords, kWords>(tile, step * kWords, to);
 }
 
-template <quant::Type T, int kCount>
-GRETA_DEVICE void load_piece(const std::byte* tile, int first, Piece<T, kCount>& piece) {
+template <quant::Type T, int kCount, class From>
+GRETA_DEVICE void load_piece(const From& tile, int first, Piece<T, kCount>& piece) {
   GRETA_UNROLL
   for (int i = 0; i < kCount; ++i) load_low<T>(tile, first + i, piece.low + i * Piece<T, 1>::kLowStep);
   load_rest<T, kCount>(tile, first, piece);

@@ -24,6 +24,9 @@ int64_t attention_scratch_floats(int64_t rows, int heads, int head_dim, int64_t 
 int64_t attention_tile_rows(int heads, int kv_heads, int head_dim, int64_t rows);
 bool fuses_rope(int heads, int kv_heads);
 void run_attention(const Launch& how, const AttentionCall& call);
+/// attention_warpgroup.inl, where the target and the device have warpgroups: f16 caches of head_dim 64 or
+/// 128.
+void run_attention_warpgroup(const Launch& how, const AttentionCall& call, int64_t tile_pairs);
 // limits.inl
 void run_read(const Launch& how, const ReadCall& call);
 // rows.inl

@@ -4,9 +4,15 @@
 // holds of each is what it holds for mma.m16n8k16. A translation unit of the targets that have warpgroups
 // (target.h).
 //
-// A block: kOutputs outputs x kTokens rows; a thread of one warpgroup brings rows of x, each of the others
-// multiplies 64 outputs. x passes through kStages pieces of 64 k; `full` and `empty` say whose turn each
-// piece is.
+// Blocks stay: each takes tile after tile of kOutputs outputs x kTokens rows. One thread brings the rounded
+// rows, kStages pieces of 64 k in turn, and the packed weights beside them (`full` and `empty`); each of two
+// warpgroups multiplies 64 outputs; the three waves beside that thread write what a tile came to (`ready` and
+// `taken`), while the next is multiplied.
+//
+// What bounds it is the last cache: 32 KiB of f16 for 128 x 128 x 64 products. So blocks come in pairs,
+// clusters of two neighbours in outputs that have the same rows: each brings a half of them to both.
+#include <algorithm>
+
 #include "backend/gpu/cuda/warpgroup.h"
 #include "backend/gpu/kernels/matmul.h"
 
@@ -15,275 +21,388 @@ namespace {
 
 namespace warpgroup {
 constexpr int kConsumers = 2;
-constexpr int kOutputs = 64 * kConsumers;
+constexpr int kWaves = 4 * kConsumers;  ///< that multiply, 16 outputs each
+constexpr int kOutputs = 16 * kWaves;
 constexpr int kTokens = static_cast<int>(kTiledRows);
-constexpr int kStages = 6;
-constexpr int kPieceBytes = kTokens * 64 * 2;  ///< [kTokens][64 k], 128 bytes a row, swizzled
+constexpr int kRowsBytes = kTokens * 64 * 2;  ///< [kTokens][64 k], 128 bytes a row, swizzled
 constexpr int kThreads = kWarpgroup * (kConsumers + 1);
-constexpr int kSharedBytes = 1024 + kStages * kPieceBytes + 2 * kStages * 8;
-constexpr int kProducerRegisters = 40;
-constexpr int kConsumerRegisters = 232;
+constexpr int kWriters = 3;  ///< waves
+constexpr int kProducerRegisters = 72;
+constexpr int kConsumerRegisters = 216;
+static_assert(registers_suffice(kProducerRegisters, kConsumers, kConsumerRegisters));
+
+/// How the weights come: codes a chunk at a time, floats, of which there are many bytes, k64 step by step. A
+/// piece of them comes with the rows of its first step and goes with those of its last: with at most a chunk
+/// and a step of rows there (kStages) two chunks have room enough.
+template <quant::Type T>
+struct Brought {
+  static constexpr bool kChunks = Format<T>::kCodes;
+  static constexpr int kStages = kChunks ? kStepsK64 + 1 : T == quant::Type::F32 ? 3 : 5;
+  static constexpr int kSlots = kChunks ? 2 : kStages;
+  static constexpr int kTileBytes = kChunks ? Format<T>::kTileBytes : Format<T>::kTileBytes / kStepsK64;
+  static constexpr int kSlotBytes = kWaves * kTileBytes;
+  static constexpr int kSharedBytes =
+      1024 + kStages * kRowsBytes + kSlots * kSlotBytes + kTokens * kOutputs * 4 + (2 * kStages + 2) * 8;
+  static_assert(kSharedBytes <= 227 * 1024);
+};
 }  // namespace warpgroup
 
+template <quant::Type T>
 struct WarpgroupShared {
-  SharedArray<uint16_t> x;     ///< begins on 1024 bytes
-  SharedArray<float> numbers;  ///< the same memory, once x is no longer read
+  static constexpr int kStages = warpgroup::Brought<T>::kStages;
+  SharedArray<std::byte> x;  ///< begins on 1024 bytes
+  SharedArray<std::byte> weights;
+  SharedArray<float> totals;  ///< total_at()
   SharedArray<uint64_t> barriers;
   GRETA_DEVICE SharedBarrier full(int stage) const { return SharedBarrier(barriers, stage); }
-  GRETA_DEVICE SharedBarrier empty(int stage) const {
-    return SharedBarrier(barriers, warpgroup::kStages + stage);
-  }
+  GRETA_DEVICE SharedBarrier empty(int stage) const { return SharedBarrier(barriers, kStages + stage); }
+  GRETA_DEVICE SharedBarrier ready() const { return SharedBarrier(barriers, 2 * kStages); }
+  GRETA_DEVICE SharedBarrier taken() const { return SharedBarrier(barriers, 2 * kStages + 1); }
 };
 
-GRETA_DEVICE int k64_steps(const MatmulCall& call) {
-  return static_cast<int>((call.products[0].weight.cols + 63) / 64);
-}
-
-/// Brings piece after piece: one thread, whole pieces as they lie.
-GRETA_DEVICE void bring_rows(const MatmulCall& call, const WarpgroupShared& shared) {
-  using namespace warpgroup;
-  const uint16_t* from = call.x.data + static_cast<int64_t>(block_x()) * (kTokens * 64);
-  const int64_t next = call.x.tiled_rows * 64;
-  const int steps = k64_steps(call);
-  for (int step = 0; step < steps; ++step) {
-    const int stage = step % kStages;
-    if (step >= kStages) shared.empty(stage).wait(static_cast<uint32_t>(step / kStages - 1) & 1u);
-    shared.full(stage).expect(kPieceBytes);
-    copy_bulk(shared.x, stage * (kPieceBytes / 2), from + step * next, kPieceBytes, shared.full(stage));
-  }
-}
-
-/// 64 outputs of a product: a consumer's.
-struct Outputs {
-  int product;
-  int first;  ///< 16-output tile
+/// The tiles of a call, taken in pairs, those of the rows fastest, so that pairs side by side read the same
+/// weights.
+struct Tiles {
+  int rows;  ///< tiles of rows
+  int pairs;
+  int second;  ///< 1 in the second block of a pair
+  GRETA_DEVICE Tiles(const MatmulCall& call, int output_pairs)
+      : rows((static_cast<int>(call.rows) + warpgroup::kTokens - 1) / warpgroup::kTokens),
+        pairs(rows * output_pairs),
+        second(cluster_rank()) {}
+  GRETA_DEVICE int first() const { return block_x() / 2; }
+  GRETA_DEVICE int step() const { return grid_x() / 2; }
+  GRETA_DEVICE int row_tile(int pair) const { return pair % rows; }
+  /// Past the last in the second block where their number is odd.
+  GRETA_DEVICE int output_tile(int pair) const { return pair / rows * 2 + second; }
 };
-/// Consecutive ones of one product; of two that meet in a glu, each consumer has the same of its own.
-GRETA_DEVICE Outputs outputs_of(const MatmulCall& call, int block_tile, int consumer) {
-  using namespace warpgroup;
-  if (call.glu != Glu::none) return {consumer, block_tile * 4};
-  const int product = product_of(call, kOutputs, block_tile);
-  return {product, (block_tile * kConsumers + consumer) * 4};
-}
 
-/// What a wave's 16 outputs have in common: those of a lane's rows.
+/// The 16 outputs of a tile that wave `wave` of those that multiply has: consecutive ones of one product; of
+/// two that meet in a glu each warpgroup has the same outputs of its own.
 struct WaveOutputs {
-  static constexpr int kRows = 2;  ///< of C that a lane has: elements i and i + 1 of i = 0, 2
-  bool valid[kRows];
-  float scale[kRows];
-  float bias[kRows];
-  bool biased;
+  int product;
+  int row_tile;  ///< the last of the matrix once more for outputs that there are not
+  GRETA_DEVICE WaveOutputs(const MatmulCall& call, int output_tile, int wave) {
+    using namespace warpgroup;
+    const bool glu = call.glu != Glu::none;
+    product = glu ? wave / 4 : product_of(call, kOutputs, output_tile);
+    row_tile = glu ? output_tile * 4 + wave % 4 : output_tile * kWaves + wave;
+    const int row_tiles = static_cast<int>((call.products[product].weight.rows + kTileRows - 1) / kTileRows);
+    if (row_tile >= row_tiles) row_tile = row_tiles - 1;
+  }
+};
 
-  GRETA_DEVICE WaveOutputs(const MatmulCall& call, int product, int first, bool wanted) {
-    const float* biases = call.products[product].bias;
-    biased = biases != nullptr;
+/// Brings piece after piece, whole as they lie: one thread. Of the rows a half, to both blocks.
+template <quant::Type T>
+GRETA_DEVICE void bring(const MatmulCall& call, const WarpgroupShared<T>& shared, const Tiles& tiles) {
+  using namespace warpgroup;
+  using B = Brought<T>;
+  const int chunks = chunks_of(call.products[0].weight.cols);
+  const int half = tiles.second * (kRowsBytes / 2);
+  Turn<B::kStages> turn;
+  Turn<B::kSlots> slot;
+  for (int pair = tiles.first(); pair < tiles.pairs; pair += tiles.step()) {
+    const std::byte* rows = reinterpret_cast<const std::byte*>(call.x.data) +
+                            static_cast<int64_t>(tiles.row_tile(pair)) * kRowsBytes + half;
+    const std::byte* weights[kWaves];
     GRETA_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const int output = first + c_row(lane_index(), 2 * r);
-      valid[r] = wanted && output < call.products[product].weight.rows;
-      scale[r] = valid[r] ? call.products[product].weight.row_scale[output] : 0.0f;
-      bias[r] = valid[r] && biased ? biases[output] : 0.0f;
+    for (int w = 0; w < kWaves; ++w) {
+      const WaveOutputs outputs(call, tiles.output_tile(pair), w);
+      weights[w] = call.products[outputs.product].weight.data +
+                   static_cast<int64_t>(outputs.row_tile) * chunks * Format<T>::kTileBytes;
+    }
+    for (int step = 0; step < chunks * kStepsK64; ++step, turn.advance()) {
+      const bool with_weights = !B::kChunks || step % kStepsK64 == 0;
+      if (turn.round > 0) shared.empty(turn.stage).wait_idly((turn.round - 1) & 1u);
+      const SharedBarrier full = shared.full(turn.stage);
+      full.expect(kRowsBytes + (with_weights ? B::kSlotBytes : 0));
+      if (with_weights) {
+        GRETA_UNROLL
+        for (int w = 0; w < kWaves; ++w) {
+          copy_bulk(shared.weights, slot.stage * B::kSlotBytes + w * B::kTileBytes, weights[w], B::kTileBytes,
+                    full);
+          weights[w] += B::kTileBytes;
+        }
+        slot.advance();
+      }
+      copy_bulk_to(3, shared.x, turn.stage * kRowsBytes + half, rows, kRowsBytes / 2, full);
+      rows += call.x.tiled_rows * 128;
+    }
+  }
+}
+
+/// A tile of weights that has been brought.
+struct HeldTile {
+  SharedArray<std::byte> bytes;
+  GRETA_DEVICE HeldTile operator+(int n) const { return {bytes.from(n)}; }
+};
+GRETA_DEVICE Words4 stream_words4(const HeldTile& from) { return from.bytes.words4(0); }
+GRETA_DEVICE Words2 stream_words2(const HeldTile& from) { return {from.bytes.word(0), from.bytes.word(4)}; }
+GRETA_DEVICE uint32_t stream_word(const HeldTile& from) { return from.bytes.word(0); }
+
+/// A wave's packed weights of k64 step `step` of a chunk, from the slot that has it.
+template <quant::Type T>
+GRETA_DEVICE void take_piece(const WarpgroupShared<T>& shared, int slot, int step, Piece<T, 1>& piece) {
+  using B = warpgroup::Brought<T>;
+  const HeldTile tile{shared.weights.from(slot * B::kSlotBytes + (wave_index() - 4) * B::kTileBytes)};
+  load_piece<T, 1>(tile, B::kChunks ? step : 0, piece);
+}
+
+/// 2^e of a wave's outputs of a tile.
+GRETA_DEVICE void row_powers(const MatmulCall& call, int output_tile, float (&up)[kRowsA]) {
+  const WaveOutputs outputs(call, output_tile, wave_index() - 4);
+  const float* scale = call.products[outputs.product].weight.row_scale + outputs.row_tile * kTileRows;
+  GRETA_UNROLL
+  for (int i = 0; i < kRowsA; ++i) up[i] = inverse_power(scale[a_row(lane_index(), 2 * i)]);
+}
+
+/// Where a tile's totals lie: neither a fragment of C nor a token's outputs meet in a bank.
+GRETA_DEVICE int total_at(int token, int output) {
+  return token * warpgroup::kOutputs + (output ^ (token / 2 % 4 * 8));
+}
+/// A quarter of a wave's totals, 32 tokens, to where the writers read them.
+GRETA_DEVICE void leave_totals(int quarter, const float (&total)[warpgroup::kTokens / 2],
+                               const SharedArray<float>& totals) {
+  using namespace warpgroup;
+  constexpr int kTiles = kTokens / kTileN / 4;
+  const int lane = lane_index(), first = (wave_index() - 4) * kTileRows;
+  GRETA_UNROLL
+  for (int t = 0; t < kTiles; ++t) {
+    const int n = quarter * kTiles + t;
+    GRETA_UNROLL
+    for (int i = 0; i < kFragmentC; ++i)
+      totals[total_at(n * kTileN + c_n(lane, i), first + c_row(lane, i))] = total[n * kFragmentC + i];
+  }
+}
+
+/// A warpgroup's 64 outputs of tile after tile. kFree: in another order than the one, a single sum over all
+/// of K (run_matmul_free).
+template <quant::Type T, bool kFree>
+GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared<T>& shared, const Tiles& tiles,
+                                int consumer) {
+  using namespace warpgroup;
+  using B = Brought<T>;
+  constexpr int kLast = kStepsK64 - 1;
+  const int chunks = chunks_of(call.products[0].weight.cols);
+  const uint32_t x = shared_address(shared.x, 0);
+  const auto release = [&](int stage) {  // to both blocks: a lane each, for what all have read
+    wave_barrier();
+    if (lane_index() == 0) shared.empty(stage).arrive();
+    if (lane_index() == 1) shared.empty(stage).arrive_at(1 - tiles.second);
+  };
+  // A tile begins with -0: added to it, a first chunk's sum is what it was.
+  float total[kTokens / 2], sum[kTokens / 2];
+  GRETA_UNROLL
+  for (int i = 0; i < kTokens / 2; ++i) total[i] = sum[i] = -0.0f;
+
+  // The operands of a step are made while the step before is multiplied, a quarter behind each product: a
+  // wave waits at a product until the matrix unit takes it, so what it does in between costs nothing.
+  Operand<T> a[2][4];
+  float up[kRowsA], next_up[kRowsA];
+  row_powers(call, tiles.output_tile(tiles.first()), up);
+  Turn<B::kStages> now, ahead;
+  uint32_t turn = 0;  // of chunks
+  shared.full(0).wait(0);
+  Piece<T, 1> piece;
+  take_piece<T>(shared, 0, 0, piece);
+  unpack_k64<T, 1>(piece, up, 0, 0, a[0]);
+  if (consumer == 1) named_wait<kConsumers * kWarpgroup>();
+  int done = 0;  // tiles
+  for (int pair = tiles.first(); pair < tiles.pairs; pair += tiles.step(), ++done) {
+    const bool more = pair + tiles.step() < tiles.pairs;
+    row_powers(call, tiles.output_tile(more ? pair + tiles.step() : pair), next_up);
+    for (int chunk = 0; chunk < chunks; ++chunk, ++turn) {
+      const bool leave = chunk == 0 && done > 0, last = chunk + 1 == chunks;
+      if (leave && done > 1) shared.taken().wait(static_cast<uint32_t>(done) & 1u);
+      GRETA_UNROLL
+      for (int j = 0; j < kStepsK64; ++j) {
+        // Behind the last step of all the same one is taken again, for nobody.
+        const bool ends = j == kLast && last, next = !ends || more;
+        Scales<T> scales = {};
+        warpgroup_begin();
+        GRETA_UNROLL
+        for (int s = 0; s < 4; ++s) {
+          GRETA_UNROLL
+          for (int part = 0; part < kParts<T>; ++part)
+            warpgroup_multiply(sum, a[j % 2][s].part[part],
+                               shared_tile(x + static_cast<uint32_t>(now.stage * kRowsBytes), s),
+                               (kFree && chunk > 0) || j + s + part > 0);
+          warpgroup_commit();
+          if (s == 0) {
+            // The two take turns at the matrix unit, half a chunk apart, so that one's sums are added while
+            // the other multiplies.
+            if (j == 1 && turn == 0 && consumer == 0) named_arrive<kConsumers * kWarpgroup>();
+            warpgroup_wait<1>();
+            if (j > 0) release(now.stage == 0 ? B::kStages - 1 : now.stage - 1);
+            if (next) ahead.advance();
+            shared.full(ahead.stage).wait(ahead.round & 1u);
+            take_piece<T>(
+                shared,
+                B::kChunks ? static_cast<int>((j == kLast && next ? turn + 1 : turn) % 2) : ahead.stage,
+                (j + 1) % kStepsK64, piece);
+            GRETA_UNROLL
+            for (int i = 0; i < kRowsA; ++i) up[i] = ends ? next_up[i] : up[i];
+            scales = scales_of(piece, 0, up);
+          }
+          unpack_k16(piece, scales, up, (j + 1) % kStepsK64, 0, s, a[(j + 1) % 2][s]);
+          if (s == 1 && leave) leave_totals(j, total, shared.totals);
+        }
+        if (j < kLast) now.advance();
+      }
+      if (leave) {
+        shared.ready().arrive();
+        GRETA_UNROLL
+        for (int i = 0; i < kTokens / 2; ++i) total[i] = -0.0f;
+      }
+      warpgroup_wait<0>();
+      release(now.stage);
+      now.advance();
+      if (!kFree || last) {
+        GRETA_UNROLL
+        for (int i = 0; i < kTokens / 2; ++i) total[i] = total[i] + sum[i];
+      }
+    }
+  }
+  if (done > 1) shared.taken().wait(static_cast<uint32_t>(done) & 1u);
+  GRETA_UNROLL
+  for (int quarter = 0; quarter < 4; ++quarter) leave_totals(quarter, total, shared.totals);
+  shared.ready().arrive();
+}
+
+/// What a writer's lane has of a product: outputs `first`, + kWave, ..., and what all tokens share of them.
+template <int kCount>
+struct LaneOutputs {
+  bool there[kCount];
+  float scale[kCount], bias[kCount];
+  bool biased;
+  GRETA_DEVICE LaneOutputs(const Product& product, int first) : biased(product.bias != nullptr) {
+    GRETA_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const int output = first + i * kWave;
+      there[i] = output < product.weight.rows;
+      scale[i] = there[i] ? product.weight.row_scale[output] : 0.0f;
+      bias[i] = there[i] && biased ? product.bias[output] : 0.0f;
     }
   }
   /// As output_of().
-  GRETA_DEVICE float output(float total, int i, float x_scale) const {
-    const float y = scaled(total, scale[i / 2], x_scale);
-    return biased ? y + bias[i / 2] : y;
+  GRETA_DEVICE float output(int i, float total, float x_scale) const {
+    const float y = scaled(total, scale[i], x_scale);
+    return biased ? y + bias[i] : y;
   }
 };
-static_assert(c_row(0, 2) - c_row(0, 0) == 8 && c_row(0, 0) == c_row(0, 1) && kFragmentC == 4);
 
-/// A wave's 16 outputs of all tokens, four times eight tokens at a time: what they are added to is on its way
-/// together.
-GRETA_DEVICE void store_rows(const MatmulCall& call, int product, int first, const WaveOutputs& outputs,
-                             const float (&total)[warpgroup::kTokens / 2]) {
+/// One of kWriters waves: its tokens of a tile of one product.
+GRETA_DEVICE void write_product(const MatmulCall& call, const SharedArray<float>& totals, int tile,
+                                int token0, int tokens, int writer) {
   using namespace warpgroup;
-  constexpr int kAtOnce = 4;
-  const int lane = lane_index();
-  const int64_t rows = call.products[product].weight.rows;
-  float* const y = call.products[product].y + first + c_row(lane, 0);
-  const float* const residual = call.residual == nullptr ? nullptr : call.residual + first + c_row(lane, 0);
-  GRETA_UNROLL
-  for (int n0 = 0; n0 < kTokens / kTileN; n0 += kAtOnce) {
-    float old[kAtOnce][kFragmentC], x_scale[kAtOnce][2];
-    int64_t at[kAtOnce][2];
-    bool there[kAtOnce][2];
+  constexpr int kCount = kOutputs / kWave;
+  const Product& product = call.products[product_of(call, kOutputs, tile)];
+  const int first = tile * kOutputs + lane_index();
+  const LaneOutputs<kCount> outputs(product, first);
+  GRETA_UNROLL_BY(2)
+  for (int token = writer; token < tokens; token += kWriters) {
+    const int64_t at = (token0 + token) * product.weight.rows + first;
+    const float x_scale = call.x.scale[token0 + token];
+    float old[kCount];
     GRETA_UNROLL
-    for (int n = 0; n < kAtOnce; ++n) {
-      GRETA_UNROLL
-      for (int i = 0; i < kFragmentC; ++i) {
-        if (i < 2) {
-          const int token = block_x() * kTokens + (n0 + n) * kTileN + c_n(lane, i);
-          there[n][i] = token < call.rows;
-          at[n][i] = token * rows;
-          x_scale[n][i] = there[n][i] ? call.x.scale[token] : 0.0f;
-        }
-        old[n][i] = residual != nullptr && there[n][i % 2] && outputs.valid[i / 2]
-                        ? residual[at[n][i % 2] + i / 2 * 8]
-                        : 0.0f;
-      }
-    }
+    for (int i = 0; i < kCount; ++i)
+      old[i] = call.residual != nullptr && outputs.there[i] ? call.residual[at + i * kWave] : 0.0f;
     GRETA_UNROLL
-    for (int n = 0; n < kAtOnce; ++n) {
-      GRETA_UNROLL
-      for (int i = 0; i < kFragmentC; ++i) {
-        if (!there[n][i % 2] || !outputs.valid[i / 2]) continue;
-        const float value = outputs.output(total[(n0 + n) * kFragmentC + i], i, x_scale[n][i % 2]);
-        y[at[n][i % 2] + i / 2 * 8] = residual == nullptr ? value : old[n][i] + value;
-      }
+    for (int i = 0; i < kCount; ++i) {
+      if (!outputs.there[i]) continue;
+      const float y = outputs.output(i, totals[total_at(token, lane_index() + i * kWave)], x_scale);
+      product.y[at + i * kWave] = call.residual == nullptr ? y : old[i] + y;
     }
   }
 }
 
-/// Two products that meet in a glu: each consumer leaves its own in shared memory, where x was.
-GRETA_DEVICE void store_glu(const MatmulCall& call, int consumer, int block_tile, const WaveOutputs& outputs,
-                            const float (&total)[warpgroup::kTokens / 2], const WarpgroupShared& shared) {
+/// Its tokens of a tile of two products that meet in a glu.
+GRETA_DEVICE void write_glu(const MatmulCall& call, const SharedArray<float>& totals, int tile, int token0,
+                            int tokens, int writer) {
   using namespace warpgroup;
-  constexpr int kEach = 64, kStride = kEach + 4;  // a fragment of C is stored without bank conflicts
-  static_assert(kConsumers * kTokens * kStride * 4 <= kStages * kPieceBytes);
-  const int lane = lane_index();
-  const SharedArray<float> own = shared.numbers.from(consumer * kTokens * kStride);
-  consumers_barrier<kConsumers>();  // nobody reads x any more
-  GRETA_UNROLL
-  for (int n = 0; n < kTokens / kTileN; ++n) {
+  constexpr int kEach = kOutputs / 2, kCount = kEach / kWave;
+  const int first = tile * kEach + lane_index();
+  const LaneOutputs<kCount> gate(call.products[0], first), up(call.products[1], first);
+  for (int token = writer; token < tokens; token += kWriters) {
+    float* const y = call.products[0].y + (token0 + token) * call.products[0].weight.rows + first;
+    const float x_scale = call.x.scale[token0 + token];
     GRETA_UNROLL
-    for (int i = 0; i < kFragmentC; ++i) {
-      const int token = n * kTileN + c_n(lane, i);
-      const int row = block_x() * kTokens + token;
-      const float x_scale = row < call.rows ? call.x.scale[row] : 0.0f;
-      own[token * kStride + wave_index() % 4 * kTileRows + c_row(lane, i)] =
-          outputs.output(total[n * kFragmentC + i], i, x_scale);
+    for (int i = 0; i < kCount; ++i) {
+      const int output = lane_index() + i * kWave;
+      if (gate.there[i])
+        y[i * kWave] = glu_of(call.glu, gate.output(i, totals[total_at(token, output)], x_scale),
+                              up.output(i, totals[total_at(token, kEach + output)], x_scale));
     }
-  }
-  consumers_barrier<kConsumers>();
-  const int64_t rows = call.products[0].weight.rows;
-  float* const y = call.products[0].y;
-  for (int i = thread_index() - kWarpgroup; i < kTokens * kEach; i += kConsumers * kWarpgroup) {
-    const int token = i / kEach, at = token * kStride + i % kEach;
-    const int64_t row = block_x() * kTokens + token, output = block_tile * kEach + i % kEach;
-    if (row < call.rows && output < rows)
-      y[row * rows + output] = glu_of(call.glu, shared.numbers[at], shared.numbers[kTokens * kStride + at]);
   }
 }
 
-/// One consumer's 64 outputs. kFree: in another order than the one, a single sum over all of K
-/// (run_matmul_free).
-template <quant::Type T, bool kFree>
-GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared& shared, int block_tile,
-                                int consumer) {
+template <quant::Type T>
+GRETA_DEVICE void write_tiles(const MatmulCall& call, const WarpgroupShared<T>& shared, const Tiles& tiles,
+                              int writer) {
   using namespace warpgroup;
-  const int lane = lane_index();
-  const Outputs outputs = outputs_of(call, block_tile, consumer);
-  const PackedMatrix& weight = call.products[outputs.product].weight;
-  const int chunks = chunks_of(weight.cols);
-  const int steps = k64_steps(call);
-  const int row_tiles = static_cast<int>((weight.rows + kTileRows - 1) / kTileRows);
-  const int wanted = outputs.first + wave_index() % 4;
-  const int row_tile = wanted < row_tiles ? wanted : row_tiles - 1;  // past the end: computed, not written
-  const std::byte* tiles = weight.data + static_cast<int64_t>(row_tile) * chunks * Format<T>::kTileBytes;
-  float up[kRowsA];
-  GRETA_UNROLL
-  for (int i = 0; i < kRowsA; ++i)
-    up[i] = inverse_power(weight.row_scale[row_tile * kTileRows + a_row(lane, 2 * i)]);
-
-  float total[kTokens / 2], sum[kTokens / 2];
-  GRETA_UNROLL
-  for (int i = 0; i < kTokens / 2; ++i) total[i] = sum[i] = 0.0f;
-  const uint32_t x = shared_address(shared.x, 0);
-
-  // A ring of a chunk's k64 steps: what has been multiplied makes room for the same step of the next chunk.
-  // Codes are unpacked one step ahead, while the step before is multiplied; f16 is an operand as it lies.
-  constexpr bool kAhead = Format<T>::kCodes;
-  Piece<T, 1> piece[kStepsK64];
-  Operand<T> a[kAhead ? 2 : 1][4];
-  GRETA_UNROLL
-  for (int j = 0; j < kStepsK64; ++j) load_piece<T, 1>(tiles, j, piece[j]);
-  if constexpr (kAhead) unpack_k64<T, 1>(piece[0], up, 0, 0, a[0]);
-  const std::byte* next = tiles + (chunks > 1 ? Format<T>::kTileBytes : 0);
-  if constexpr (kAhead) load_piece<T, 1>(next, 0, piece[0]);
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    // Of the last chunk on, the last tile is read again: nothing of it is used.
-    const std::byte* after = chunk + 2 < chunks ? next + Format<T>::kTileBytes : next;
-    GRETA_UNROLL
-    for (int j = 0; j < kStepsK64; ++j) {
-      const int step = chunk * kStepsK64 + j;
-      if (step >= steps) break;
-      const int stage = step % kStages;
-      constexpr int kLast = kStepsK64 - 1;
-      if constexpr (!kAhead) unpack_k64<T, 1>(piece[j], up, j, 0, a[0]);
-      shared.full(stage).wait(static_cast<uint32_t>(step / kStages) & 1u);
-      warpgroup_begin();
-      GRETA_UNROLL
-      for (int s = 0; s < 4; ++s) {
-        GRETA_UNROLL
-        for (int part = 0; part < kParts<T>; ++part)
-          warpgroup_multiply(sum, a[kAhead ? j % 2 : 0][s].part[part],
-                             shared_tile(x + static_cast<uint32_t>(stage * kPieceBytes), s),
-                             kFree || j + s + part > 0);
-      }
-      warpgroup_commit();
-      if constexpr (kAhead) {
-        unpack_k64<T, 1>(piece[(j + 1) % kStepsK64], up, (j + 1) % kStepsK64, 0, a[(j + 1) % 2]);
-        load_piece<T, 1>(j == kLast ? after : next, (j + 1) % kStepsK64, piece[(j + 1) % kStepsK64]);
-      }
-      warpgroup_wait<0>();
-      if (lane == 0) shared.empty(stage).arrive();
-      if constexpr (!kAhead) load_piece<T, 1>(next, j, piece[j]);
-      if (!kFree && (j == kLast || step + 1 == steps)) {
-        GRETA_UNROLL
-        for (int i = 0; i < kTokens / 2; ++i) total[i] = chunk == 0 ? sum[i] : total[i] + sum[i];
-      }
-    }
-    next = after;
+  uint32_t done = 0;
+  for (int pair = tiles.first(); pair < tiles.pairs; pair += tiles.step(), ++done) {
+    const int token0 = tiles.row_tile(pair) * kTokens, output_tile = tiles.output_tile(pair);
+    const int left = static_cast<int>(call.rows) - token0, tokens = left < kTokens ? left : kTokens;
+    shared.ready().wait_idly(done & 1u);
+    if (call.glu != Glu::none)
+      write_glu(call, shared.totals, output_tile, token0, tokens, writer);
+    else
+      write_product(call, shared.totals, output_tile, token0, tokens, writer);
+    shared.taken().arrive();
   }
-  if constexpr (kFree) {
-    GRETA_UNROLL
-    for (int i = 0; i < kTokens / 2; ++i) total[i] = sum[i];
-  }
-
-  const WaveOutputs wave(call, outputs.product, row_tile * kTileRows, wanted < row_tiles);
-  if (call.glu != Glu::none) return store_glu(call, consumer, block_tile, wave, total, shared);
-  store_rows(call, outputs.product, row_tile * kTileRows, wave, total);
 }
 
 template <quant::Type T, bool kFree>
 GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1)
-    matmul_warpgroup(Mark mark, GRETA_ARGUMENT MatmulCall call) {
+    matmul_warpgroup(Mark mark, GRETA_ARGUMENT MatmulCall call, int output_pairs) {
   using namespace warpgroup;
+  using B = Brought<T>;
   entered(mark);
   Shared memory;
-  // The tile wants 1024-byte alignment of the block's shared memory, which begins on 128.
-  const SharedArray<uint16_t> raw = memory.array<uint16_t>(512 + kStages * kPieceBytes / 2);
-  const int skip = static_cast<int>((1024u - (shared_address(raw, 0) & 1023u)) & 1023u) / 2;
-  const WarpgroupShared shared{raw.from(skip), raw.from(skip).as<float>(),
-                               memory.array<uint64_t>(2 * kStages)};
+  // The rows want 1024-byte alignment; the block's shared memory begins on 128.
+  const SharedArray<std::byte> raw = memory.array<std::byte>(1024 + B::kStages * kRowsBytes);
+  const SharedArray<std::byte> weights = memory.array<std::byte>(B::kSlots * B::kSlotBytes);
+  const SharedArray<float> totals = memory.array<float>(kTokens * kOutputs);
+  const int skip = static_cast<int>((1024u - (shared_address(raw, 0) & 1023u)) & 1023u);
+  const WarpgroupShared<T> shared{raw.from(skip), weights, totals,
+                                  memory.array<uint64_t>(2 * B::kStages + 2)};
   if (thread_index() == 0) {
     GRETA_UNROLL
-    for (int s = 0; s < kStages; ++s) {
+    for (int s = 0; s < B::kStages; ++s) {
       shared.full(s).start(1);
-      shared.empty(s).start(kConsumers * kWarpgroup / kWave);
+      shared.empty(s).start(2 * kWaves);
     }
+    shared.ready().start(kConsumers * kWarpgroup);
+    shared.taken().start(kWriters * kWave);
     publish_to_matrix_unit();
   }
-  barrier();
+  cluster_barrier();
+  const Tiles tiles(call, output_pairs);
   if (wave_index() < 4) {
     give_registers<kProducerRegisters>();
-    if (thread_index() == 0) bring_rows(call, shared);
+    if (wave_index() > 0)
+      write_tiles<T>(call, shared, tiles, wave_index() - 1);
+    else if (elected())
+      bring<T>(call, shared, tiles);
   } else {
     take_registers<kConsumerRegisters>();
-    multiply_rows<T, kFree>(call, shared, block_y(), wave_index() / 4 - 1);
+    multiply_rows<T, kFree>(call, shared, tiles, wave_index() / 4 - 1);
   }
+  cluster_barrier();  // nobody reaches a block that is gone
 }
 
 template <quant::Type T, bool kFree>
 void launch_warpgroup(const Launch& how, const MatmulCall& call) {
   static const std::string name = kernel_name<T>(kFree ? "matmul_free" : "matmul_warpgroup");
   const int64_t rows = call.products[0].weight.rows;
-  const int64_t tiles = call.glu == Glu::none ? product_tiles(call, warpgroup::kOutputs) : (rows + 63) / 64;
+  const int64_t outputs = call.glu == Glu::none ? product_tiles(call, warpgroup::kOutputs) : (rows + 63) / 64;
+  const int64_t output_pairs = (outputs + 1) / 2;
+  const int64_t pairs = output_pairs * ((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens);
+  const int64_t blocks = 2 * std::min<int64_t>(pairs, how.multiprocessors / 2);
   launch(how, name.c_str(), matmul_warpgroup<T, kFree>,
-         Grid{static_cast<unsigned>((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens),
-              static_cast<unsigned>(tiles)},
-         warpgroup::kThreads, warpgroup::kSharedBytes, call);
+         Grid{.x = static_cast<unsigned>(blocks), .cluster = 2}, warpgroup::kThreads,
+         warpgroup::Brought<T>::kSharedBytes, call, static_cast<int>(output_pairs));
 }
 
 }  // namespace
