@@ -166,9 +166,11 @@ GRETA_DEVICE void give_registers() {
 #endif
 }
 
-/// Before the first product that reads registers written since.
+/// Before the first product that reads registers written since. Products want a wave's lanes together:
+/// whatever branches they took before, they meet here.
 GRETA_DEVICE void warpgroup_begin() {
 #ifdef GRETA_WARPGROUP_CODE
+  wave_barrier();
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }

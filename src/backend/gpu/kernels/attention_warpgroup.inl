@@ -327,9 +327,9 @@ GRETA_DEVICE void attend(const AttentionCall& call, const AttentionShared<HeadDi
       a[r] = merge.a;
       b[r] = merge.b;
       seen[r] = covered || rows.sees[r].meets(split);
-      if (!seen[r]) continue;
-      largest[r] = merge.largest;
-      sum[r] = fused(sum[r], merge.a, l * merge.b);
+      const float merged = fused(sum[r], merge.a, l * merge.b);
+      largest[r] = seen[r] ? merge.largest : largest[r];
+      sum[r] = seen[r] ? merged : sum[r];
     }
     FragmentA p[kSplit / 16];
     GRETA_UNROLL

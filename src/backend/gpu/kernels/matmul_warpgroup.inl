@@ -189,6 +189,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared<T>
     wave_barrier();
     if (lane_index() == 0) shared.empty(stage).arrive();
     if (lane_index() == 1) shared.empty(stage).arrive_at(1 - tiles.second);
+    wave_barrier();  // together for the next product
   };
   // A tile begins with -0: added to it, a first chunk's sum is what it was.
   float total[kTokens / 2], sum[kTokens / 2];
