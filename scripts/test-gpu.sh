@@ -24,7 +24,7 @@ check() {
   timeout "$limit" "$@" >"$log" 2>&1 || status=$?
   if [ $status -eq 0 ]; then
     passed=$((passed + 1))
-    result "$name" pass $((SECONDS - start)) "$(grep -v '^report ' "$log" | tail -n 1 | cut -c 1-100)"
+    result "$name" pass $((SECONDS - start)) "$(grep -av '^report ' "$log" | tail -n 1 | cut -c 1-100)"
   else
     failed=$((failed + 1))
     result "$name" FAIL $((SECONDS - start)) "status $status"
