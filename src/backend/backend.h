@@ -382,7 +382,7 @@ class Backend {
   virtual void gather(const GatherArgs& args) = 0;
 
   /// Returns when all calls so far have been computed: a device's calls return before that.
-  virtual void finish() {}
+  virtual void synchronize() {}
 
   /// Null: the host's limits are this device's.
   virtual DeviceLimits* limits() { return nullptr; }

@@ -71,7 +71,7 @@ class Interposer : public Backend {
   void gather(const GatherArgs& args) override { below_->gather(args); }
   const Route& route() const override { return below_->route(); }
   void reset_route() override { below_->reset_route(); }
-  void finish() override { below_->finish(); }
+  void synchronize() override { below_->synchronize(); }
 
  protected:
   Backend& below() { return *below_; }

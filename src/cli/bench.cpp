@@ -273,7 +273,7 @@ void bench_model(const Values& values, const std::string& path, int threads, con
           interrupt.check();
           return seconds_at_limit(row, engine->backend().limits(), limits);
         },
-        [&] { engine->backend().finish(); });
+        [&] { engine->backend().synchronize(); });
     bench.once(row, clock);  // warm-up
     for (int64_t i = 0; i < settings.repeat; ++i) row.repeats.push_back(bench.once(row, clock));
     log::info("{} {}, depth {}, batch {}, {} threads: {:.2f} tokens/s, {:.2f} of the limit", name, row.test(),

@@ -115,7 +115,7 @@ class GpuBackend : public Backend, private Launch {
                 const double* in) override;
 
   DeviceLimits* limits() override { return &limits_; }
-  void finish() override {
+  void synchronize() override {
     launch_pending();
     device_->synchronize();
   }
