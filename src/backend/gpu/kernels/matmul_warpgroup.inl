@@ -9,8 +9,8 @@
 // warpgroups multiplies 64 outputs; the three waves beside that thread write what a tile came to (`ready` and
 // `taken`), while the next is multiplied.
 //
-// What bounds it is the last cache: 32 KiB of f16 for 128 x 128 x 64 products. So blocks come in pairs,
-// clusters of two neighbours in outputs that have the same rows: each brings a half of them to both.
+// Of f16, 32 KiB come from the last cache for 128 x 128 x 64 products. So blocks come in pairs, clusters of
+// two neighbours in outputs that have the same rows: each brings a half of them to both.
 #include <algorithm>
 
 #include "backend/gpu/cuda/warpgroup.h"
@@ -197,7 +197,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared<T>
   for (int i = 0; i < kTokens / 2; ++i) total[i] = sum[i] = -0.0f;
 
   // The operands of a step are made while the step before is multiplied, a quarter behind each product: a
-  // wave waits at a product until the matrix unit takes it, so what it does in between costs nothing.
+  // wave waits at a product until the matrix unit takes it, and does this in between.
   Operand<T> a[2][4];
   float up[kRowsA], next_up[kRowsA];
   row_powers(call, tiles.output_tile(tiles.first()), up);
@@ -400,7 +400,7 @@ void launch_warpgroup(const Launch& how, const MatmulCall& call) {
   const int64_t outputs = call.glu == Glu::none ? product_tiles(call, warpgroup::kOutputs) : (rows + 63) / 64;
   const int64_t output_pairs = (outputs + 1) / 2;
   const int64_t pairs = output_pairs * ((call.rows + warpgroup::kTokens - 1) / warpgroup::kTokens);
-  const int64_t blocks = 2 * std::min<int64_t>(pairs, how.multiprocessors / 2);
+  const int64_t blocks = 2 * std::min<int64_t>(pairs, std::max(1, how.multiprocessors / 2));
   launch(how, name.c_str(), matmul_warpgroup<T, kFree>,
          Grid{.x = static_cast<unsigned>(blocks), .cluster = 2}, warpgroup::kThreads,
          warpgroup::Brought<T>::kSharedBytes, call, static_cast<int>(output_pairs));
