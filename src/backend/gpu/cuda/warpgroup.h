@@ -146,13 +146,13 @@ GRETA_DEVICE void named_wait() {
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
-/// Registers of a thread of this warpgroup from here on; every warpgroup says how many it needs. A block
-/// keeps what it was launched with: of three warpgroups 168 a thread, and whoever takes more than others gave
-/// waits for ever.
+/// A block keeps the registers that it was launched with, of three warpgroups 168 a thread: whoever takes
+/// more than others gave waits for ever.
 constexpr bool registers_suffice(int producer, int consumers, int consumer) {
   return producer + consumers * consumer <=
          (consumers + 1) * (65536 / ((consumers + 1) * kWarpgroup) / 8 * 8);
 }
+/// Registers of a thread of this warpgroup from here on; every warpgroup says how many it needs.
 template <int kCount>
 GRETA_DEVICE void take_registers() {
 #ifdef GRETA_WARPGROUP_CODE
@@ -187,6 +187,13 @@ GRETA_DEVICE void warpgroup_wait() {
 #endif
 }
 
+/// From the first element on that lies on 1024 bytes, as shared_tile() wants it; a block's shared memory
+/// begins on 128.
+template <class T>
+GRETA_DEVICE SharedArray<T> from_1024(const SharedArray<T>& array) {
+  const uint32_t skip = (1024u - (shared_address(array, 0) & 1023u)) & 1023u;
+  return array.from(static_cast<int>(skip / sizeof(T)));
+}
 /// B [k 16, n] of f16 in shared memory: rows n of 64 k, 128 bytes each, 16-byte pieces of a row permuted by
 /// rounded_at() (kernels/rounding.h); 1024-byte aligned. `address`: of its first byte; k16 step `step` of the
 /// row's four.

@@ -109,7 +109,6 @@ template <int HeadDim>
 struct WaveRows {
   static constexpr int kSteps = HeadDim / 16;
   static constexpr int kKeyTiles = kSplit / kTileN;
-  static constexpr int kRowsC = 2, kSameRowC = 2, kRowLanes = 4;  ///< of C of each 8 columns
   using Scores = float[kSplit / 2];
   using Slab = float[attending::Layout<HeadDim>::kSlab / 2];  ///< of o
 
@@ -347,13 +346,11 @@ GRETA_DEVICE void attend(const AttentionCall& call, const AttentionShared<HeadDi
     }
     warpgroup_commit();
     warpgroup_wait<0>();
-    if (!covered) {
-      // A NaN or an infinity in V of a key that some row does not see: 0 times it is NaN.
-      if (Rows::special(o, seen)) {
-        const SharedArray<uint16_t> tile = shared.values.from(turn.stage * L::kTile);
-        GRETA_UNROLL
-        for (int slab = 0; slab < L::kSlabs; ++slab) rows.walk_by_row(o[slab], p, tile, slab, split);
-      }
+    // A NaN or an infinity in V of a key that some row does not see: 0 times it is NaN.
+    if (!covered && Rows::special(o, seen)) {
+      const SharedArray<uint16_t> tile = shared.values.from(turn.stage * L::kTile);
+      GRETA_UNROLL
+      for (int slab = 0; slab < L::kSlabs; ++slab) rows.walk_by_row(o[slab], p, tile, slab, split);
     }
     wave_barrier();  // all lanes have read
     if (lane == 0) shared.values_empty(turn.stage).arrive();
@@ -388,14 +385,12 @@ GRETA_KERNEL void GRETA_BOUNDS(attending::kThreads, 1)
   Work found;
   if (!find_work<L>(call, tile_blocks, found)) return;
   Shared memory;
-  // The tiles want 1024-byte alignment; the block's shared memory begins on 128.
-  const SharedArray<uint16_t> raw = memory.array<uint16_t>(512 + 2 * kStages * L::kTile);
-  const int skip = static_cast<int>((1024u - (shared_address(raw, 0) & 1023u)) & 1023u) / 2;
+  const SharedArray<uint16_t> keys = from_1024(memory.array<uint16_t>(512 + 2 * kStages * L::kTile));
   const SharedArray<uint16_t> queries = memory.array<uint16_t>(kPairs * L::kQueryStride);
   const SharedArray<float> unscales = memory.array<float>(kPairs);
   const SharedArray<Work> kept = memory.array<Work>(1);
-  const AttentionShared<HeadDim> shared{raw.from(skip), raw.from(skip + kStages * L::kTile), queries,
-                                        unscales, memory.array<uint64_t>(4 * kStages)};
+  const AttentionShared<HeadDim> shared{keys, keys.from(kStages * L::kTile), queries, unscales,
+                                        memory.array<uint64_t>(4 * kStages)};
   if (thread_index() == 0) {
     kept[0] = found;
     GRETA_UNROLL

@@ -361,13 +361,10 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1)
   using B = Brought<T>;
   entered(mark);
   Shared memory;
-  // The rows want 1024-byte alignment; the block's shared memory begins on 128.
-  const SharedArray<std::byte> raw = memory.array<std::byte>(1024 + B::kStages * kRowsBytes);
+  const SharedArray<std::byte> x = from_1024(memory.array<std::byte>(1024 + B::kStages * kRowsBytes));
   const SharedArray<std::byte> weights = memory.array<std::byte>(B::kSlots * B::kSlotBytes);
   const SharedArray<float> totals = memory.array<float>(kTokens * kOutputs);
-  const int skip = static_cast<int>((1024u - (shared_address(raw, 0) & 1023u)) & 1023u);
-  const WarpgroupShared<T> shared{raw.from(skip), weights, totals,
-                                  memory.array<uint64_t>(2 * B::kStages + 2)};
+  const WarpgroupShared<T> shared{x, weights, totals, memory.array<uint64_t>(2 * B::kStages + 2)};
   if (thread_index() == 0) {
     GRETA_UNROLL
     for (int s = 0; s < B::kStages; ++s) {
