@@ -15,11 +15,14 @@ inline void or_bits(const uint8_t* p, VB (&codes)[8]) {
   const VB v = loadb(p);
   unroll<8>([&](auto i) { codes[i] = or_shift_mask<To - i.value, 1 << To>(codes[i], v); });
 }
-// Two vectors of pairs of bits: vector j has group 4 j + i in bits 2 i and 2 i + 1; moved to bit `To` of the
-// code.
-template <int To, int I>
-inline VB or_pair(VB codes, const uint8_t* p) {
-  return or_shift_mask<To - 2 * (I % 4), 3 << To>(codes, loadb(p + 64 * (I / 4)));
+// Four groups of 6 bits in three vectors: three have the low bits of one vector each, the fourth the two bits
+// above them, its highest in the first vector.
+inline void sixes(const uint8_t* p, VB* codes) {
+  const VB x = loadb(p), y = loadb(p + 64), z = loadb(p + 128);
+  codes[0] = shift_mask<0, 0x3f>(x);
+  codes[1] = shift_mask<0, 0x3f>(y);
+  codes[2] = shift_mask<0, 0x3f>(z);
+  codes[3] = or_shift_mask<-6, 0x03>(or_shift_mask<-4, 0x0c>(shift_mask<-2, 0x30>(x), y), z);
 }
 
 template <int F>
@@ -29,10 +32,12 @@ inline void unit_codes(const uint8_t* p, VB (&codes)[8]) {
   } else if constexpr (F == kQ2_K || F == kQ3_K) {
     unroll<8>([&](auto i) { codes[i] = shift_mask<-2 * (i.value % 4), 3>(loadb(p + 64 * (i.value / 4))); });
     if constexpr (F == kQ3_K) or_bits<2>(p + 128, codes);
+  } else if constexpr (F == kQ6_K) {
+    sixes(p, codes);
+    sixes(p + 192, codes + 4);
   } else {
     nibbles(p, codes);
     if constexpr (F == kQ5_0 || F == kQ5_1 || F == kQ5_K) or_bits<4>(p + 256, codes);
-    if constexpr (F == kQ6_K) unroll<8>([&](auto i) { codes[i] = or_pair<4, i.value>(codes[i], p + 256); });
   }
 }
 

@@ -51,7 +51,7 @@ inline constexpr FormatShape kFormats[kIntegerTypes] = {
     {192, 224, true, 16, 4, false, 3},   // Q3_K: pairs of bits, then planes of the third bit; d, 6-bit scales
     {256, 256, true, 32, 0, true, 4},    // Q4_K: nibbles; d, dmin, 6-bit scales and mins
     {320, 256, true, 32, 0, true, 5},    // Q5_K: nibbles and the fifth bit; the same
-    {384, 288, true, 16, 32, false, 6},  // Q6_K: nibbles and pairs of bits; d, 8-bit scales
+    {384, 288, true, 16, 32, false, 6},  // Q6_K: four groups of 6 bits in three; d, 8-bit scales
 };
 
 /// Rows of activations rounded to integers, in token tiles. Tile i holds the tokens tile_start[i] ..

@@ -158,12 +158,22 @@ void pack_bits(const UnitCodes& c, int from, Byte* to) {
     to[b] = static_cast<Byte>(planes);
   }
 }
-void pack_pairs(const UnitCodes& c, int from, Byte* to) {
+void pack_pairs(const UnitCodes& c, Byte* to) {
   for (int j = 0; j < 2; ++j) {
     for (int b = 0; b < 64; ++b) {
       int pairs = 0;
-      for (int i = 0; i < 4; ++i) pairs |= ((c[4 * j + i][b] >> from) & 3) << (2 * i);
+      for (int i = 0; i < 4; ++i) pairs |= (c[4 * j + i][b] & 3) << (2 * i);
       to[64 * j + b] = static_cast<Byte>(pairs);
+    }
+  }
+}
+
+/// Four groups in three vectors (formats.inl: sixes).
+void pack_sixes(const UnitCodes& c, Byte* to) {
+  for (int j = 0; j < 2; ++j) {
+    for (int v = 0; v < 3; ++v) {
+      for (int b = 0; b < 64; ++b)
+        *to++ = static_cast<Byte>(c[4 * j + v][b] | ((c[4 * j + 3][b] >> (4 - 2 * v)) & 3) << 6);
     }
   }
 }
@@ -172,12 +182,13 @@ void pack_unit(int type, const UnitCodes& c, Byte* to) {
   if (type == kQ8_0) {
     std::memcpy(to, c, sizeof c);
   } else if (type == kQ2_K || type == kQ3_K) {
-    pack_pairs(c, 0, to);
+    pack_pairs(c, to);
     if (type == kQ3_K) pack_bits(c, 2, to + 128);
+  } else if (type == kQ6_K) {
+    pack_sixes(c, to);
   } else {
     pack_nibbles(c, to);
     if (type == kQ5_0 || type == kQ5_1 || type == kQ5_K) pack_bits(c, 4, to + 256);
-    if (type == kQ6_K) pack_pairs(c, 4, to + 256);
   }
 }
 
@@ -190,9 +201,13 @@ int code_at(int type, const Byte* unit, int lane, int k) {
   const auto bit = [&](const Byte* p) { return (p[b] >> i) & 1; };
   if (type == kQ2_K) return pair(unit);
   if (type == kQ3_K) return pair(unit) | bit(unit + 128) << 2;
+  if (type == kQ6_K) {
+    const Byte* three = unit + 192 * (i / 4) + b;
+    if (i % 4 < 3) return three[64 * (i % 4)] & 0x3f;
+    return three[0] >> 6 << 4 | three[64] >> 6 << 2 | three[128] >> 6;
+  }
   int code = (unit[64 * (i % 4) + b] >> (4 * (i / 4))) & 15;
   if (type == kQ5_0 || type == kQ5_1 || type == kQ5_K) code |= bit(unit + 256) << 4;
-  if (type == kQ6_K) code |= pair(unit + 256) << 4;
   return code;
 }
 
