@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
 # scripts/test.sh: what CI runs. scripts/test.sh --full: everything, hours of it; its output is kept under
-# docs/measurements/. Each step prints its time; the last lines are the test runner's summary and the count of skips.
+# docs/measurements/. scripts/test.sh --full WORDS: of that the steps alone whose name has these words, so that a part can be
+# run again. Each step prints its time; the last lines are the test runner's summary and the count of skips.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
-full=no
-case "${1:-}" in
-  "") ;;
-  --full) full=yes ;;
-  *) echo "usage: scripts/test.sh [--full]" >&2; exit 2 ;;
+full=no words=''
+case "$#:${1:-}" in
+  0:) ;;
+  1:--full) full=yes ;;
+  2:--full) full=yes words=$2 ;;
+  *) echo "usage: scripts/test.sh [--full [WORDS]]" >&2; exit 2 ;;
 esac
 
+wanted() { [[ $1 == *"$words"* ]]; }
 step() {
   local name=$1 start=$SECONDS
   shift
+  wanted "$name" || return 0
   say "$name"
   "$@"
   echo "-- $name: $((SECONDS - start)) s"
@@ -104,6 +108,7 @@ fi
 
 step "bisect's report in a browser" report_in_browser
 
+wanted "tests (release)" || exit 0
 say "tests (release)"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
