@@ -433,11 +433,11 @@ TEST_P(Matmul, SeveralProductsInOneCall) {
 class Fused : public Matmul {
  protected:
   static constexpr int64_t kOutputs = 40;
-  /// y of a call with one or two products of 40 outputs.
+  /// y of a call with one or two products.
   std::vector<float> run(MatmulCall call, const std::vector<const Packed*>& weights, int64_t rows,
                          const std::vector<float>& residual = {}) {
-    const Array<float> y(
-        machine, residual.empty() ? std::vector<float>(static_cast<size_t>(rows * kOutputs)) : residual);
+    const auto outputs = static_cast<size_t>(rows * weights[0]->matrix().rows);
+    const Array<float> y(machine, residual.empty() ? std::vector<float>(outputs) : residual);
     call.rows = rows;
     call.count = static_cast<int>(weights.size());
     for (size_t i = 0; i < weights.size(); ++i) call.products[i] = {weights[i]->matrix(), nullptr, y.data()};
@@ -503,7 +503,7 @@ TEST_P(Fused, ResidualAndGlu) {
           EXPECT_EQ(first_difference(run(call, {&gate, &up}, rows), out.read()), -1)
               << name_of(type) << " glu " << cols << " x " << rows;
         }
-        EXPECT_TRUE(rows > 7 || cols > 512 || machine.kernels().fuses_glu(call)) << cols;
+        EXPECT_TRUE(rows > 8 || machine.kernels().fuses_glu(call)) << cols;
       }
     }
 }
@@ -535,6 +535,29 @@ TEST_P(Matmul, RowsHaveTheSameBitsInAnyCompany) {
     for (int64_t r = 0; r < kMost; r += 43)
       ASSERT_EQ(first_difference(product(packed, {row_of(x, r, cols), 1}), row_of(all, r, m.rows)), -1)
           << name_of(type) << " row " << r;
+  }
+}
+
+/// A block's waves go from tile to tile wherever that falls.
+TEST_P(Fused, RowsHaveTheSameBitsHoweverManyBlocksThereAre) {
+  const Type type = Type::Q4_K;
+  constexpr int64_t kCols = 7 * 256;
+  const HostMatrix gate_m = random_matrix(type, 150, kCols, 57), up_m = random_matrix(type, 150, kCols, 58);
+  const Packed gate(machine, gate_m, type), up(machine, up_m, type);
+  for (const int64_t rows : {1, 8, 27}) {
+    const std::vector<float> x = rows_test::random_rows(rows * kCols, 59);
+    const Rounded rounded(machine, x, rows, machine.kernels().wants_tiles(machine, rows));
+    MatmulCall call;
+    call.x = rounded.rows_of();
+    MatmulCall glu = call;
+    glu.glu = Glu::silu;
+    machine.multiprocessors = 1;
+    const std::vector<float> single = run(call, {&gate}, rows), both = run(glu, {&gate, &up}, rows);
+    for (const int blocks : {2, 7}) {
+      machine.multiprocessors = blocks;
+      EXPECT_EQ(first_difference(run(call, {&gate}, rows), single), -1) << rows << ", " << blocks;
+      EXPECT_EQ(first_difference(run(glu, {&gate, &up}, rows), both), -1) << rows << ", " << blocks;
+    }
   }
 }
 

@@ -1,6 +1,17 @@
-// Turns on targets with no more than plain barriers: HIP and sim. Included by their target.h behind Shared.
+// What HIP and sim do with no more than plain barriers and shuffles. Included by their target.h behind
+// Shared.
 
 namespace greta::gpu::GRETA_GPU_TARGET {
+
+/// The largest of the wave's numbers, none of which is negative or a NaN.
+GRETA_DEVICE float wave_largest(float value) {
+  GRETA_UNROLL
+  for (int mask = kWave / 2; mask > 0; mask /= 2) {
+    const float other = shuffle_xor(value, mask);
+    value = value < other ? other : value;
+  }
+  return value;
+}
 
 /// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
 /// wait_free and filled, those that empty wait_filled and freed, each once a turn. Here all meet in a barrier

@@ -65,9 +65,7 @@ class GpuBackend : public Backend, private Launch {
     warpgroups = device_->warpgroups();
     multiprocessors = device_->multiprocessors();
     mark_ = static_cast<uint32_t*>(device_->allocate_host(sizeof(uint32_t)));
-    const std::vector<uint32_t> none(kMostArrivals, 0);
-    arrivals_ = DeviceMemory(*device_, none.size() * sizeof(uint32_t));
-    device_->upload(arrivals_.data(), none.data(), arrivals_.bytes());
+    arrivals_ = DeviceMemory(*device_, kMostArrivals * sizeof(uint32_t));
     device_->running = [this] { return names_.name(*mark_); };
   }
   ~GpuBackend() override {

@@ -56,6 +56,10 @@ template <class T>
 GRETA_DEVICE T shuffle(T value, int from) {
   return __shfl_sync(0xffffffffu, value, from);
 }
+/// The largest of the wave's numbers, none of which is negative or a NaN.
+GRETA_DEVICE float wave_largest(float value) {
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(value)));
+}
 /// Whether `condition` holds in any thread of the block; all threads call it. A barrier.
 GRETA_DEVICE bool block_any(bool condition) { return __syncthreads_or(condition) != 0; }
 GRETA_DEVICE void atomic_add(unsigned long long* at, unsigned long long value) { atomicAdd(at, value); }
@@ -290,19 +294,25 @@ GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, cons
 // ------------------------------------------------------------------------------------------------
 
 /// A kernel may begin while those launched before it end. entered() waits for them at once; a kernel that
-/// begins with entered_early() calls after_earlier() before it touches what they leave.
+/// begins with entered_early() calls after_earlier(), or its two parts, before it touches what they leave.
 GRETA_DEVICE void entered_early(const Mark&) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-/// Says which kernel is running, for the report of a fault that comes later (device.h).
-GRETA_DEVICE void after_earlier(const Mark& mark) {
+GRETA_DEVICE void await_earlier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+/// Says which kernel is running, for the report of a fault that comes later (device.h).
+GRETA_DEVICE void leave(const Mark& mark) {
   if (mark.at != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0)
     *const_cast<volatile uint32_t*>(mark.at) = mark.id;
+}
+GRETA_DEVICE void after_earlier(const Mark& mark) {
+  await_earlier();
+  leave(mark);
 }
 GRETA_DEVICE void entered(const Mark& mark) {
   entered_early(mark);

@@ -174,11 +174,13 @@ GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, cons
 // ---- launching
 // ------------------------------------------------------------------------------------------------
 
-GRETA_DEVICE void after_earlier(const Mark& mark) {
+GRETA_DEVICE void await_earlier() {}
+GRETA_DEVICE void leave(const Mark& mark) {
   if (mark.at != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0)
     *const_cast<volatile uint32_t*>(mark.at) = mark.id;
 }
-GRETA_DEVICE void entered(const Mark& mark) { after_earlier(mark); }
+GRETA_DEVICE void after_earlier(const Mark& mark) { leave(mark); }
+GRETA_DEVICE void entered(const Mark& mark) { leave(mark); }
 /// Kernels of this target begin when those before have ended.
 GRETA_DEVICE void entered_early(const Mark& /*mark*/) {}
 

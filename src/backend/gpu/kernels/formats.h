@@ -5,7 +5,7 @@
 // and rounded once to f16. 2^e is folded into d and m: they are f16 times small integers, so that nothing
 // leaves the normal numbers of FP32 and the product with 2^e commutes with every rounding. And d * code is
 // exact in FP32 (11 bits of d, at most 12 of scale and code together), so that d * code + m may be one fused
-// operation.
+// operation, and d * (code - offset) the same one with m = -offset * d.
 #include "backend/gpu/kernels/packed.h"
 #include "backend/gpu/kernels/rounding.h"
 
@@ -112,9 +112,9 @@ GRETA_DEVICE void load_piece(const From& tile, int first, Piece<T, kCount>& piec
 // ---- parameters of sub-blocks
 // ----------------------------------------------------------------------------------
 
-/// For one k64 step, by sub-block and parity o of the pair. Codes are read as f16 subnormals: q 2^-24, in odd
-/// pairs q 2^-20. Where there are minima d makes up for that, so that a weight is q 2^-24 * d[b][o] +
-/// m[b][o].
+/// For one k64 step, by sub-block and parity o of the pair. Codes are read as f16 subnormals: q 2^-24, where
+/// they are in odd pairs of less than 8 bits q 2^-20. d makes up for that, so that a weight is what is read *
+/// d[b][o] + m[b][o].
 template <quant::Type T>
 struct Scales {
   static constexpr int kBlocks = Format<T>::kCodes ? 64 / Format<T>::kBlock : 1;
@@ -130,14 +130,13 @@ template <quant::Type T>
 GRETA_DEVICE void row_scales(const uint32_t* params, uint32_t head, float up_d, float up,
                              float (&d)[Scales<T>::kBlocks], float (&m)[Scales<T>::kBlocks]) {
   using F = Format<T>;
-  if constexpr (!F::kSuper && !F::kMinimum) {
-    d[0] = low_f16(params[0]) * up_d;
-    d[1] = high_f16(params[0]) * up_d;
-  } else if constexpr (!F::kSuper) {
+  constexpr auto kZero = static_cast<float>(F::kOffset);
+  if constexpr (!F::kSuper) {
     GRETA_UNROLL
     for (int b = 0; b < 2; ++b) {
-      d[b] = low_f16(params[b]) * (up_d * kSubnormal);
-      m[b] = high_f16(params[b]) * up;
+      const float scale = F::kMinimum || b == 0 ? low_f16(params[F::kMinimum ? b : 0]) : high_f16(params[0]);
+      d[b] = scale * (up_d * kSubnormal);
+      m[b] = F::kMinimum ? high_f16(params[b]) * up : scale * (up * -kZero);
     }
   } else if constexpr (T == quant::Type::Q2_K) {
     const float scale = low_f16(head) * (up_d * (kSubnormal * kSubnormal));
@@ -161,13 +160,18 @@ GRETA_DEVICE void row_scales(const uint32_t* params, uint32_t head, float up_d, 
     m[0] = low_f16(mm) * minimum;
     m[1] = high_f16(mm) * minimum;
   } else {  // Q3_K, Q6_K
-    constexpr auto kZero = static_cast<float>(F::kScaleOffset);
-    const float scale = low_f16(head) * up_d;
+    constexpr auto kScaleZero = static_cast<float>(F::kScaleOffset);
+    const float scale = low_f16(head) * (up_d * kSubnormal);
+    const float zero = low_f16(head) * (up * -kZero);
     GRETA_UNROLL
     for (int h = 0; h < 2; ++h) {
       const uint32_t sc = (params[0] >> (8 * h)) & 0x00ff00ffu;
-      d[h] = fused(low_f16(sc), kSubnormal, -kZero) * scale;
-      d[h + 2] = fused(high_f16(sc), kSubnormal, -kZero) * scale;
+      const float even = fused(low_f16(sc), kSubnormal, -kScaleZero);
+      const float odd = fused(high_f16(sc), kSubnormal, -kScaleZero);
+      d[h] = even * scale;
+      d[h + 2] = odd * scale;
+      m[h] = even * zero;
+      m[h + 2] = odd * zero;
     }
   }
 }
@@ -179,7 +183,7 @@ GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const
   Scales<T> scales = {};
   if constexpr (F::kCodes) {
     constexpr int kBlocks = Scales<T>::kBlocks;
-    constexpr float kOdd = F::kMinimum ? 0.0625f : 1.0f;
+    constexpr float kOdd = F::kLowBits < 8 ? 0.0625f : 1.0f;
     float d[kBlocks], m[kBlocks];
     GRETA_UNROLL
     for (int i = 0; i < kRowsA; ++i) {  // with two rows, the pairs of parity i are row i's
@@ -190,10 +194,10 @@ GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const
       GRETA_UNROLL
       for (int b = 0; b < kBlocks; ++b) {
         scales.d[b][i] = d[b];
-        if constexpr (F::kMinimum) scales.m[b][i] = m[b];
+        scales.m[b][i] = m[b];
         if constexpr (kRowsA == 1) {
           scales.d[b][1] = d[b] * kOdd;
-          if constexpr (F::kMinimum) scales.m[b][1] = m[b];
+          scales.m[b][1] = m[b];
         }
       }
     }
@@ -230,15 +234,8 @@ GRETA_DEVICE void code_values(const Piece<T, kCount>& piece, const Scales<T>& sc
     q |= fields<F::kHighBits>(piece.high[p / kHighSlots - first * kPairsK64 / kHighSlots], p % kHighSlots,
                               shift + F::kLowBits);
   }
-  if constexpr (F::kMinimum) {
-    even = fused(low_f16(q), scales.d[block][parity], scales.m[block][parity]);
-    odd = fused(high_f16(q), scales.d[block][parity], scales.m[block][parity]);
-  } else {
-    constexpr auto kZero = static_cast<float>(F::kOffset);
-    const float up = shift == 0 ? kSubnormal : kSubnormal / 16;
-    even = fused(low_f16(q), up, -kZero) * scales.d[block][parity];
-    odd = fused(high_f16(q), up, -kZero) * scales.d[block][parity];
-  }
+  even = fused(low_f16(q), scales.d[block][parity], scales.m[block][parity]);
+  odd = fused(high_f16(q), scales.d[block][parity], scales.m[block][parity]);
 }
 
 /// What stands for a weight in the product: one f16; for F32 two, the high part is multiplied first.

@@ -13,7 +13,6 @@ namespace greta::gpu::GRETA_GPU_TARGET {
 /// Most rows for which a wave's sums of all rows fit its registers beside the weights.
 inline constexpr int kFewRows = 4 * kTileN;
 void run_matmul_few(const Launch& how, const MatmulCall& call);
-bool few_fuses_glu(const MatmulCall& call);
 void run_matmul_many(const Launch& how, const MatmulCall& call);
 /// Where the target and the device have warpgroups.
 void run_matmul_warpgroup(const Launch& how, const MatmulCall& call);

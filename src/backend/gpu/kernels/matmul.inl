@@ -35,8 +35,7 @@ void run_round(const Launch& how, const RoundCall& call) {
 bool wants_tiles(const Launch& how, int64_t rows) { return kWarpgroups && how.warpgroups && rows > kFewRows; }
 
 bool fuses_glu(const MatmulCall& call) {
-  if (call.rows <= kFewRows) return few_fuses_glu(call);
-  return kWarpgroups && call.x.tiled_rows != 0;
+  return call.rows <= kFewRows || (kWarpgroups && call.x.tiled_rows != 0);
 }
 
 void run_matmul(const Launch& how, const MatmulCall& call) {

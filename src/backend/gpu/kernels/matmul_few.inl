@@ -34,13 +34,13 @@ constexpr int kFewPiece = T == quant::Type::F32   ? 1
                           : T == quant::Type::F16 ? 2
                                                   : 4;
 
-/// How a tile is cut: `steps` of up to `slots` chunks, whose sums shared memory holds at once. A tile of two
-/// products that meet in a glu has the chunks of both, one after the other, in one step.
+/// How the work is cut. A tile of two products that meet in a glu has the chunks of both, one after the
+/// other.
 struct Cut {
-  int chunks;  ///< of K
-  int parts;   ///< 2 with a glu, else 1
-  int slots;
-  int steps;
+  int chunks;      ///< of K
+  int parts;       ///< 2 with a glu, else 1
+  int all;         ///< chunks of a tile: parts * chunks
+  int slots;       ///< chunks whose sums shared memory holds at once
   int tiles;       ///< of all products
   int ends[2];     ///< the tiles behind the first product, behind the second
   int own_stride;  ///< of the rows that a block rounds itself
@@ -51,30 +51,16 @@ struct Cut {
     tile -= product == 0 ? 0 : product == 1 ? ends[0] : ends[1];
     return product;
   }
-  GRETA_DEVICE int length(int step) const {
-    const int left = parts * chunks - step * slots;
-    return left < slots ? left : slots;
-  }
 };
 
-/// Chunk `chunk` of step `step` of a tile: the next for a wave is as many further on as there are waves.
+/// Chunk `chunk` of a tile: the next for a wave is as many further on as there are waves, through all tiles
+/// of its block.
 struct Place {
   int tile;
-  int step;
   int chunk;
 
-  GRETA_DEVICE void advance(const Cut& cut, int waves) {
-    chunk += waves;
-    settle(cut);
-  }
   GRETA_DEVICE void settle(const Cut& cut) {
-    while (tile < cut.tiles && chunk >= cut.length(step)) {
-      chunk -= cut.length(step);
-      if (++step == cut.steps) {
-        step = 0;
-        tile += grid_x();
-      }
-    }
+    for (; chunk >= cut.all; chunk -= cut.all) tile += grid_x();
   }
 };
 
@@ -95,8 +81,7 @@ struct Chunk {
 };
 template <quant::Type T>
 GRETA_DEVICE Chunk chunk_at(const MatmulCall& call, const Cut& cut, const Place& place) {
-  int tile = place.tile, chunk = place.step * cut.slots + place.chunk;
-  int product = 0;
+  int tile = place.tile, chunk = place.chunk, product = 0;
   if (cut.parts == 2) {
     product = chunk >= cut.chunks ? 1 : 0;
     chunk -= product * cut.chunks;
@@ -152,7 +137,9 @@ struct OwnRounded {
   int at;
 
   GRETA_DEVICE static int place(int k) {
-    return k / 64 * 64 + b_lane(k % 16) * 16 + k % 64 / 16 * 4 + b_element(k % 16);
+    const auto at = static_cast<unsigned>(k);
+    const int of_16 = static_cast<int>(at % 16);
+    return static_cast<int>(at / 64 * 64 + at % 64 / 16 * 4) + b_lane(of_16) * 16 + b_element(of_16);
   }
   GRETA_DEVICE OwnRounded(const MatmulCall& call, const Cut& cut, const SharedArray<uint16_t>& own)
       : rows(own) {
@@ -275,10 +262,12 @@ GRETA_DEVICE void round_own_rows(const MatmulCall& call, const OwnShared& shared
   const int lane = thread_index() < kNormLanes ? thread_index() : chunks_of(cols) * kChunkK;
   HeldRow<kNormLanes, kNormHeld, true> weight;
   if (own.norm != nullptr) weight.load(own.norm, lane, cols);
-  after_earlier(mark);
-  for (int r = 0; r < call.rows; ++r) {
-    OwnRow row;
-    row.load(own.x + static_cast<int64_t>(r) * cols, lane, cols);
+  // The first row is asked for before anything else is done: until it is there, nobody has work.
+  OwnRow row;
+  await_earlier();
+  row.load(own.x, lane, cols);
+  leave(mark);
+  for (int r = 0;;) {
     if (own.norm != nullptr) {
       float sum = 0.0f;
       row.each(lane, cols, [&](int /*i*/, float v, int /*e*/) { sum = fused(v, v, sum); });
@@ -292,23 +281,22 @@ GRETA_DEVICE void round_own_rows(const MatmulCall& call, const OwnShared& shared
       }
     }
     round_own_row(row, lane, cols, r, stride, shared);
+    if (++r == call.rows) break;
+    row.load(own.x + static_cast<int64_t>(r) * cols, lane, cols);
   }
 }
 
 // ---- a block
 
-/// Shared memory for the sums: of two steps, and of a tile's earlier steps.
+/// Shared memory for the sums of two turns.
 template <int kTiles>
 struct SumsShared {
   static constexpr int kSlot = kTiles * kTileN * kOutputStride;
   SharedArray<float> both;
-  SharedArray<float> totals;
   int slots;
 
   GRETA_DEVICE SumsShared(Shared& shared, const Cut& cut)
-      : both(shared.array<float>(2 * cut.slots * kSlot)),
-        totals(shared.array<float>(cut.steps > 1 ? kSlot : 0)),
-        slots(cut.slots) {}
+      : both(shared.array<float>(2 * cut.slots * kSlot)), slots(cut.slots) {}
   GRETA_DEVICE SharedArray<float> of(int turn) const { return both.from(turn % 2 * slots * kSlot); }
 };
 
@@ -355,33 +343,66 @@ struct Ahead {
   }
 };
 
-/// The sums of step `step` of a tile are complete: added up, of which this is `thread` of those that do, and
-/// after the last step the outputs.
+/// A thread's sums so far of its outputs of a tile, of both products of a glu.
+template <int kTiles>
+struct Totals {
+  static constexpr int kMost = Ahead<kTiles>::kMost;
+  static constexpr int kThreads = Ahead<kTiles>::kThreads;
+  float of[2][kMost] = {};
+
+  /// The sums of chunks [from, to) of the tile are complete, at `sums`.
+  GRETA_DEVICE void add(const MatmulCall& call, const Cut& cut, int from, int to,
+                        const SharedArray<float>& sums, int thread) {
+    constexpr int kSlot = SumsShared<kTiles>::kSlot;
+    GRETA_UNROLL
+    for (int part = 0; part < 2; ++part) {
+      const int start = part * cut.chunks;
+      const int first = (from > start ? from : start) - from;
+      const int end = (to < start + cut.chunks ? to : start + cut.chunks) - from;
+      if (part >= cut.parts || first >= end) continue;
+      GRETA_UNROLL
+      for (int n = 0; n < kMost; ++n) {
+        const int token = Ahead<kTiles>::token(thread, n);
+        if (token >= call.rows) break;
+        const int at = token * kOutputStride + Ahead<kTiles>::row(thread);
+        const float sum = sums[first * kSlot + at];
+        of[part][n] =
+            add_slots(first + from > start ? of[part][n] + sum : sum, sums, kSlot, first + 1, end, at);
+      }
+    }
+  }
+};
+
+/// The outputs of a tile.
 template <int kTiles, class Scale>
-GRETA_DEVICE void finish_step(const MatmulCall& call, const Cut& cut, int product, int tile, int step,
-                              const SharedArray<float>& sums, const SumsShared<kTiles>& room,
-                              const Scale& x_scale, const Ahead<kTiles>& ahead, int thread) {
-  constexpr int kSlot = SumsShared<kTiles>::kSlot;
+GRETA_DEVICE void write_tile(const MatmulCall& call, const Cut& cut, int product, int tile,
+                             const Totals<kTiles>& totals, const Scale& x_scale, const Ahead<kTiles>& ahead,
+                             int thread) {
   const Product& of = call.products[product];
-  const int length = cut.length(step), output = tile * kTileRows + ahead.row(thread);
-  const int end = cut.parts == 2 ? cut.chunks : length;
+  const int output = tile * kTileRows + ahead.row(thread);
+  if (output >= of.weight.rows) return;
   GRETA_UNROLL
   for (int n = 0; n < Ahead<kTiles>::kMost; ++n) {
     const int token = ahead.token(thread, n);
     if (token >= call.rows) break;
-    const int at = token * kOutputStride + ahead.row(thread);
-    const float total = add_slots(step > 0 ? room.totals[at] + sums[at] : sums[at], sums, kSlot, 1, end, at);
-    if (step + 1 < cut.steps) {
-      room.totals[at] = total;
-    } else if (output < of.weight.rows) {
-      float y = with_bias(of, output, scaled(total, ahead.row_scale[0][n], x_scale(token)));
-      if (cut.parts == 2) {
-        const float up = add_slots(sums[end * kSlot + at], sums, kSlot, end + 1, 2 * end, at);
-        y = glu_of(call.glu, y,
-                   with_bias(call.products[1], output, scaled(up, ahead.row_scale[1][n], x_scale(token))));
-      }
-      of.y[output_at(call, of, output, token)] = call.residual == nullptr ? y : ahead.residual[n] + y;
+    const float scale = x_scale(token);
+    float y = with_bias(of, output, scaled(totals.of[0][n], ahead.row_scale[0][n], scale));
+    if (cut.parts == 2) {
+      const float up = scaled(totals.of[1][n], ahead.row_scale[1][n], scale);
+      y = glu_of(call.glu, y, with_bias(call.products[1], output, up));
     }
+    of.y[output_at(call, of, output, token)] = call.residual == nullptr ? y : ahead.residual[n] + y;
+  }
+}
+
+/// f(tile, from, to, turn) for each of the block's tiles, and of each for as many chunks as shared memory
+/// holds the sums of.
+template <class F>
+GRETA_DEVICE void each_turn(const Cut& cut, const F& f) {
+  int turn = 0;
+  for (int tile = block_x(); tile < cut.tiles; tile += grid_x()) {
+    for (int from = 0; from < cut.all; from += cut.slots)
+      f(tile, from, from + cut.slots < cut.all ? from + cut.slots : cut.all, turn++);
   }
 }
 
@@ -390,40 +411,38 @@ GRETA_DEVICE void finish_step(const MatmulCall& call, const Cut& cut, int produc
 template <quant::Type T, int kTiles, class Rows>
 GRETA_DEVICE void multiply_tiles(const MatmulCall& call, const Cut& cut, Held<T>& held, Place here,
                                  const Rows& x, const SumsShared<kTiles>& room, const Turns& turns) {
-  int turn = 0;
-  for (int tile = block_x(); tile < cut.tiles; tile += grid_x()) {
-    for (int step = 0; step < cut.steps; ++step, ++turn) {
-      const SharedArray<float> sums = room.of(turn);
-      turns.wait_free(turn);
-      while (here.tile == tile && here.step == step) {
-        const int slot = here.chunk;
-        Place next = here;
-        next.advance(cut, kWorkThreads<kTiles> / kWave);
-        const bool more = next.tile < cut.tiles;
-        const Chunk at = more ? chunk_at<T>(call, cut, next) : Chunk{};
-        sum_chunk<T, kTiles>(held, x, more, at, sums.from(slot * SumsShared<kTiles>::kSlot));
-        here = next;
-      }
-      turns.filled(turn);
+  each_turn(cut, [&](int tile, int from, int to, int turn) {
+    const SharedArray<float> sums = room.of(turn);
+    turns.wait_free(turn);
+    while (here.tile == tile && here.chunk < to) {
+      const int slot = here.chunk - from;
+      here.chunk += kWorkThreads<kTiles> / kWave;
+      here.settle(cut);
+      const bool more = here.tile < cut.tiles;
+      const Chunk next = more ? chunk_at<T>(call, cut, here) : Chunk{};
+      sum_chunk<T, kTiles>(held, x, more, next, sums.from(slot * SumsShared<kTiles>::kSlot));
     }
-  }
+    turns.filled(turn);
+  });
 }
 template <int kTiles, class Scale>
 GRETA_DEVICE void finish_tiles(const MatmulCall& call, const Cut& cut, const Scale& x_scale,
                                const SumsShared<kTiles>& room, const Turns& turns) {
   const int thread = thread_index() - kWorkThreads<kTiles>;
-  int turn = 0;
-  for (int block_tile = block_x(); block_tile < cut.tiles; block_tile += grid_x()) {
-    int tile = block_tile;
-    const int product = cut.parts == 2 ? 0 : cut.product_of(tile);
-    Ahead<kTiles> ahead;
-    ahead.load(call, cut, product, tile, thread);
-    for (int step = 0; step < cut.steps; ++step, ++turn) {
-      turns.wait_filled(turn);
-      finish_step<kTiles>(call, cut, product, tile, step, room.of(turn), room, x_scale, ahead, thread);
-      turns.freed(turn);
+  int product = 0, within = 0;  // of the tile: its product, and the tile of that
+  Ahead<kTiles> ahead;
+  Totals<kTiles> totals;
+  each_turn(cut, [&](int tile, int from, int to, int turn) {
+    if (from == 0) {
+      within = tile;
+      product = cut.parts == 2 ? 0 : cut.product_of(within);
+      ahead.load(call, cut, product, within, thread);
     }
-  }
+    turns.wait_filled(turn);
+    totals.add(call, cut, from, to, room.of(turn), thread);
+    turns.freed(turn);
+    if (to == cut.all) write_tile<kTiles>(call, cut, product, within, totals, x_scale, ahead, thread);
+  });
 }
 
 template <quant::Type T>
@@ -441,8 +460,7 @@ template <quant::Type T>
 GRETA_DEVICE void prefetch_first_tile(const MatmulCall& call, const Cut& cut) {
   if (thread_index() != 0 || block_x() >= cut.tiles) return;
   for (int part = 0; part < cut.parts; ++part)
-    prefetch(chunk_at<T>(call, cut, {block_x(), 0, part * cut.chunks}).data,
-             cut.chunks * Format<T>::kTileBytes);
+    prefetch(chunk_at<T>(call, cut, {block_x(), part * cut.chunks}).data, cut.chunks * Format<T>::kTileBytes);
 }
 
 template <quant::Type T, int kTiles, bool kOwn>
@@ -451,7 +469,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
   entered_early(mark);
   Shared shared;
   const Turns turns(shared, kWorkThreads<kTiles>, kTiles * kWave);
-  Place here{block_x(), 0, wave_index()};
+  Place here{block_x(), wave_index()};
   const bool works = thread_index() < kWorkThreads<kTiles>;
   here.settle(cut);
   Held<T> held;
@@ -488,33 +506,35 @@ int own_bytes(const MatmulCall& call) {
 }
 
 template <int kTiles>
+constexpr int kSlotBytes = SumsShared<kTiles>::kSlot* static_cast<int>(sizeof(float));
+
+template <int kTiles>
 Cut cut_of(const MatmulCall& call) {
-  constexpr int kSlotBytes = SumsShared<kTiles>::kSlot * static_cast<int>(sizeof(float));
+  const auto tiles_of = [](const Product& product) {
+    return static_cast<int>((product.weight.rows + kTileRows - 1) / kTileRows);
+  };
   Cut cut;
   cut.chunks = static_cast<int>((call.products[0].weight.cols + kChunkK - 1) / kChunkK);
   cut.own_stride = own_stride(call.products[0].weight.cols);
   cut.parts = call.glu == Glu::none ? 1 : 2;
-  const int room = kBlockSharedBytes - own_bytes(call) - Turns::kBytes - kSlotBytes;
-  const int most = room / (2 * kSlotBytes), all = cut.parts * cut.chunks;
-  cut.steps = (all + most - 1) / most;
-  cut.slots = (all + cut.steps - 1) / cut.steps;
-  cut.tiles = static_cast<int>(cut.parts == 2 ? (call.products[0].weight.rows + kTileRows - 1) / kTileRows
-                                              : product_tiles(call, kTileRows));
+  cut.all = cut.parts * cut.chunks;
+  cut.slots =
+      std::min(cut.all, (kBlockSharedBytes - own_bytes(call) - Turns::kBytes) / (2 * kSlotBytes<kTiles>));
+  cut.tiles = static_cast<int>(cut.parts == 2 ? tiles_of(call.products[0]) : product_tiles(call, kTileRows));
   cut.ends[0] = cut.ends[1] = cut.tiles;
   for (int p = 0, end = 0; p + 1 < call.count && cut.parts == 1; ++p)
-    cut.ends[p] = end += static_cast<int>((call.products[p].weight.rows + kTileRows - 1) / kTileRows);
+    cut.ends[p] = end += tiles_of(call.products[p]);
   return cut;
 }
 
 template <quant::Type T, int kTiles, bool kOwn>
 void launch_few(const Launch& how, const MatmulCall& call) {
-  constexpr int kSlotBytes = SumsShared<kTiles>::kSlot * static_cast<int>(sizeof(float));
   const Cut cut = cut_of<kTiles>(call);
   const int blocks = std::min(cut.tiles, how.multiprocessors);
   static const std::string name = kernel_name<T>("matmul_few");
-  const int sums_bytes = (2 * cut.slots + (cut.steps > 1 ? 1 : 0)) * kSlotBytes;
   launch(how, name.c_str(), matmul_few<T, kTiles, kOwn>, Grid{static_cast<unsigned>(blocks)},
-         kFewThreads<kTiles>, Turns::kBytes + own_bytes(call) + sums_bytes, call, cut);
+         kFewThreads<kTiles>, Turns::kBytes + own_bytes(call) + 2 * cut.slots * kSlotBytes<kTiles>, call,
+         cut);
 }
 
 template <quant::Type T>
@@ -531,13 +551,6 @@ bool rounds_itself(int64_t rows, int64_t cols, bool norm) {
   if (cols % 4 != 0) return false;
   if (norm && (rmsnorm_lanes(cols) != kNormLanes || cols > kNormHeld * kNormLanes)) return false;
   return rows <= kTileN && rows * own_stride(cols) * 2 <= kOwnBytes;
-}
-
-bool few_fuses_glu(const MatmulCall& of) {
-  MatmulCall call = of;
-  call.glu = Glu::silu;
-  if (call.rows <= kTileN) return cut_of<1>(call).steps == 1;
-  return (call.rows <= 2 * kTileN ? cut_of<2>(call) : cut_of<4>(call)).steps == 1;
 }
 
 void run_matmul_few(const Launch& how, const MatmulCall& call) {

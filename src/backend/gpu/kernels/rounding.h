@@ -29,18 +29,14 @@ GRETA_DEVICE int64_t rounded_at(const RoundedRows& rows, int64_t row, int64_t k)
   return piece * 512 + row % 8 * 64 + ((k % 64 / 8) ^ (row % 8)) * 8 + k % 8;
 }
 
-/// The largest of all threads' values; `shared` has an element for each wave.
+/// The largest of all threads' magnitudes, none a NaN; `shared` has an element for each wave.
 GRETA_DEVICE float block_largest(float value, const SharedArray<float>& shared) {
-  GRETA_UNROLL
-  for (int mask = kWave / 2; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
+  value = wave_largest(value);
   if (lane_index() == 0) shared[wave_index()] = value;
   barrier();
   const int waves = block_threads() / kWave;  // at most 32
   const int wave = lane_index() % 32;
-  value = shared[wave < waves ? wave : 0];
-  GRETA_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
-  return value;
+  return wave_largest(shared[wave < waves ? wave : 0]);
 }
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET

@@ -283,11 +283,13 @@ GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, cons
 // ------------------------------------------------------------------------------------------------
 
 /// Says which kernel is running, for the report of a fault that comes later (device.h).
-GRETA_DEVICE void after_earlier(const Mark& mark) {
+GRETA_DEVICE void await_earlier() {}
+GRETA_DEVICE void leave(const Mark& mark) {
   if (mark.at != nullptr && thread_index() == 0 && block_x() == 0 && block_y() == 0 && block_z() == 0)
     *mark.at = mark.id;
 }
-GRETA_DEVICE void entered(const Mark& mark) { after_earlier(mark); }
+GRETA_DEVICE void after_earlier(const Mark& mark) { leave(mark); }
+GRETA_DEVICE void entered(const Mark& mark) { leave(mark); }
 /// Kernels of this target begin when those before have ended.
 GRETA_DEVICE void entered_early(const Mark& /*mark*/) {}
 
