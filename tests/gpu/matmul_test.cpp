@@ -53,7 +53,7 @@ std::vector<float> row_of(const std::vector<float>& all, int64_t row, int64_t wi
 
 // ---- packing
 
-/// Every row comes back as `expected` has it, and has the scale that follows.
+/// Every row comes back as `expected` has it, -0 as 0, and has the scale that follows.
 void expect_rows(const Packed& packed, const std::vector<float>& expected, bool as_stored,
                  const std::string& what) {
   const int64_t rows = packed.matrix().rows;
@@ -64,8 +64,9 @@ void expect_rows(const Packed& packed, const std::vector<float>& expected, bool 
     ASSERT_EQ(scale[static_cast<size_t>(r)], std::ldexp(1.0f, -e)) << what << " row " << r;
   }
   for (int64_t r = 0; r < rows; ++r) {
-    const std::vector<float> row = packed.row(r);
-    const std::vector<float> file = row_of(expected, r, cols);
+    std::vector<float> row = packed.row(r), file = row_of(expected, r, cols);
+    for (float& v : row) v += 0.0f;
+    for (float& v : file) v += 0.0f;
     const int64_t at = first_difference(row, file);
     ASSERT_EQ(at, -1) << what << " row " << r << ": " << row[static_cast<size_t>(at)] << ", in the file "
                       << file[static_cast<size_t>(at)];
