@@ -66,12 +66,15 @@ void load_matrices(const WeightSource& source, WeightMode mode, GpuWeight& weigh
   const int64_t values = source.rows * source.cols;
   if (inexact > static_cast<uint64_t>(values / kInexact))
     fail(
-        "{}: {} of its {} BF16 values lie more than 2^31 below their row's largest and f16 cannot hold them; "
-        "expected at most one in {}: run with --weights f32",
+        "{}: {} of its {} values cannot be held, BF16 more than 2^31 below their row's largest or blocks "
+        "with an "
+        "infinite scale; expected at most one in {}: run with --weights f32",
         source.name, inexact, values, kInexact);
   if (inexact > 0)
-    log::warning("{}: {} of its {} BF16 values were rounded, each by at most 2^-39 of its row's largest",
-                 source.name, inexact, values);
+    log::warning(
+        "{}: {} of its {} values are not kept: BF16 was rounded by at most 2^-39 of its row's largest, or a "
+        "block's infinite scale made NaN of it",
+        source.name, inexact, values);
 }
 
 }  // namespace

@@ -204,7 +204,8 @@ struct PackCall {
   int64_t source_row_bytes;
   PackedMatrix to;    ///< data and row_scale are written (through const_cast: it is being made)
   bool int8 = false;  ///< to.type is Q8_0: quantised from the dequantised values, a Q8_0 source too
-  /// Counts elements whose f16(w 2^e) 2^-e is not w, for BF16 sources alone; zeroed by the caller.
+  /// Counts elements that are not kept: whose f16(w 2^e) 2^-e is not w, for BF16 sources alone; and those of
+  /// blocks without a minimum whose scale is infinite, which become NaN. Zeroed by the caller.
   unsigned long long* inexact;
 };
 struct UnpackCall {

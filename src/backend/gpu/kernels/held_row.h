@@ -67,10 +67,30 @@ struct HeldRow {
       }
     }
   }
+  /// four(i, held values i .. i + 3) where those are there and lie on 16 bytes, else one(i, held value).
+  template <class Four, class One>
+  GRETA_DEVICE void each_four(int thread, int width, const Four& four, const One& one) {
+    GRETA_UNROLL
+    for (int g = 0; g < kHeld / 4; ++g) {
+      if (g * kEvery >= width) break;
+      const int first = g * kEvery + 4 * thread;
+      if (first + 4 <= width && (kFours || width % 4 == 0)) {
+        four(first, v + 4 * g);
+        continue;
+      }
+      GRETA_UNROLL
+      for (int e = 0; e < 4; ++e)
+        if (first + e < width) one(first + e, v[4 * g + e]);
+    }
+  }
 };
 template <int kThreads>
 struct HeldRow<kThreads, 0, false> {
   const float* again;  ///< where the row has been left
+  template <class Four, class One>
+  GRETA_DEVICE void each_four(int thread, int width, const Four& /*four*/, const One& one) {
+    each(thread, width, [&](int i, float v, int /*e*/) { one(i, v); });
+  }
   template <class F>
   GRETA_DEVICE void each(int thread, int width, const F& f) {
     for (int first = 4 * thread; first < width; first += 4 * kThreads)
@@ -80,6 +100,23 @@ struct HeldRow<kThreads, 0, false> {
       }
   }
 };
+
+/// Leaves the row rounded, `amax` being the largest magnitude of the thread's elements. `largest` has an
+/// element for each wave.
+template <int kThreads, int kHeld>
+GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int width, float amax,
+                            const RoundedRows& to, const SharedArray<float>& largest) {
+  const float up = row_power(block_largest(amax, largest));
+  if (thread_index() == 0) to.scale[row] = inverse_power(up);
+  held.each_four(
+      thread_index(), width,
+      [&](int i, const float* v) {
+        *reinterpret_cast<Words2*>(to.data + rounded_at(to, row, i)) = {pack_f16(v[0] * up, v[1] * up),
+                                                                        pack_f16(v[2] * up, v[3] * up)};
+      },
+      [&](int i, float v) { to.data[rounded_at(to, row, i)] = to_f16(v * up); });
+  for (int64_t i = width + thread_index(); i < to.stride; i += kThreads) to.data[rounded_at(to, row, i)] = 0;
+}
 
 /// Of each thread's own sum of squares: r = 1 / sqrt(mean + eps), in the order of orders.h. `trees` has an
 /// element for each kTree of the Lanes threads that share a row (of Lanes = kTree none).

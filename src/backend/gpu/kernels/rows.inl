@@ -18,16 +18,15 @@ inline unsigned blocks_for(int64_t items, int64_t each) {
 // ---- rmsnorm
 // --------------------------------------------------------------------------------------------------
 
-/// Leaves the row rounded, `amax` being the largest magnitude of the thread's elements. `largest` has an
-/// element for each wave.
+/// The row to memory.
 template <int kThreads, int kHeld>
-GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int width, float amax,
-                            const RoundedRows& to, const SharedArray<float>& largest) {
-  const float up = row_power(block_largest(amax, largest));
-  if (thread_index() == 0) to.scale[row] = inverse_power(up);
-  held.each(thread_index(), width,
-            [&](int i, float v, int /*e*/) { to.data[rounded_at(to, row, i)] = to_f16(v * up); });
-  for (int64_t i = width + thread_index(); i < to.stride; i += kThreads) to.data[rounded_at(to, row, i)] = 0;
+GRETA_DEVICE void put_row(HeldRow<kThreads, kHeld>& held, int lane, int width, float* out) {
+  held.each_four(
+      lane, width,
+      [&](int i, const float* v) {
+        *reinterpret_cast<Floats4*>(out + i) = {v[0], v[1], v[2], v[3]};
+      },
+      [&](int i, float v) { out[i] = v; });
 }
 
 // Of a norm: 32 lanes a row, eight rows a block; or a block a row (orders.h).
@@ -70,9 +69,10 @@ GRETA_KERNEL void GRETA_BOUNDS(kNormThreads<Lanes>, 1) rmsnorm(Mark mark, Rmsnor
     }
     v = (v * r) * w;
     if (residual != nullptr) v = residual[i] + v;
-    out[i] = v;
+    if constexpr (kHeld == 0) out[i] = v;
     amax = larger(amax, magnitude_of(v));
   });
+  if constexpr (kHeld > 0) put_row(held, lane, width, out);
   if constexpr (Lanes > kTree) {
     if (call.rounded.data == nullptr) return;
     if constexpr (kHeld == 0) held.again = out;
@@ -85,16 +85,75 @@ GRETA_KERNEL void GRETA_BOUNDS(kNormThreads<Lanes>, 1) rmsnorm(Mark mark, Rmsnor
 
 /// Elements 2u and 2u + 1 of a head, or the two of pair u.
 struct HeadPair {
+  int unit;
+  int head;  ///< of q, k or v
+  bool is_q, is_v;
+  bool turned;    ///< a pair of the rotation
+  bool together;  ///< neighbours that lie on a multiple of two
   int first;
   int second;  ///< head_dim where there is none
   float a;
   float b;
+
+  GRETA_DEVICE void load(const RopeCall& call, int64_t row, int head_of_all, int which) {
+    const int head_dim = call.cache.head_dim, kv_heads = call.cache.kv_heads, pairs = call.rotation.dims / 2;
+    unit = which;
+    is_q = head_of_all < call.heads;
+    is_v = head_of_all >= call.heads + kv_heads;
+    head = is_q ? head_of_all : is_v ? head_of_all - call.heads - kv_heads : head_of_all - call.heads;
+    turned = unit < pairs && !is_v;
+    const bool apart = turned && call.rotation.half;
+    first = apart ? unit : 2 * unit;
+    second = apart ? unit + pairs : 2 * unit + 1;
+    together = !apart && head_dim % 2 == 0;
+    const float* x = (is_q   ? call.q
+                      : is_v ? call.v
+                             : call.k) +
+                     (row * (is_q ? call.heads : kv_heads) + head) * head_dim + first;
+    if (together) {
+      const Words2 both = *reinterpret_cast<const Words2*>(x);
+      a = float_of(both.x);
+      b = float_of(both.y);
+    } else {
+      a = x[0];
+      b = second < head_dim ? x[second - first] : 0.0f;
+    }
+  }
+  GRETA_DEVICE void turn(float c, float s) {
+    const float before = a;
+    a = turned_first(before, b, c, s);
+    b = turned_second(before, b, c, s);
+  }
+  GRETA_DEVICE void put(const RopeCall& call, int64_t row, int64_t page, int slot) const {
+    const int head_dim = call.cache.head_dim;
+    if (is_q) {
+      float* out = call.q_out + (row * call.heads + head) * head_dim + first;
+      if (together) {
+        *reinterpret_cast<Words2*>(out) = {bits_of(a), bits_of(b)};
+      } else {
+        out[0] = a;
+        if (second < head_dim) out[second - first] = b;
+      }
+      return;
+    }
+    uint16_t* out = (is_v ? call.cache.v : call.cache.k) +
+                    ((page * call.cache.kv_heads + head) * 64 + slot) * static_cast<int64_t>(head_dim) +
+                    first;
+    const uint32_t low = call.cache.bf16 ? to_bf16(a) : to_f16(a);
+    const uint32_t high = call.cache.bf16 ? to_bf16(b) : to_f16(b);
+    if (together) {
+      *reinterpret_cast<uint32_t*>(out) = low | high << 16;
+    } else {
+      out[0] = static_cast<uint16_t>(low);
+      if (second < head_dim) out[second - first] = static_cast<uint16_t>(high);
+    }
+  }
 };
 
 /// Block (row, some heads): of its row, heads of q, then of k, then of v, each `units` of two elements.
 GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rope(Mark mark, RopeCall call, int heads_each) {
   entered(mark);
-  const int pairs = call.rotation.dims / 2, head_dim = call.cache.head_dim, kv_heads = call.cache.kv_heads;
+  const int pairs = call.rotation.dims / 2, kv_heads = call.cache.kv_heads;
   Shared shared;
   const SharedArray<float> cosine = shared.array<float>(pairs), sine = shared.array<float>(pairs);
   const int64_t row = block_x();
@@ -103,37 +162,23 @@ GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rope(Mark mark, RopeCall call, in
     turn_of(call.rotation, position, i, cosine[i], sine[i]);
   barrier();
 
-  const int units = (head_dim + 1) / 2;
+  constexpr int kAtOnce = 4;  // pairs of a thread that are on their way together
+  const int units = (call.cache.head_dim + 1) / 2;
   const int first_head = block_y() * heads_each, all_heads = call.heads + 2 * kv_heads;
   const int heads = first_head + heads_each < all_heads ? heads_each : all_heads - first_head;
   const int64_t page = call.cache.pages[call.batch.sequences[row] * call.cache.page_stride + position / 64];
-  for (int i = thread_index(); i < heads * units; i += block_threads()) {
-    const int head = first_head + i / units, unit = i % units;
-    const bool is_q = head < call.heads, is_v = head >= call.heads + kv_heads;
-    const int own = is_q ? head : is_v ? head - call.heads - kv_heads : head - call.heads;
-    const float* x = (is_q   ? call.q + (row * call.heads + own) * head_dim
-                      : is_v ? call.v + (row * kv_heads + own) * head_dim
-                             : call.k + (row * kv_heads + own) * head_dim);
-    const bool turned = unit < pairs && !is_v;
-    HeadPair p;
-    p.first = turned && call.rotation.half ? unit : 2 * unit;
-    p.second = turned && call.rotation.half ? unit + pairs : 2 * unit + 1;
-    p.a = x[p.first];
-    p.b = p.second < head_dim ? x[p.second] : 0.0f;
-    if (turned) {
-      const float a = p.a, b = p.b, c = cosine[unit], s = sine[unit];
-      p.a = turned_first(a, b, c, s);
-      p.b = turned_second(a, b, c, s);
+  for (int i = thread_index(); i < heads * units; i += kAtOnce * block_threads()) {
+    HeadPair p[kAtOnce];
+    GRETA_UNROLL
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int at = i + u * block_threads();
+      if (at < heads * units) p[u].load(call, row, first_head + at / units, at % units);
     }
-    if (is_q) {
-      float* out = call.q_out + (row * call.heads + own) * head_dim;
-      out[p.first] = p.a;
-      if (p.second < head_dim) out[p.second] = p.b;
-    } else {
-      uint16_t* out = (is_v ? call.cache.v : call.cache.k) +
-                      ((page * kv_heads + own) * 64 + position % 64) * static_cast<int64_t>(head_dim);
-      out[p.first] = call.cache.bf16 ? to_bf16(p.a) : to_f16(p.a);
-      if (p.second < head_dim) out[p.second] = call.cache.bf16 ? to_bf16(p.b) : to_f16(p.b);
+    GRETA_UNROLL
+    for (int u = 0; u < kAtOnce; ++u) {
+      if (i + u * block_threads() >= heads * units) break;
+      if (p[u].turned) p[u].turn(cosine[p[u].unit], sine[p[u].unit]);
+      p[u].put(call, row, page, position % 64);
     }
   }
 }
@@ -199,10 +244,14 @@ GRETA_KERNEL void GRETA_BOUNDS(kGluThreads, 1) glu_rounded(Mark mark, Op op, Glu
   float amax = 0.0f;
   held.each(thread_index(), width, [&](int i, float& v, int /*e*/) {
     v = op(v, up[i]);
-    out[i] = v;
+    if constexpr (kHeld == 0) out[i] = v;
     amax = larger(amax, magnitude_of(v));
   });
-  if constexpr (kHeld == 0) held.again = out;
+  if constexpr (kHeld == 0) {
+    held.again = out;
+  } else {
+    put_row(held, thread_index(), width, out);
+  }
   round_row(held, row, width, amax, call.rounded, largest);
 }
 

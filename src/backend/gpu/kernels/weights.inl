@@ -338,6 +338,17 @@ GRETA_DEVICE uint32_t head_word(const PackCall& call, int64_t row0, int64_t k0, 
   return low | high << 16;
 }
 
+/// Elements of those blocks among two whose scale, a half of `word`, is infinite and whose product with a
+/// code and an offset would be: they are read as NaN (formats.h).
+template <Type T>
+GRETA_DEVICE unsigned lost_to_infinity(uint32_t word) {
+  using F = Format<T>;
+  if constexpr (F::kMinimum) return 0;
+  unsigned blocks = 0;
+  for (int half = 0; half < 2; ++half) blocks += ((word >> (16 * half)) & 0x7fffu) == 0x7c00u ? 1 : 0;
+  return blocks * (F::kSuper ? kChunkK : F::kBlock);
+}
+
 /// A block a tile. Grid: tiles of rows, chunks.
 template <Type T>
 GRETA_KERNEL void pack_tiles(Mark mark, PackCall call) {
@@ -369,16 +380,22 @@ GRETA_KERNEL void pack_tiles(Mark mark, PackCall call) {
     for (int i = thread_index(); i < kTileRows * kStepsK64 * F::kParamWords; i += kPackThreads) {
       const int row = i / (kStepsK64 * F::kParamWords);
       const int step = i / F::kParamWords % kStepsK64;
+      uint32_t word;
       if (T == Type::Q8_0 && call.int8) {
         const int at = row * 8 + 2 * step;
-        tile[F::kParamsAt / 4 + i] = int8.scale[at] | int8.scale[at + 1] << 16;
+        word = int8.scale[at] | int8.scale[at + 1] << 16;
       } else {
-        tile[F::kParamsAt / 4 + i] = parameter_word<T>(call, row0 + row, k0, step, i % F::kParamWords);
+        word = parameter_word<T>(call, row0 + row, k0, step, i % F::kParamWords);
       }
+      tile[F::kParamsAt / 4 + i] = word;
+      if constexpr (!F::kSuper) inexact += lost_to_infinity<T>(word);
     }
     if constexpr (F::kSuper) {
-      for (int i = thread_index(); i < F::kHeads; i += kPackThreads)
-        tile[F::kHeadsAt / 4 + i] = head_word<T>(call, row0, k0, i);
+      for (int i = thread_index(); i < F::kHeads; i += kPackThreads) {
+        const uint32_t word = head_word<T>(call, row0, k0, i);
+        tile[F::kHeadsAt / 4 + i] = word;
+        inexact += lost_to_infinity<T>(word);
+      }
     }
   }
   if (inexact > 0) atomic_add(call.inexact, inexact);
