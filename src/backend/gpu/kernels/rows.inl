@@ -167,12 +167,20 @@ GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) rope(Mark mark, RopeCall call, in
   const int first_head = block_y() * heads_each, all_heads = call.heads + 2 * kv_heads;
   const int heads = first_head + heads_each < all_heads ? heads_each : all_heads - first_head;
   const int64_t page = call.cache.pages[call.batch.sequences[row] * call.cache.page_stride + position / 64];
+  // A thread's next pair, by two sums instead of a division for each.
+  int head = first_head + thread_index() / units, unit = thread_index() % units;
+  const int further_heads = block_threads() / units, further_units = block_threads() % units;
   for (int i = thread_index(); i < heads * units; i += kAtOnce * block_threads()) {
     HeadPair p[kAtOnce];
     GRETA_UNROLL
     for (int u = 0; u < kAtOnce; ++u) {
-      const int at = i + u * block_threads();
-      if (at < heads * units) p[u].load(call, row, first_head + at / units, at % units);
+      if (head < first_head + heads) p[u].load(call, row, head, unit);
+      head += further_heads;
+      unit += further_units;
+      if (unit >= units) {
+        unit -= units;
+        ++head;
+      }
     }
     GRETA_UNROLL
     for (int u = 0; u < kAtOnce; ++u) {
