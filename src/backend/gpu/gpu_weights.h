@@ -89,8 +89,8 @@ uint64_t gpu_weight_bytes(const Kernels& kernels, WeightUse use, quant::Type typ
                           WeightMode mode);
 /// Bytes of the file that are on the device at once while a tensor is packed.
 inline constexpr int64_t kStagingBytes = int64_t{64} << 20;
-/// Errors: a byte count unlike the shape; BF16 values that f16 behind the row's scale cannot hold, more than
-/// one in kInexact.
+/// Errors: a byte count unlike the shape; more than one value in kInexact that is not kept
+/// (PackCall::inexact).
 inline constexpr int64_t kInexact = 1000;
 std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse use, WeightMode mode,
                                            Device& device, const Launch& launch, DeviceMemory& staging,
