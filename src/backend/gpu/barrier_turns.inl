@@ -6,10 +6,7 @@ namespace greta::gpu::GRETA_GPU_TARGET {
 /// The largest of the wave's numbers, none of which is negative or a NaN.
 GRETA_DEVICE float wave_largest(float value) {
   GRETA_UNROLL
-  for (int mask = kWave / 2; mask > 0; mask /= 2) {
-    const float other = shuffle_xor(value, mask);
-    value = value < other ? other : value;
-  }
+  for (int mask = kWave / 2; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
   return value;
 }
 

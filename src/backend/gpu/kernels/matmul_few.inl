@@ -347,7 +347,6 @@ struct Ahead {
 template <int kTiles>
 struct Totals {
   static constexpr int kMost = Ahead<kTiles>::kMost;
-  static constexpr int kThreads = Ahead<kTiles>::kThreads;
   float of[2][kMost] = {};
 
   /// The sums of chunks [from, to) of the tile are complete, at `sums`.

@@ -282,8 +282,8 @@ GRETA_DEVICE void multiply_bf16(float (&c)[kFragmentC], const FragmentA& a, cons
 // ---- launching
 // ------------------------------------------------------------------------------------------------
 
-/// Says which kernel is running, for the report of a fault that comes later (device.h).
 GRETA_DEVICE void await_earlier() {}
+/// Says which kernel is running, for the report of a fault that comes later (device.h).
 GRETA_DEVICE void leave(const Mark& mark) {
   if (mark.at != nullptr && thread_index() == 0 && block_x() == 0 && block_y() == 0 && block_z() == 0)
     *mark.at = mark.id;
