@@ -46,7 +46,8 @@ class Arithmetic {
   /// Of attention's p, rounded relative to its split's maximum: relative, and absolute.
   double probability_relative = 0.0;
   double probability_absolute = 0.0;
-  double angle_unit = 0x1p-53;  ///< relative error of a rotary angle, in which cos and sin are then taken
+  double probability_ulps = 2.0;  ///< of e^(s - m), and of the rounding of an argument of any size
+  double angle_unit = 0x1p-53;    ///< relative error of a rotary angle, in which cos and sin are then taken
   double exp_ulps = 2.0;
   double activation_ulps = 3.0;  ///< of silu and gelu
   double tanh_ulps = 3.0;        ///< of a soft cap's tanh
@@ -70,7 +71,7 @@ class PlainArithmetic : public Arithmetic {
     unit = sum_unit = u;
     angle_unit = u;
     kv_type = u < 0x1p-30 ? KvType::f64 : KvType::f32;
-    exp_ulps = activation_ulps = tanh_ulps = 8.0;
+    probability_ulps = exp_ulps = activation_ulps = tanh_ulps = 8.0;
     gelu_cancels = 8.0;
   }
   MatmulArithmetic matmul(quant::Type, int64_t k) const override {

@@ -262,7 +262,7 @@ Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double
 }
 
 double attention_relative(double delta, int value_roundings, const Arithmetic& arithmetic) {
-  return std::expm1(2 * delta) + 4 * arithmetic.exp_ulps * arithmetic.unit +
+  return std::expm1(2 * delta) + 4 * arithmetic.probability_ulps * arithmetic.unit +
          gamma(value_roundings, arithmetic.sum_unit) + arithmetic.probability_relative;
 }
 
@@ -288,9 +288,7 @@ Judged judge_attention(std::span<const double> queries, std::span<const double> 
       own += softcap_error(score[j], arithmetic.tanh_ulps, u);
     }
     largest = std::max(largest, score[j]);
-    // The argument of exp: the score's own error, and the subtraction's rounding of s - m (|s - m| <= 2 max
-    // |s|).
-    delta = std::max(delta, own + 2 * u * std::abs(score[j]));
+    delta = std::max(delta, own + kArgumentRoundings * u * std::abs(score[j]));
   }
   double sum = 0.0;
   for (double& s : score) sum += s = std::exp(s - largest);

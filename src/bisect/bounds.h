@@ -74,9 +74,12 @@ Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, f
 Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double> head, double u = 0x1p-24,
                   double angle_unit = 0x1p-53);
 
+/// Of the argument of e^(s - m), in u |s|: the factor of s and the difference are rounded, |s - m| <= 2 max
+/// |s|.
+inline constexpr double kArgumentRoundings = 3.0;
 /// One head's attention on q, K and V as stored ([keys, head_dim] each). score_roundings: of one score;
 /// value_roundings: that one p_j v_j passes through (the chain over keys and every rescaling).
-/// delta_j = gamma * scale * sum |q||k| + u |s|, and with a cap its own error (softcap_error); bound_i =
+/// delta_j = gamma * scale * sum |q||k| + 3 u |s|, and with a cap its own error (softcap_error); bound_i =
 /// sum_j p_j |v_ji| (e^(2 delta) - 1 + exp's ulps + gamma'). Keys and values: those that the row sees.
 /// q and p as the arithmetic rounds them: q as an operand, p with probability_relative and _absolute.
 Judged judge_attention(std::span<const double> q, std::span<const double> keys,

@@ -504,7 +504,8 @@ void Judge::judge_head(const UnitRows& data, std::span<const RowName> rows, int6
   for (int64_t d = 0; d < head_dim; ++d) squares += q[head * head_dim + d] * q[head * head_dim + d];
   const double score = (1 + 0x1p-20) * std::abs(hp_.attention_scale) * std::sqrt(squares) *
                        cache.largest_k[static_cast<size_t>(last * hp_.kv_heads + kv_head)];
-  double delta = (gamma(arithmetic_.score_roundings(head_dim), arithmetic_.sum_unit) + 2 * u) * score;
+  double delta =
+      (gamma(arithmetic_.score_roundings(head_dim), arithmetic_.sum_unit) + kArgumentRoundings * u) * score;
   if (hp_.attention_softcap > 0) delta += softcap_error(score, arithmetic_.tanh_ulps, u);
   const double relative = attention_relative(
       delta, arithmetic_.value_roundings(last + 1 - begin, last / kKvPage - begin / kKvPage + 1),

@@ -112,17 +112,46 @@ TEST_P(Matmul, PackingKeepsUnusualScales) {
           put_half(m, block + b * bytes + static_cast<size_t>(fields.minimum), unusual[r / 9]);
       }
     }
-    // Where there is no minimum, an infinite scale makes NaN of its block, and that is told.
+    // An infinite d or dmin makes NaN of its super-block, and that is told.
     std::vector<float> expected = m.values();
     uint64_t lost = 0;
-    for (size_t i = 0; i < expected.size() && fields.minimum < 0; ++i) {
-      if (!std::isinf(unusual[i / 256 % 9])) continue;
+    for (size_t i = 0; i < expected.size() && quant::traits(type).block == 256; ++i) {
+      const size_t r = i / 256;
+      if (!std::isinf(unusual[r % 9]) && (fields.minimum < 0 || !std::isinf(unusual[r / 9]))) continue;
       expected[i] = kNan;
       ++lost;
     }
     const Packed packed(machine, m, type);
     expect_rows(packed, expected, false, name_of(type));
     EXPECT_EQ(packed.inexact(), lost) << name_of(type);
+  }
+}
+
+/// d lies in the tile as f16 behind the row's power of two: exact for every d of a row whose weights stay
+/// below 2^15, however far apart they are; past that what is lost is told; of a block of zeros d may be
+/// anything.
+TEST_P(Matmul, ScalesOfARowMayBeFarApart) {
+  for (const Type type : {Type::Q4_0, Type::Q5_0, Type::Q8_0}) {
+    const HalfFields fields = half_fields(type);
+    const auto bytes = static_cast<size_t>(quant::traits(type).bytes);
+    HostMatrix m = random_matrix(type, 3, 96, 6);
+    const auto put = [&](size_t row, size_t block, float d) {
+      put_half(
+          m, row * static_cast<size_t>(m.row_bytes()) + block * bytes + static_cast<size_t>(fields.scale), d);
+    };
+    const float far[3][3] = {
+        {0x1p-24f, 100.0f, 0x1.004p-14f}, {0x1.ffcp-13f, 60000.0f, 1.0f}, {1.0f, 60000.0f, -0x1p-20f}};
+    for (size_t row = 0; row < 3; ++row)
+      for (size_t block = 0; block < 3; ++block) put(row, block, far[row][block]);
+    // Row 2, block 1: nothing but the code that means 0.
+    auto* codes = m.bytes.data() + 2 * static_cast<size_t>(m.row_bytes()) + bytes +
+                  static_cast<size_t>(fields.scale) + 2;
+    std::memset(codes, type == Type::Q8_0 ? 0 : type == Type::Q4_0 ? 0x88 : 0x00, bytes - 2);
+    if (type == Type::Q5_0) std::memset(codes, 0xff, 4);  // the fifth bits
+    const Packed packed(machine, m, type);
+    for (const int64_t row : {0, 2})
+      EXPECT_EQ(first_difference(packed.row(row), row_of(m.values(), row, 96)), -1) << name_of(type) << row;
+    EXPECT_EQ(packed.inexact(), 32u) << name_of(type);  // row 1, block 0
   }
 }
 

@@ -235,6 +235,7 @@ class GpuBackend : public Backend, private Launch {
   std::map<const std::byte*, size_t> allocations_;
   // What was read last, with what follows it in its buffer: valid until something runs.
   mutable const std::byte* read_begin_ = nullptr;
+  mutable const std::byte* read_end_ = nullptr;  ///< of the FP32 rows read last: whoever goes on from here
   mutable std::vector<std::byte> read_ahead_;
   std::vector<float> values_;
 };
@@ -287,7 +288,15 @@ const std::byte* GpuBackend::read_bytes(const void* from, size_t bytes) const {
 
 void GpuBackend::read(const View& view, int64_t first, int64_t count, float* out) const {
   const auto bytes = static_cast<size_t>(count * view.width) * sizeof(float);
-  std::memcpy(out, read_bytes(floats(view) + first * view.width, bytes), bytes);
+  const auto* from = reinterpret_cast<const std::byte*>(floats(view) + first * view.width);
+  // One sequence's logits are all that a step leaves to be read; of many, a second row says so.
+  if (from == read_end_) {
+    std::memcpy(out, read_bytes(from, bytes), bytes);
+  } else {
+    const_cast<GpuBackend*>(this)->launch_pending();
+    device_->download(out, from, bytes);
+  }
+  read_end_ = from + bytes;
 }
 
 void GpuBackend::read(const View& view, int64_t first, int64_t count, double* out) const {

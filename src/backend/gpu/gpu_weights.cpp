@@ -66,14 +66,14 @@ void load_matrices(const WeightSource& source, WeightMode mode, GpuWeight& weigh
   const int64_t values = source.rows * source.cols;
   if (inexact > static_cast<uint64_t>(values / kInexact))
     fail(
-        "{}: {} of its {} values cannot be held, BF16 more than 2^31 below their row's largest or blocks "
-        "with an "
+        "{}: {} of its {} values cannot be held, far below their row's largest or of a super-block with an "
         "infinite scale; expected at most one in {}: run with --weights f32",
         source.name, inexact, values, kInexact);
   if (inexact > 0)
     log::warning(
-        "{}: {} of its {} values are not kept: BF16 was rounded by at most 2^-39 of its row's largest, or a "
-        "block's infinite scale made NaN of it",
+        "{}: {} of its {} values are not kept: rounded, by at most 2^-32 of their row's largest, or NaN for "
+        "a "
+        "super-block's infinite scale",
         source.name, inexact, values);
 }
 

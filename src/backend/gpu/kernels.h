@@ -204,8 +204,9 @@ struct PackCall {
   int64_t source_row_bytes;
   PackedMatrix to;    ///< data and row_scale are written (through const_cast: it is being made)
   bool int8 = false;  ///< to.type is Q8_0: quantised from the dequantised values, a Q8_0 source too
-  /// Counts elements that are not kept: whose f16(w 2^e) 2^-e is not w, for BF16 sources alone; and those of
-  /// blocks without a minimum whose scale is infinite, which become NaN. Zeroed by the caller.
+  /// Counts elements that are not kept: of BF16 sources, whose f16(w 2^e) 2^-e is not w; of blocks whose d is
+  /// held as f16(d 2^e), where that is not d 2^e; and of super-blocks with an infinite scale, which become
+  /// NaN. Zeroed by the caller.
   unsigned long long* inexact;
 };
 struct UnpackCall {

@@ -86,12 +86,40 @@ GRETA_DEVICE uint16_t to_bf16(float x) { return __bfloat16_as_ushort(__float2bfl
 GRETA_DEVICE float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 GRETA_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 GRETA_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+/// a b + c of two f16 in each: `c` is 0 or all of it exact, so that it rounds once.
+GRETA_DEVICE uint32_t fused_f16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+/// Two f16: 1024 + q for q below 1024 in either half.
+inline constexpr uint32_t kF16With = 0x64006400u;
+/// Bytes i and i + 2 as two f16, each 1024 more.
+GRETA_DEVICE uint32_t f16_with_bytes(uint32_t word, int i) {
+  return __byte_perm(word, kF16With, static_cast<unsigned>(0x5250 + 0x101 * i));
+}
+/// Byte i, 2^23 more.
+GRETA_DEVICE float float_with_byte(uint32_t word, int i) {
+  return __uint_as_float(__byte_perm(word, 0x4b000000u, static_cast<unsigned>(0x7440 + i)));
+}
 /// The larger; a NaN only if both are.
 GRETA_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 /// e^x, at most 2 ulp (CUDA C++ Programming Guide, "Mathematical functions").
 GRETA_DEVICE float exp_of(float x) { return expf(x); }
+/// 2^x, relative error at most 2^-22 (PTX ISA, "ex2"); below 2^-126 it is 0.
+GRETA_DEVICE float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 GRETA_DEVICE float tanh_of(float x) { return tanhf(x); }
 GRETA_DEVICE float root_of(float x) { return __fsqrt_rn(x); }
+/// 1 / x for x of 1 to 2, relative error at most 2^-23 (PTX ISA, "rcp").
+GRETA_DEVICE float reciprocal_of(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 GRETA_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 /// FP64, at most 2 ulp.
 GRETA_DEVICE void sincos_of(double angle, double& sine, double& cosine) { sincos(angle, &sine, &cosine); }

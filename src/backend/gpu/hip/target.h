@@ -81,13 +81,30 @@ GRETA_DEVICE uint16_t to_bf16(float x) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 GRETA_DEVICE float from_bf16(uint16_t bits) { return float_of(static_cast<uint32_t>(bits) << 16); }
+GRETA_DEVICE uint32_t fused_f16(uint32_t a, uint32_t b, uint32_t c) {
+  using Two = _Float16 __attribute__((ext_vector_type(2)));
+  return __builtin_bit_cast(uint32_t,
+                            __builtin_elementwise_fma(__builtin_bit_cast(Two, a), __builtin_bit_cast(Two, b),
+                                                      __builtin_bit_cast(Two, c)));
+}
+inline constexpr uint32_t kF16With = 0x64006400u;
+GRETA_DEVICE uint32_t f16_with_bytes(uint32_t word, int i) {
+  return ((word >> (8 * i)) & 0x00ff00ffu) | kF16With;
+}
+GRETA_DEVICE float float_with_byte(uint32_t word, int i) {
+  return float_of(((word >> (8 * i)) & 0xffu) | 0x4b000000u);
+}
 GRETA_DEVICE float larger(float a, float b) { return __builtin_fmaxf(a, b); }
 /// At most 1 ulp (OpenCL's table of the device library, to which these functions are held: 3 ulp).
 GRETA_DEVICE float exp_of(float x) { return expf(x); }
+/// 2^x, at most 1 ulp (AMD ISA, V_EXP_F32); below 2^-126 it is 0.
+GRETA_DEVICE float exp2_of(float x) { return __builtin_amdgcn_exp2f(x); }
 GRETA_DEVICE float tanh_of(float x) { return tanhf(x); }
 /// Correctly rounded: clang's default for HIP (-fhip-fp32-correctly-rounded-divide-sqrt). Not __fsqrt_rn,
 /// which is the hardware's approximation there.
 GRETA_DEVICE float root_of(float x) { return __builtin_sqrtf(x); }
+/// 1 / x for x of 1 to 2, at most 1 ulp (AMD ISA, V_RCP_F32).
+GRETA_DEVICE float reciprocal_of(float x) { return __builtin_amdgcn_rcpf(x); }
 GRETA_DEVICE float divide(float a, float b) { return a / b; }
 GRETA_DEVICE void sincos_of(double angle, double& sine, double& cosine) { sincos(angle, &sine, &cosine); }
 

@@ -119,13 +119,14 @@ GRETA_DEVICE void put_out(const Block<S>& block, const State<S>& state) {
     for (int i = 0; i < kFragmentC; ++i) {
       const int pair = block.pair_of(t, i);
       if (pair >= block.work.pairs) continue;
+      const float inverse = divide(1.0f, state.sum[t][i / kSameRowC]);
       float* out = block.call.out + block.work.at(pair, block.call.heads) * block.call.cache.head_dim;
       GRETA_UNROLL
       for (int tile = 0; tile < S::kSlabs * S::kValueTiles; ++tile) {
         const int slab = tile / S::kValueTiles, n = tile % S::kValueTiles;
         const int d = slab * S::kSlab + block.column_of(n, i);
         if (!S::kWhole && d >= block.call.cache.head_dim) continue;
-        out[d] = divide(state.o[slab][n][t][i] * kUndoProbability, state.sum[t][i / kSameRowC]);
+        out[d] = state.o[slab][n][t][i] * inverse;
       }
     }
   }
@@ -242,10 +243,11 @@ GRETA_DEVICE void merge_row(const AttentionCall& call, int64_t at, const Keys& k
       }
     }
   }
+  const float inverse = divide(1.0f, sum);
   GRETA_UNROLL
   for (int c = 0; c < kColumns; ++c) {
     const int d = lane + c * kWave;
-    if (d < head_dim) call.out[at * head_dim + d] = divide(o[c] * kUndoProbability, sum);
+    if (d < head_dim) call.out[at * head_dim + d] = o[c] * inverse;
   }
 }
 

@@ -2,12 +2,12 @@
 // The arithmetic of one split of 64 keys for the rows of a block, and how its K and V come: what every
 // attention kernel is made of, so that all leave the same bits.
 //
-// For a pair (row, head): q's operand is f16(q 2^e), e = 14 - floor(log2 max |q|) over the head. S[j] = (acc
-// 2^-e) scale, acc the matrix unit's walk over head_dim in ascending k16 steps, soft-capped where there is a
-// cap; m = max S over the keys that the row sees; p[j] = e^(S[j] - m), 0 for the others; l = the sum of p: 16
-// keys by lanes and a tree, then (0 + 1) + (2 + 3); o = the walk over the split's 64 keys of f16(p 2^15) and
-// V. With a bf16 cache q 2^e and p 2^15 are two bf16 each, bf16(x) and bf16 of what that leaves, and a step
-// is taken with the one and then the other.
+// For a pair (row, head): q's operand is f16(q 2^e), e = 14 - floor(log2 max |q|) over the head. s[j] is the
+// matrix unit's walk over head_dim in ascending k16 steps, where there is a soft cap the capped score; p[j] =
+// 2^(s[j] exponent - m), 2^15 for the largest s of the keys that the row sees (attention_shape.inl), 0 for
+// those that it does not see; l = the sum of p: 16 keys by lanes and a tree, then (0 + 1) + (2 + 3); o = the
+// walk over the split's 64 keys of f16(p) and V. With a bf16 cache q 2^e and p are two bf16 each, bf16(x) and
+// bf16 of what that leaves, and a step is taken with the one and then the other.
 //
 // What a row does not see reaches none of its bits. Its scores are dropped by select; V rows that no row of
 // the block sees are zeros, never read; and where a V row that some see and others do not holds a NaN or an
@@ -53,7 +53,7 @@ struct Block {
   SharedArray<uint16_t> probabilities;  ///< [operands][rows][kProbabilityStride]
   SharedArray<float> maxima;            ///< [rows][4], a part's each
   SharedArray<float> sums;              ///< [rows][4], of 16 keys each
-  SharedArray<float> unscales;          ///< [rows] 2^-e
+  SharedArray<float> units;             ///< [rows]
   int part;                             ///< of the keys, and of head_dim
   int first_pair;                       ///< of this wave's row tiles
   int steps;                            ///< k16 steps of head_dim
@@ -69,7 +69,7 @@ struct Block {
         probabilities(shared.array<uint16_t>(S::kProbabilities)),
         maxima(shared.array<float>(4 * S::kRows)),
         sums(shared.array<float>(4 * S::kRows)),
-        unscales(shared.array<float>(S::kRows)),
+        units(shared.array<float>(S::kRows)),
         part(wave_index() % S::kParts),
         first_pair(wave_index() / S::kParts * S::kTiles * 16),
         steps((of.cache.head_dim + 15) / 16) {
@@ -149,7 +149,7 @@ struct Block {
       GRETA_UNROLL
       for (int o = 0; o < S::kOperands; ++o) to.put_word((o * S::kRows + pair) * S::kQueryStride + 2 * w, 0);
     }
-    if (lane_index() == 0) unscales[pair] = 1.0f;
+    if (lane_index() == 0) units[pair] = 1.0f;
   }
   /// x: a row's elements in pairs, the lane's own.
   template <int Words>
@@ -170,7 +170,7 @@ struct Block {
         to.put_word((o * S::kRows + pair) * S::kQueryStride + 2 * w,
                     operands_of<S::kBf16>(float_of(x[i].x) * up, float_of(x[i].y) * up, o));
     }
-    if (lane_index() == 0) unscales[pair] = inverse_power(up);
+    if (lane_index() == 0) units[pair] = score_unit(call, up);
   }
 
   /// This wave's operands of q. After a barrier.
@@ -283,22 +283,12 @@ struct Block {
     }
   }
 
-  /// acc becomes S, -infinity for keys that a row does not see; each row's largest among this wave's keys
+  /// acc becomes s, -infinity for keys that a row does not see; each row's largest among this wave's keys
   /// goes to `maxima`.
   GRETA_DEVICE void finish_scores(Scores& acc, int split) const {
     GRETA_UNROLL
     for (int t = 0; t < S::kTiles; ++t) {
-      GRETA_UNROLL
-      for (int r = 0; r < kRowsC; ++r) {
-        const float unscale = unscales[pair_of(t, r * kSameRowC)];
-        GRETA_UNROLL
-        for (int n = 0; n < S::kKeyTiles; ++n) {
-          GRETA_UNROLL
-          for (int i = r * kSameRowC; i < (r + 1) * kSameRowC; ++i)
-            acc[t][n][i] = (acc[t][n][i] * unscale) * call.scale;
-        }
-      }
-      if (call.softcap > 0.0f) cap_scores(acc[t]);
+      if (call.softcap > 0.0f) cap_scores(acc[t], t);
       if (!work.all.covers(split)) drop_unseen(acc[t], t, split);
       GRETA_UNROLL
       for (int r = 0; r < kRowsC; ++r) {
@@ -314,17 +304,18 @@ struct Block {
       }
     }
   }
-  GRETA_DEVICE void cap_scores(float (&scores)[S::kKeyTiles][kFragmentC]) const {
+  GRETA_DEVICE void cap_scores(float (&scores)[S::kKeyTiles][kFragmentC], int t) const {
     GRETA_UNROLL
-    for (int n = 0; n < S::kKeyTiles; ++n) {
+    for (int i = 0; i < kFragmentC; ++i) {
+      const float unit = units[pair_of(t, i)];
       GRETA_UNROLL
-      for (int i = 0; i < kFragmentC; ++i) scores[n][i] = capped(scores[n][i], call.softcap);
+      for (int n = 0; n < S::kKeyTiles; ++n) scores[n][i] = capped(scores[n][i] * unit, call.softcap);
     }
   }
 
   using RowNumbers = float[S::kTiles][kRowsC];
 
-  /// m of a row, after a barrier.
+  /// Of a row, after a barrier: its largest s.
   GRETA_DEVICE float largest_of(int t, int r) const {
     const int at = 4 * pair_of(t, r * kSameRowC);
     float most = maxima[at];
@@ -333,23 +324,26 @@ struct Block {
     return most;
   }
 
-  /// After a barrier: m of each row, p in place of S, its operands and the sums of 16 keys in shared memory.
+  /// After a barrier: m of each row, p in place of s, its operands and the sums of 16 keys in shared memory.
   GRETA_DEVICE void probabilities_of(Scores& acc, RowNumbers& m) const {
     GRETA_UNROLL
     for (int t = 0; t < S::kTiles; ++t) {
       GRETA_UNROLL
-      for (int r = 0; r < kRowsC; ++r) m[t][r] = largest_of(t, r);
-      GRETA_UNROLL
-      for (int n = 0; n < S::kKeyTiles; ++n) {
+      for (int r = 0; r < kRowsC; ++r) {
+        const float exponent = exponent_of(call, units[pair_of(t, r * kSameRowC)]);
+        m[t][r] = split_largest(largest_of(t, r), exponent);
         GRETA_UNROLL
-        for (int i = 0; i < kFragmentC; ++i) acc[t][n][i] = exp_of(acc[t][n][i] - m[t][i / kSameRowC]);
+        for (int n = 0; n < S::kKeyTiles; ++n) {
+          GRETA_UNROLL
+          for (int i = r * kSameRowC; i < (r + 1) * kSameRowC; ++i)
+            acc[t][n][i] = probability(acc[t][n][i], exponent, m[t][r]);
+        }
       }
       put_probabilities(acc[t], t);
       sum_groups(acc[t], t);
     }
   }
   GRETA_DEVICE void put_probabilities(const float (&p)[S::kKeyTiles][kFragmentC], int t) const {
-    constexpr float kScale = static_cast<float>(1 << kProbability);
     GRETA_UNROLL
     for (int n = 0; n < S::kKeyTiles; ++n) {
       GRETA_UNROLL
@@ -358,7 +352,7 @@ struct Block {
         GRETA_UNROLL
         for (int o = 0; o < S::kOperands; ++o) {
           const int at = (o * S::kRows + pair_of(t, i)) * S::kProbabilityStride + key_of(n, i);
-          const uint32_t word = operands_of<S::kBf16>(p[n][i] * kScale, second * kScale, o);
+          const uint32_t word = operands_of<S::kBf16>(p[n][i], second, o);
           if constexpr (kSameRowC == 2) {
             probabilities.put_word(at, word);
           } else {

@@ -6,11 +6,11 @@
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
 
-inline constexpr int kSplit = 64;        ///< keys; aligned to absolute position (kKvPage)
-inline constexpr int kProbability = 15;  ///< the operand of p is p 2^15
-inline constexpr int kWorkBytes = 64;    ///< of shared memory
+inline constexpr int kSplit = 64;             ///< keys; aligned to absolute position (kKvPage)
+inline constexpr float kProbability = 15.0f;  ///< p is 2^15 for a split's largest score
+inline constexpr int kWorkBytes = 64;         ///< of shared memory
 inline constexpr uint32_t kMinusInfinity = 0xff800000u;
-inline constexpr float kUndoProbability = 0x1p-15f;
+inline constexpr float kLog2E = 0x1.715476p+0f;  ///< log2(e), within 2^-26 of itself
 
 // Elements of C [16, kTileN] that a lane has: kRowsC rows, of each kSameRowC neighbours; element i is of row
 // i / kSameRowC. kRowLanes consecutive lanes hold a row.
@@ -145,6 +145,25 @@ GRETA_DEVICE bool find_work(const AttentionCall& call, int tile_blocks, Work& wo
   return true;
 }
 
+// The softmax is taken in powers of two: of a row, p[j] = 2^(fused(s[j], exponent, -m)) with m = fused(max s,
+// exponent, -15), so that p is the matrix unit's operand as it stands. m is what it is, rounding and all: it
+// is the same in every p of the split, and the merge takes it back. A row's result is O (1 / L).
+
+/// Of a row whose q is behind the power of two `up`: what makes the matrix unit's sums exponents; with a soft
+/// cap, scores. Normal, so that -infinity stays what it is.
+GRETA_DEVICE float score_unit(const AttentionCall& call, float up) {
+  const float unit = inverse_power(up) * call.scale;
+  return larger(call.softcap > 0.0f ? unit : unit * kLog2E, 0x1p-126f);
+}
+/// What makes s exponents: sums of the matrix unit that are behind `unit`, or capped scores.
+GRETA_DEVICE float exponent_of(const AttentionCall& call, float unit) {
+  return call.softcap > 0.0f ? kLog2E : unit;
+}
+GRETA_DEVICE float split_largest(float largest, float exponent) {
+  return fused(largest, exponent, -kProbability);
+}
+GRETA_DEVICE float probability(float s, float exponent, float m) { return exp2_of(fused(s, exponent, -m)); }
+
 /// What merging a split into the state takes: (M, L, O) -> (largest, fused(L, a, l b), fused(O, a, o b)).
 struct Merging {
   float largest;
@@ -153,7 +172,7 @@ struct Merging {
 };
 GRETA_DEVICE Merging merging(float before, float of_split) {
   const float largest = larger(before, of_split);
-  return {largest, exp_of(before - largest), exp_of(of_split - largest)};
+  return {largest, exp2_of(before - largest), exp2_of(of_split - largest)};
 }
 
 }  // namespace

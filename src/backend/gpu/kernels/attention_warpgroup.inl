@@ -14,7 +14,10 @@ namespace {
 namespace attending {
 constexpr int kConsumers = 2;
 constexpr int kPairs = 64 * kConsumers;
-constexpr int kStages = 3;
+constexpr int kStages = 4;
+/// Tiles of K and V on their way; fewer than all, so that who waits for a free one has told of what is there.
+constexpr int kAhead = 5;
+static_assert(kAhead < 2 * kStages);
 constexpr int kThreads = kWarpgroup * (kConsumers + 1);
 constexpr int kProducerRegisters = 56;
 constexpr int kConsumerRegisters = 224;
@@ -38,7 +41,7 @@ struct AttentionShared {
   SharedArray<uint16_t> keys;  ///< [kStages][kTile], begins on 1024 bytes
   SharedArray<uint16_t> values;
   SharedArray<uint16_t> queries;  ///< [kPairs][kQueryStride]
-  SharedArray<float> unscales;    ///< [kPairs]
+  SharedArray<float> units;       ///< [kPairs]
   SharedArray<uint64_t> barriers;
   GRETA_DEVICE SharedBarrier at(int kind, int stage) const {
     return SharedBarrier(barriers, kind * attending::kStages + stage);
@@ -61,11 +64,20 @@ GRETA_DEVICE int swizzled_at(int key, int d) {
 template <int HeadDim>
 GRETA_DEVICE void bring_tile(const SharedArray<uint16_t>& to, const uint16_t* from, const Keys& any,
                              int split) {
-  constexpr int kPieces = HeadDim / 8;
-  GRETA_UNROLL
-  for (int i = 0; i < kSplit * kPieces; i += kWarpgroup) {
-    const int key = (i + thread_index()) / kPieces, d = (i + thread_index()) % kPieces * 8;
-    copy_async16(to, swizzled_at(key, d), from + key * HeadDim + d, any.has(split * kSplit + key));
+  // A thread's keys are kStep apart, a multiple of the swizzle's 8: one address and what is known when
+  // compiled. With an address of its own for each copy this took longer than the products.
+  constexpr int kPieces = HeadDim / 8, kStep = kWarpgroup / kPieces;
+  static_assert(kStep % 8 == 0);
+  const int key = thread_index() / kPieces, d = thread_index() % kPieces * 8;
+  const int at = swizzled_at(key, d);
+  const uint16_t* const mine = from + key * HeadDim + d;
+  if (any.covers(split)) {
+    GRETA_UNROLL
+    for (int i = 0; i < kSplit; i += kStep) copy_async16(to, at + i * 64, mine + i * HeadDim);
+  } else {
+    GRETA_UNROLL
+    for (int i = 0; i < kSplit; i += kStep)
+      copy_async16(to, at + i * 64, mine + i * HeadDim, any.has(split * kSplit + key + i));
   }
   copy_commit();
 }
@@ -82,24 +94,34 @@ template <int HeadDim>
 GRETA_DEVICE void bring_splits(const AttentionCall& call, const AttentionShared<HeadDim>& shared,
                                const Work& work) {
   using namespace attending;
-  const int begin = work.any.first / kSplit, end = work.any.last / kSplit + 1;
+  const Keys any = work.any;
+  const int begin = any.first / kSplit, tiles = 2 * (any.last / kSplit + 1 - begin);
   const int64_t page_elements = static_cast<int64_t>(call.cache.kv_heads) * kSplit * HeadDim;
+  const int64_t of_head = static_cast<int64_t>(work.kv_head) * kSplit * HeadDim;
   const int32_t* pages = call.cache.pages + work.tile.sequence * call.cache.page_stride;
-  int before = 0;  // the stage of the split before
+  // Tile i is K of split begin + i / 2, or V.
+  const auto full = [&](int tile) {
+    const int stage = tile / 2 % kStages;
+    return tile % 2 == 0 ? shared.keys_full(stage) : shared.values_full(stage);
+  };
+  int page = pages[begin];
   Turn<kStages> turn;
-  for (int split = begin; split < end; ++split) {
-    const int64_t at = pages[split] * page_elements + static_cast<int64_t>(work.kv_head) * kSplit * HeadDim;
-    const uint32_t parity = (turn.round - 1) & 1u;
-    if (turn.round > 0) shared.keys_empty(turn.stage).wait(parity);
-    bring_tile<HeadDim>(shared.keys.from(turn.stage * shared.kTile), call.cache.k + at, work.any, split);
-    if (split > begin) arrived<1>(shared.values_full(before));
-    if (turn.round > 0) shared.values_empty(turn.stage).wait(parity);
-    bring_tile<HeadDim>(shared.values.from(turn.stage * shared.kTile), call.cache.v + at, work.any, split);
-    arrived<1>(shared.keys_full(turn.stage));
-    before = turn.stage;
-    turn.advance();
+  for (int tile = 0; tile < tiles + kAhead; ++tile) {
+    if (tile < tiles) {
+      const bool value = tile % 2 != 0;
+      const int split = begin + tile / 2;
+      const int64_t at = page * page_elements + of_head;
+      if (value && tile + 1 < tiles) page = pages[split + 1];
+      if (turn.round > 0)
+        (value ? shared.values_empty(turn.stage) : shared.keys_empty(turn.stage)).wait((turn.round - 1) & 1u);
+      bring_tile<HeadDim>((value ? shared.values : shared.keys).from(turn.stage * shared.kTile),
+                          (value ? call.cache.v : call.cache.k) + at, any, split);
+      if (value) turn.advance();
+    } else {
+      copy_commit();  // nothing: as many are behind the one waited for as before
+    }
+    if (tile >= kAhead) arrived<kAhead>(full(tile - kAhead));
   }
-  arrived<0>(shared.values_full(before));
 }
 
 // ---- a wave's 16 pairs
@@ -118,7 +140,7 @@ struct WaveRows {
   int first;          ///< pair
   Keys all;           ///< that every row of the wave sees
   Keys sees[kRowsC];  ///< a lane's rows
-  float unscale[kRowsC];
+  float unit[kRowsC];
   FragmentA q[kSteps];
 
   GRETA_DEVICE WaveRows(const AttentionCall& of, const AttentionShared<HeadDim>& in, const Work& on, int wave)
@@ -137,7 +159,7 @@ struct WaveRows {
     GRETA_UNROLL
     for (int s = 0; s < kSteps; ++s) q[s] = fragment_a(queries().from(16 * s), kStride);
     GRETA_UNROLL
-    for (int r = 0; r < kRowsC; ++r) unscale[r] = shared.unscales[first + c_row(lane_index(), r * kSameRowC)];
+    for (int r = 0; r < kRowsC; ++r) unit[r] = shared.units[first + c_row(lane_index(), r * kSameRowC)];
   }
   static constexpr int kStride = attending::Layout<HeadDim>::kQueryStride;
   GRETA_DEVICE SharedArray<uint16_t> queries() const { return shared.queries.from(first * kStride); }
@@ -170,18 +192,16 @@ struct WaveRows {
         for (int i = 0; i < kWords; ++i)
           queries().put_word((row0 + r) * kStride + 2 * (lane_index() + i * kWave),
                              pack_f16(float_of(x[r][i].x) * up, float_of(x[r][i].y) * up));
-        if (lane_index() == 0) shared.unscales[first + row0 + r] = inverse_power(up);
+        if (lane_index() == 0) shared.units[first + row0 + r] = score_unit(call, up);
       }
     }
   }
 
-  /// S of a split from the matrix unit's sums, -infinity for keys that a row does not see.
+  /// s of a split from the matrix unit's sums, -infinity for keys that a row does not see.
   GRETA_DEVICE void finish_scores(Scores& s, int split, bool covered) const {
-    GRETA_UNROLL
-    for (int i = 0; i < kSplit / 2; ++i) s[i] = (s[i] * unscale[i / kSameRowC % kRowsC]) * call.scale;
     if (call.softcap > 0.0f) {
       GRETA_UNROLL
-      for (int i = 0; i < kSplit / 2; ++i) s[i] = capped(s[i], call.softcap);
+      for (int i = 0; i < kSplit / 2; ++i) s[i] = capped(s[i] * unit[i / kSameRowC % kRowsC], call.softcap);
     }
     if (covered) return;
     GRETA_UNROLL
@@ -191,16 +211,18 @@ struct WaveRows {
     }
   }
 
-  /// Of a lane's row r, S in: m; p in place of S; l.
+  /// Of a lane's row r, s in: m; p in place of s; l.
   GRETA_DEVICE void probabilities(Scores& s, int r, float& m, float& l) const {
-    m = float_of(kMinusInfinity);
+    const float exponent = exponent_of(call, unit[r]);
+    float most = float_of(kMinusInfinity);
     GRETA_UNROLL
     for (int n = 0; n < kKeyTiles; ++n) {
       GRETA_UNROLL
-      for (int i = 0; i < kSameRowC; ++i) m = larger(m, s[n * kFragmentC + r * kSameRowC + i]);
+      for (int i = 0; i < kSameRowC; ++i) most = larger(most, s[n * kFragmentC + r * kSameRowC + i]);
     }
     GRETA_UNROLL
-    for (int mask = 1; mask < kRowLanes; mask *= 2) m = larger(m, shuffle_xor(m, mask));
+    for (int mask = 1; mask < kRowLanes; mask *= 2) most = larger(most, shuffle_xor(most, mask));
+    m = split_largest(most, exponent);
     float sums[kSplit / 16];
     GRETA_UNROLL
     for (int g = 0; g < kSplit / 16; ++g) {
@@ -210,7 +232,7 @@ struct WaveRows {
         GRETA_UNROLL
         for (int i = 0; i < kSameRowC; ++i) {
           float& p = s[n * kFragmentC + r * kSameRowC + i];
-          p = exp_of(p - m);
+          p = probability(p, exponent, m);
           sum += p;
         }
       }
@@ -223,12 +245,11 @@ struct WaveRows {
 
   /// The operand of p for keys 16 step ..: what a lane has of two tiles of C is what it wants of A.
   static GRETA_DEVICE FragmentA operand(const Scores& p, int step) {
-    constexpr float kScale = static_cast<float>(1 << kProbability);
     FragmentA a;
     GRETA_UNROLL
     for (int w = 0; w < kFragmentA / 2; ++w) {
       const int at = (2 * step + w / 2) * kFragmentC + w % 2 * kSameRowC;
-      a.word[w] = pack_f16(p[at] * kScale, p[at + 1] * kScale);
+      a.word[w] = pack_f16(p[at], p[at + 1]);
     }
     return a;
   }
@@ -280,6 +301,17 @@ struct WaveRows {
 /// Keys 16 step .. of slab `slab` of a tile of V: as rows of k.
 GRETA_DEVICE uint64_t value_tile(uint32_t address, int slab, int step) {
   return shared_tile(address + static_cast<uint32_t>(slab * (kSplit * 128) + step * (16 * 128)), 0);
+}
+
+/// merged(row of the lane, state, o) in place of state, of every element.
+template <int HeadDim, class Slabs, class Merge>
+GRETA_DEVICE void merge_slabs(Slabs& state, const Slabs& o, const Merge& merged) {
+  GRETA_UNROLL
+  for (int slab = 0; slab < attending::Layout<HeadDim>::kSlabs; ++slab) {
+    GRETA_UNROLL
+    for (int i = 0; i < attending::Layout<HeadDim>::kSlab / 2; ++i)
+      state[slab][i] = merged(i / 2 % 2, state[slab][i], o[slab][i]);
+  }
 }
 
 template <int HeadDim>
@@ -354,25 +386,29 @@ GRETA_DEVICE void attend(const AttentionCall& call, const AttentionShared<HeadDi
     }
     wave_barrier();  // all lanes have read
     if (lane == 0) shared.values_empty(turn.stage).arrive();
-    GRETA_UNROLL
-    for (int slab = 0; slab < L::kSlabs; ++slab) {
-      GRETA_UNROLL
-      for (int i = 0; i < L::kSlab / 2; ++i) {
-        const int r = i / 2 % 2;
-        const float merged = fused(state[slab][i], a[r], o[slab][i] * b[r]);
-        state[slab][i] = seen[r] ? merged : state[slab][i];
-      }
+    // Where all rows see all of it nothing is to be chosen: a third of the work.
+    if (covered) {
+      merge_slabs<HeadDim>(state, o, [&](int r, float before, float of_split) {
+        return fused(before, a[r], of_split * b[r]);
+      });
+    } else {
+      merge_slabs<HeadDim>(state, o, [&](int r, float before, float of_split) {
+        return seen[r] ? fused(before, a[r], of_split * b[r]) : before;
+      });
     }
   }
 
+  const float inverse[2] = {divide(1.0f, sum[0]), divide(1.0f, sum[1])};
   GRETA_UNROLL
-  for (int i = 0; i < kFragmentC; ++i) {
-    const int pair = rows.first + c_row(lane, i);
+  for (int r = 0; r < 2; ++r) {
+    const int pair = rows.first + c_row(lane, r * kSameRowC);
     if (pair >= work.pairs) continue;
-    float* out = call.out + work.at(pair, call.heads) * HeadDim + c_n(lane, i);
+    float* out = call.out + work.at(pair, call.heads) * HeadDim + c_n(lane, 0);
     GRETA_UNROLL
-    for (int n = 0; n < HeadDim / kTileN; ++n)
-      out[n * kTileN] = divide(state[n / 8][n % 8 * kFragmentC + i] * kUndoProbability, sum[i / 2]);
+    for (int n = 0; n < HeadDim / kTileN; ++n) {
+      const float* o = state[n / 8] + n % 8 * kFragmentC + r * kSameRowC;
+      *reinterpret_cast<Words2*>(out + n * kTileN) = {bits_of(o[0] * inverse[r]), bits_of(o[1] * inverse[r])};
+    }
   }
 }
 
@@ -387,9 +423,9 @@ GRETA_KERNEL void GRETA_BOUNDS(attending::kThreads, 1)
   Shared memory;
   const SharedArray<uint16_t> keys = from_1024(memory.array<uint16_t>(512 + 2 * kStages * L::kTile));
   const SharedArray<uint16_t> queries = memory.array<uint16_t>(kPairs * L::kQueryStride);
-  const SharedArray<float> unscales = memory.array<float>(kPairs);
+  const SharedArray<float> units = memory.array<float>(kPairs);
   const SharedArray<Work> kept = memory.array<Work>(1);
-  const AttentionShared<HeadDim> shared{keys, keys.from(kStages * L::kTile), queries, unscales,
+  const AttentionShared<HeadDim> shared{keys, keys.from(kStages * L::kTile), queries, units,
                                         memory.array<uint64_t>(4 * kStages)};
   if (thread_index() == 0) {
     kept[0] = found;

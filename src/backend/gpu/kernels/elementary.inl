@@ -23,7 +23,7 @@ GRETA_DEVICE float turned_second(float a, float b, float c, float s) { return fu
 /// x / (1 + e^-x), with e^-|x| so that nothing overflows: x e / (1 + e) on the negative side.
 GRETA_DEVICE float silu_of(float x) {
   const float e = exp_of(-magnitude_of(x));
-  return divide(x < 0.0f ? x * e : x, 1.0f + e);
+  return (x < 0.0f ? x * e : x) * reciprocal_of(1.0f + e);
 }
 
 /// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = x / (1 + e^-y), y = x (a + b x^2), a = 2 sqrt(2/pi),
@@ -42,7 +42,7 @@ GRETA_DEVICE float gelu_tanh_of(float x) {
   const float y_low = fused(c, rest + product_low + a_low, fused(c, sum, -y));
   float e = exp_of(-magnitude_of(y));
   e = fused(e, y < 0.0f ? y_low : -y_low, e);  // e^-(|y| + low) = e^-|y| (1 - low)
-  return divide(x < 0.0f ? x * e : x, 1.0f + e);
+  return (x < 0.0f ? x * e : x) * reciprocal_of(1.0f + e);
 }
 
 }  // namespace

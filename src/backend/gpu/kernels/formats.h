@@ -5,7 +5,8 @@
 // and rounded once to f16. 2^e is folded into d and m: they are f16 times small integers, so that nothing
 // leaves the normal numbers of FP32 and the product with 2^e commutes with every rounding. And d * code is
 // exact in FP32 (11 bits of d, at most 12 of scale and code together), so that d * code + m may be one fused
-// operation, and d * (code - offset) the same one with m = -offset * d.
+// operation, and d * (code - offset) the same one with m = -offset * d. Where d is an f16 and there is no
+// minimum (kHalfScale), d 2^e is one too, and its product with the code is one operation on two f16.
 #include "backend/gpu/kernels/packed.h"
 #include "backend/gpu/kernels/rounding.h"
 
@@ -115,88 +116,109 @@ GRETA_DEVICE void load_piece(const From& tile, int first, Piece<T, kCount>& piec
 /// For one k64 step, by sub-block and parity o of the pair. Codes are read as f16 subnormals: q 2^-24, where
 /// they are in odd pairs of less than 8 bits q 2^-20. d makes up for that, so that a weight is what is read *
 /// d[b][o] + m[b][o].
-template <quant::Type T>
+template <quant::Type T, bool = kHalfScale<T>>
 struct Scales {
   static constexpr int kBlocks = Format<T>::kCodes ? 64 / Format<T>::kBlock : 1;
   float d[kBlocks][2];
   float m[kBlocks][2];
 };
+/// d, twice in a word.
+template <quant::Type T>
+struct Scales<T, true> {
+  static constexpr int kBlocks = 2;
+  uint32_t d[kBlocks][2];
+};
 
 inline constexpr float kSubnormal = 0x1p24f;
+/// What float_with_byte adds to a byte.
+inline constexpr float kWithByte = 0x1p23f;
+/// `scale` times byte i of the word: exact, as the product with kWithByte is.
+GRETA_DEVICE float times_byte(uint32_t word, int i, float scale) {
+  return fused(float_with_byte(word, i), scale, -kWithByte * scale);
+}
 
-/// d and m of a row's sub-blocks in the k64 step that `params` holds; d times `up_d`, m times `up`: powers of
-/// two.
+/// Of a chunk, what the codes of a row's d and of its minimum (of its offset) are multiplied by, for each of
+/// a lane's rows: of a K type the super-block's, else powers of two.
 template <quant::Type T>
-GRETA_DEVICE void row_scales(const uint32_t* params, uint32_t head, float up_d, float up,
+struct Heads {
+  float d[kRowsA];
+  float m[kRowsA];
+};
+/// up[i] = 2^e of the lane's row i.
+template <quant::Type T, int kCount>
+GRETA_DEVICE Heads<T> heads_of(const Rest<T, kCount>& piece, const float (&up)[kRowsA]) {
+  using F = Format<T>;
+  Heads<T> heads;
+  GRETA_UNROLL
+  for (int i = 0; i < kRowsA; ++i) {  // with two rows, the pairs of parity i are row i's
+    heads.d[i] = (i == 1 && F::kLowBits < 8 ? up[i] * 0.0625f : up[i]) * kSubnormal;
+    heads.m[i] = up[i];
+    if constexpr (F::kSuper) {
+      const uint32_t head = F::kMinimum ? piece.heads[i] : piece.heads[0] >> (16 * i);
+      heads.d[i] = low_f16(head) * heads.d[i];
+      heads.m[i] =
+          F::kMinimum ? high_f16(head) * -up[i] : low_f16(head) * (up[i] * -static_cast<float>(F::kOffset));
+    }
+  }
+  return heads;
+}
+
+/// d and m of a row's sub-blocks in the k64 step that `params` holds, of its heads `scale` and `minimum`.
+template <quant::Type T>
+GRETA_DEVICE void row_scales(const uint32_t* params, float scale, float minimum,
                              float (&d)[Scales<T>::kBlocks], float (&m)[Scales<T>::kBlocks]) {
   using F = Format<T>;
-  constexpr auto kZero = static_cast<float>(F::kOffset);
-  if constexpr (!F::kSuper) {
+  constexpr int kBlocks = Scales<T>::kBlocks;
+  if constexpr (!F::kSuper) {  // Q4_1, Q5_1
     GRETA_UNROLL
     for (int b = 0; b < 2; ++b) {
-      const float scale = F::kMinimum || b == 0 ? low_f16(params[F::kMinimum ? b : 0]) : high_f16(params[0]);
-      d[b] = scale * (up_d * kSubnormal);
-      m[b] = F::kMinimum ? high_f16(params[b]) * up : scale * (up * -kZero);
+      d[b] = low_f16(params[b]) * scale;
+      m[b] = high_f16(params[b]) * minimum;
     }
-  } else if constexpr (T == quant::Type::Q2_K) {
-    const float scale = low_f16(head) * (up_d * (kSubnormal * kSubnormal));
-    const float minimum = high_f16(head) * (up * -kSubnormal);
+  } else if constexpr (F::kMinimum) {  // Q2_K: nibbles; Q4_K, Q5_K: bytes
+    constexpr bool kNibbles = T == quant::Type::Q2_K;
+    const uint32_t sc = kNibbles ? params[0] & 0x0f0f0f0fu : params[0];
+    const uint32_t mm = kNibbles ? (params[0] >> 4) & 0x0f0f0f0fu : params[0];
     GRETA_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const uint32_t sc = (params[0] >> (8 * h)) & 0x000f000fu;
-      const uint32_t mm = (params[0] >> (8 * h + 4)) & 0x000f000fu;
-      d[h] = low_f16(sc) * scale;
-      d[h + 2] = high_f16(sc) * scale;
-      m[h] = low_f16(mm) * minimum;
-      m[h + 2] = high_f16(mm) * minimum;
+    for (int b = 0; b < kBlocks; ++b) {
+      d[b] = times_byte(sc, kNibbles ? b : 2 * b, scale);
+      m[b] = times_byte(mm, kNibbles ? b : 2 * b + 1, minimum);
     }
-  } else if constexpr (F::kMinimum) {  // Q4_K, Q5_K
-    const float scale = low_f16(head) * (up_d * (kSubnormal * kSubnormal));
-    const float minimum = high_f16(head) * (up * -kSubnormal);
-    const uint32_t sc = params[0] & 0x00ff00ffu;
-    const uint32_t mm = (params[0] >> 8) & 0x00ff00ffu;
-    d[0] = low_f16(sc) * scale;
-    d[1] = high_f16(sc) * scale;
-    m[0] = low_f16(mm) * minimum;
-    m[1] = high_f16(mm) * minimum;
   } else {  // Q3_K, Q6_K
-    constexpr auto kScaleZero = static_cast<float>(F::kScaleOffset);
-    const float scale = low_f16(head) * (up_d * kSubnormal);
-    const float zero = low_f16(head) * (up * -kZero);
+    constexpr float kScaleZero = kWithByte + static_cast<float>(F::kScaleOffset);
     GRETA_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const uint32_t sc = (params[0] >> (8 * h)) & 0x00ff00ffu;
-      const float even = fused(low_f16(sc), kSubnormal, -kScaleZero);
-      const float odd = fused(high_f16(sc), kSubnormal, -kScaleZero);
-      d[h] = even * scale;
-      d[h + 2] = odd * scale;
-      m[h] = even * zero;
-      m[h + 2] = odd * zero;
+    for (int b = 0; b < kBlocks; ++b) {
+      const float code = float_with_byte(params[0], b) - kScaleZero;
+      d[b] = code * scale;
+      m[b] = code * minimum;
     }
   }
 }
 
-/// Of the piece's k64 step `local`, with up[i] = 2^e of the lane's row i.
+/// Of the piece's k64 step `local`.
 template <quant::Type T, int kCount>
-GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const float (&up)[kRowsA]) {
+GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const Heads<T>& heads) {
   using F = Format<T>;
   Scales<T> scales = {};
-  if constexpr (F::kCodes) {
+  if constexpr (kHalfScale<T>) {
+    GRETA_UNROLL
+    for (int o = 0; o < 2; ++o) {
+      const uint32_t both = piece.params[kRowsA == 2 ? o : 0][local];
+      scales.d[0][o] = (both & 0xffffu) | both << 16;
+      scales.d[1][o] = both >> 16 | (both & 0xffff0000u);
+    }
+  } else if constexpr (F::kCodes) {
     constexpr int kBlocks = Scales<T>::kBlocks;
-    constexpr float kOdd = F::kLowBits < 8 ? 0.0625f : 1.0f;
     float d[kBlocks], m[kBlocks];
     GRETA_UNROLL
-    for (int i = 0; i < kRowsA; ++i) {  // with two rows, the pairs of parity i are row i's
-      uint32_t head = 0;
-      if constexpr (F::kSuper) head = F::kMinimum ? piece.heads[i] : piece.heads[0] >> (16 * i);
-      row_scales<T>(piece.params[i] + local * F::kParamWords, head, i == 1 ? up[i] * kOdd : up[i], up[i], d,
-                    m);
+    for (int i = 0; i < kRowsA; ++i) {
+      row_scales<T>(piece.params[i] + local * F::kParamWords, heads.d[i], heads.m[i], d, m);
       GRETA_UNROLL
       for (int b = 0; b < kBlocks; ++b) {
         scales.d[b][i] = d[b];
         scales.m[b][i] = m[b];
         if constexpr (kRowsA == 1) {
-          scales.d[b][1] = d[b] * kOdd;
+          scales.d[b][1] = d[b] * (F::kLowBits < 8 ? 0.0625f : 1.0f);
           scales.m[b][1] = m[b];
         }
       }
@@ -216,17 +238,14 @@ GRETA_DEVICE uint32_t fields(uint32_t word, int slot, int target) {
   return moved & (((1u << Bits) - 1) * 0x00010001u << target);
 }
 
-/// Both elements of pair `pair` (of the k64 step; even element first) of a code format: dequantised, times
-/// the row's 2^e. `first` is the piece's first k64 step, `local` the step within it.
+/// The codes of pair `pair` (of the k64 step; even element first), at bits 0 and 16, those of odd pairs of
+/// less than 8 bits 4 bits above. `first` is the piece's first k64 step, `local` the step within it.
 template <quant::Type T, int kCount>
-GRETA_DEVICE void code_values(const Piece<T, kCount>& piece, const Scales<T>& scales, int first, int local,
-                              int pair, float& even, float& odd) {
+GRETA_DEVICE uint32_t codes_of(const Piece<T, kCount>& piece, int first, int local, int pair) {
   using F = Format<T>;
-  const int parity = pair % 2;
-  const int block = pair / kPairs * 16 / F::kBlock;
   const int p = (first + local) * kPairsK64 + pair;  // of the chunk
   constexpr int kLowSlots = 16 / F::kLowBits;
-  const int shift = F::kLowBits == 8 ? 0 : 4 * parity;
+  const int shift = F::kLowBits == 8 ? 0 : 4 * (pair % 2);
   uint32_t q =
       fields<F::kLowBits>(piece.low[p / kLowSlots - first * kPairsK64 / kLowSlots], p % kLowSlots, shift);
   if constexpr (F::kHighBits > 0) {
@@ -234,8 +253,48 @@ GRETA_DEVICE void code_values(const Piece<T, kCount>& piece, const Scales<T>& sc
     q |= fields<F::kHighBits>(piece.high[p / kHighSlots - first * kPairsK64 / kHighSlots], p % kHighSlots,
                               shift + F::kLowBits);
   }
-  even = fused(low_f16(q), scales.d[block][parity], scales.m[block][parity]);
-  odd = fused(high_f16(q), scales.d[block][parity], scales.m[block][parity]);
+  return q;
+}
+
+/// An integer of 64 to 2047, negative, as f16, twice in a word.
+GRETA_DEVICE constexpr uint32_t minus_f16(int n) {
+  int exponent = 6;
+  while (n >> (exponent + 1) != 0) ++exponent;
+  const auto bits = static_cast<uint32_t>(0x8000 | (exponent + 15) << 10 | ((n << 10 >> exponent) & 0x3ff));
+  return bits | bits << 16;
+}
+
+/// codes_of() less the type's offset, as two f16: with a mantissa's bits above them codes are 1024 + q, in
+/// odd pairs of less than 8 bits 1024 + 16 q.
+template <quant::Type T, int kCount>
+GRETA_DEVICE uint32_t centred_codes(const Piece<T, kCount>& piece, int first, int local, int pair) {
+  using F = Format<T>;
+  constexpr uint32_t kOne = 0x3c003c00u, kSixteenth = 0x2c002c00u;
+  if constexpr (F::kLowBits == 8) {
+    const int p = local * kPairsK64 + pair;
+    return fused_f16(f16_with_bytes(piece.low[p / 2], p % 2), kOne, minus_f16(1024 + F::kOffset));
+  } else {
+    const uint32_t above = codes_of(piece, first, local, pair) | kF16With;
+    return pair % 2 == 0 ? fused_f16(above, kOne, minus_f16(1024 + F::kOffset))
+                         : fused_f16(above, kSixteenth, minus_f16(64 + F::kOffset));
+  }
+}
+
+/// Both elements of a pair of a code format: dequantised, times the row's 2^e.
+template <quant::Type T, int kCount>
+GRETA_DEVICE void code_values(const Piece<T, kCount>& piece, const Scales<T>& scales, int first, int local,
+                              int pair, float& even, float& odd) {
+  const int parity = pair % 2;
+  const int block = pair / kPairs * 16 / Format<T>::kBlock;
+  if constexpr (kHalfScale<T>) {
+    const uint32_t q = centred_codes(piece, first, local, pair);
+    even = low_f16(q) * low_f16(scales.d[block][parity]);
+    odd = high_f16(q) * low_f16(scales.d[block][parity]);
+  } else {
+    const uint32_t q = codes_of(piece, first, local, pair);
+    even = fused(low_f16(q), scales.d[block][parity], scales.m[block][parity]);
+    odd = fused(high_f16(q), scales.d[block][parity], scales.m[block][parity]);
+  }
 }
 
 /// What stands for a weight in the product: one f16; for F32 two, the high part is multiplied first.
@@ -264,6 +323,9 @@ GRETA_DEVICE void unpack_k16(const Piece<T, kCount>& piece, const Scales<T>& sca
       const uint32_t high = pack_f16(even, odd);
       to.part[0].word[w] = high;
       to.part[1].word[w] = pack_f16(even - low_f16(high), odd - high_f16(high));
+    } else if constexpr (kHalfScale<T>) {
+      const uint32_t d = scales.d[pair / kPairs * 16 / Format<T>::kBlock][pair % 2];
+      to.part[0].word[w] = fused_f16(centred_codes(piece, first, local, pair), d, 0);
     } else {
       float even, odd;
       code_values(piece, scales, first, local, pair, even, odd);
@@ -276,7 +338,7 @@ GRETA_DEVICE void unpack_k16(const Piece<T, kCount>& piece, const Scales<T>& sca
 template <quant::Type T, int kCount>
 GRETA_DEVICE void unpack_k64(const Piece<T, kCount>& piece, const float (&up)[kRowsA], int first, int local,
                              Operand<T> (&to)[4]) {
-  const Scales<T> scales = scales_of(piece, local, up);
+  const Scales<T> scales = scales_of(piece, local, heads_of(piece, up));
   GRETA_UNROLL
   for (int step = 0; step < 4; ++step) unpack_k16(piece, scales, up, first, local, step, to[step]);
 }

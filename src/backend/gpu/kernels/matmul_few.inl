@@ -300,18 +300,28 @@ struct SumsShared {
   GRETA_DEVICE SharedArray<float> of(int turn) const { return both.from(turn % 2 * slots * kSlot); }
 };
 
-/// `total` and the sums of slots [first, end) at `at`, ascending.
-GRETA_DEVICE float add_slots(float total, const SharedArray<float>& sums, int slot_size, int first, int end,
-                             int at) {
+/// What a sum begins with: any number added to it stays as it is.
+constexpr float kNothing = -0.0f;
+
+/// Adds to total[p] the numbers at p's slots [first[p], end[p]), `size` apart, ascending.
+template <int kSums>
+GRETA_DEVICE void add_slots(float (&total)[2], const SharedArray<float>& at, int size, const int (&first)[2],
+                            const int (&end)[2]) {
   constexpr int kAtOnce = 8;
-  for (int slot = first; slot < end; slot += kAtOnce) {
-    float v[kAtOnce];
+  for (int i = 0; first[0] + i < end[0] || (kSums == 2 && first[1] + i < end[1]); i += kAtOnce) {
+    float v[kSums][kAtOnce];
     GRETA_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) v[i] = sums[(slot + i < end ? slot + i : first) * slot_size + at];
+    for (int p = 0; p < kSums; ++p) {
+      const int slot = first[p] + i;
+      GRETA_UNROLL
+      for (int u = 0; u < kAtOnce; ++u) v[p][u] = slot + u < end[p] ? at[(slot + u) * size] : kNothing;
+    }
     GRETA_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) total = slot + i < end ? total + v[i] : total;
+    for (int u = 0; u < kAtOnce; ++u) {
+      GRETA_UNROLL
+      for (int p = 0; p < kSums; ++p) total[p] += v[p][u];
+    }
   }
-  return total;
 }
 
 /// What a thread that finishes tiles reads of memory for its outputs of one, on its way while the others
@@ -347,26 +357,28 @@ struct Ahead {
 template <int kTiles>
 struct Totals {
   static constexpr int kMost = Ahead<kTiles>::kMost;
-  float of[2][kMost] = {};
+  float of[kMost][2];
 
+  /// A tile begins.
+  GRETA_DEVICE void clear() {
+    GRETA_UNROLL
+    for (int n = 0; n < kMost; ++n) of[n][0] = of[n][1] = kNothing;
+  }
   /// The sums of chunks [from, to) of the tile are complete, at `sums`.
   GRETA_DEVICE void add(const MatmulCall& call, const Cut& cut, int from, int to,
                         const SharedArray<float>& sums, int thread) {
     constexpr int kSlot = SumsShared<kTiles>::kSlot;
+    const int middle = cut.chunks < from ? from : cut.chunks < to ? cut.chunks : to;
+    const int first[2] = {0, middle - from}, end[2] = {middle - from, to - from};
     GRETA_UNROLL
-    for (int part = 0; part < 2; ++part) {
-      const int start = part * cut.chunks;
-      const int first = (from > start ? from : start) - from;
-      const int end = (to < start + cut.chunks ? to : start + cut.chunks) - from;
-      if (part >= cut.parts || first >= end) continue;
-      GRETA_UNROLL
-      for (int n = 0; n < kMost; ++n) {
-        const int token = Ahead<kTiles>::token(thread, n);
-        if (token >= call.rows) break;
-        const int at = token * kOutputStride + Ahead<kTiles>::row(thread);
-        const float sum = sums[first * kSlot + at];
-        of[part][n] =
-            add_slots(first + from > start ? of[part][n] + sum : sum, sums, kSlot, first + 1, end, at);
+    for (int n = 0; n < kMost; ++n) {
+      const int token = Ahead<kTiles>::token(thread, n);
+      if (token >= call.rows) break;
+      const SharedArray<float> at = sums.from(token * kOutputStride + Ahead<kTiles>::row(thread));
+      if (cut.parts == 2) {
+        add_slots<2>(of[n], at, kSlot, first, end);
+      } else {
+        add_slots<1>(of[n], at, kSlot, first, end);
       }
     }
   }
@@ -385,9 +397,9 @@ GRETA_DEVICE void write_tile(const MatmulCall& call, const Cut& cut, int product
     const int token = ahead.token(thread, n);
     if (token >= call.rows) break;
     const float scale = x_scale(token);
-    float y = with_bias(of, output, scaled(totals.of[0][n], ahead.row_scale[0][n], scale));
+    float y = with_bias(of, output, scaled(totals.of[n][0], ahead.row_scale[0][n], scale));
     if (cut.parts == 2) {
-      const float up = scaled(totals.of[1][n], ahead.row_scale[1][n], scale);
+      const float up = scaled(totals.of[n][1], ahead.row_scale[1][n], scale);
       y = glu_of(call.glu, y, with_bias(call.products[1], output, up));
     }
     of.y[output_at(call, of, output, token)] = call.residual == nullptr ? y : ahead.residual[n] + y;
@@ -436,6 +448,7 @@ GRETA_DEVICE void finish_tiles(const MatmulCall& call, const Cut& cut, const Sca
       within = tile;
       product = cut.parts == 2 ? 0 : cut.product_of(within);
       ahead.load(call, cut, product, within, thread);
+      totals.clear();
     }
     turns.wait_filled(turn);
     totals.add(call, cut, from, to, room.of(turn), thread);

@@ -72,7 +72,8 @@ GRETA_DEVICE void multiply_step(const WeightStep<T>& weights, const float (&up)[
                                 float (&c)[kTilesM<T>][kTilesN][kFragmentC]) {
   Scales<T> scales[kTilesM<T>];
   GRETA_UNROLL
-  for (int m = 0; m < kTilesM<T>; ++m) scales[m] = scales_of(weights.tile[m], 0, up[m]);
+  for (int m = 0; m < kTilesM<T>; ++m)
+    scales[m] = scales_of(weights.tile[m], 0, heads_of(weights.tile[m], up[m]));
   GRETA_UNROLL
   for (int step = 0; step < 4; ++step) {
     Operand<T> a[kTilesM<T>];

@@ -206,6 +206,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared<T>
   shared.full(0).wait(0);
   Piece<T, 1> piece;
   take_piece<T>(shared, 0, 0, piece);
+  Heads<T> heads = heads_of(piece, up);
   unpack_k64<T, 1>(piece, up, 0, 0, a[0]);
   if (consumer == 1) named_wait<kConsumers * kWarpgroup>();
   int done = 0;  // tiles
@@ -243,7 +244,8 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared<T>
                 (j + 1) % kStepsK64, piece);
             GRETA_UNROLL
             for (int i = 0; i < kRowsA; ++i) up[i] = ends ? next_up[i] : up[i];
-            scales = scales_of(piece, 0, up);
+            if (j == kLast) heads = heads_of(piece, up);
+            scales = scales_of(piece, 0, heads);
           }
           unpack_k16(piece, scales, up, (j + 1) % kStepsK64, 0, s, a[(j + 1) % 2][s]);
           if (s == 1 && leave) leave_totals(j, total, shared.totals);
@@ -270,70 +272,148 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared<T>
   shared.ready().arrive();
 }
 
-/// What a writer's lane has of a product: outputs `first`, + kWave, ..., and what all tokens share of them.
-template <int kCount>
+/// Numbers side by side, in one load or store.
+template <int kWide>
+struct alignas(4 * kWide) Wide {
+  float v[kWide];
+};
+/// Whether rows of `width` floats at `rows` are made of them.
+template <int kWide>
+GRETA_DEVICE bool made_of(const float* rows, int64_t width) {
+  return (reinterpret_cast<uintptr_t>(rows) / 4 | static_cast<uintptr_t>(width)) % kWide == 0;
+}
+
+/// What a writer's lane has of a product, of the outputs of a tile from `first` on: kWide, and those kWave *
+/// kWide further on, and so on; and what all tokens share of them.
+template <int kGroups, int kWide>
 struct LaneOutputs {
-  bool there[kCount];
-  float scale[kCount], bias[kCount];
+  bool there[kGroups];
+  float scale[kGroups][kWide], bias[kGroups][kWide];
   bool biased;
+  GRETA_DEVICE static int of(int group) { return (lane_index() + group * kWave) * kWide; }
   GRETA_DEVICE LaneOutputs(const Product& product, int first) : biased(product.bias != nullptr) {
     GRETA_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      const int output = first + i * kWave;
-      there[i] = output < product.weight.rows;
-      scale[i] = there[i] ? product.weight.row_scale[output] : 0.0f;
-      bias[i] = there[i] && biased ? product.bias[output] : 0.0f;
+    for (int g = 0; g < kGroups; ++g) {
+      there[g] = first + of(g) < product.weight.rows;
+      GRETA_UNROLL
+      for (int e = 0; e < kWide; ++e) {
+        scale[g][e] = there[g] ? product.weight.row_scale[first + of(g) + e] : 0.0f;
+        bias[g][e] = there[g] && biased ? product.bias[first + of(g) + e] : 0.0f;
+      }
     }
   }
-  /// As output_of().
-  GRETA_DEVICE float output(int i, float total, float x_scale) const {
-    const float y = scaled(total, scale[i], x_scale);
-    return biased ? y + bias[i] : y;
+  /// As output_of(), of a token's totals from `at` on.
+  GRETA_DEVICE Wide<kWide> outputs(int g, const SharedArray<float>& totals, int token, int at,
+                                   float x_scale) const {
+    Wide<kWide> y = reinterpret_cast<const Wide<kWide>&>(totals[total_at(token, at + of(g))]);
+    GRETA_UNROLL
+    for (int e = 0; e < kWide; ++e) {
+      y.v[e] = scaled(y.v[e], scale[g][e], x_scale);
+      if (biased) y.v[e] = y.v[e] + bias[g][e];
+    }
+    return y;
   }
 };
 
-/// One of kWriters waves: its tokens of a tile of one product.
-GRETA_DEVICE void write_product(const MatmulCall& call, const SharedArray<float>& totals, int tile,
-                                int token0, int tokens, int writer) {
+/// f(token, its row, its x_scale, which of those at once) for a writer's tokens of a tile, `load` before for
+/// as many as are on their way together.
+template <int kAtOnce, class Load, class F>
+GRETA_DEVICE void each_token(const MatmulCall& call, int token0, int tokens, int writer, const Load& load,
+                             const F& f) {
   using namespace warpgroup;
-  constexpr int kCount = kOutputs / kWave;
-  const Product& product = call.products[product_of(call, kOutputs, tile)];
-  const int first = tile * kOutputs + lane_index();
-  const LaneOutputs<kCount> outputs(product, first);
-  GRETA_UNROLL_BY(2)
-  for (int token = writer; token < tokens; token += kWriters) {
-    const int64_t at = (token0 + token) * product.weight.rows + first;
-    const float x_scale = call.x.scale[token0 + token];
-    float old[kCount];
+  GRETA_UNROLL_BY(1)
+  for (int first = writer; first < tokens; first += kWriters * kAtOnce) {
+    float x_scale[kAtOnce];
     GRETA_UNROLL
-    for (int i = 0; i < kCount; ++i)
-      old[i] = call.residual != nullptr && outputs.there[i] ? call.residual[at + i * kWave] : 0.0f;
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int token = first + u * kWriters;
+      if (token >= tokens) continue;
+      x_scale[u] = call.x.scale[token0 + token];
+      load(token0 + token, u);
+    }
     GRETA_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      if (!outputs.there[i]) continue;
-      const float y = outputs.output(i, totals[total_at(token, lane_index() + i * kWave)], x_scale);
-      product.y[at + i * kWave] = call.residual == nullptr ? y : old[i] + y;
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int token = first + u * kWriters;
+      if (token < tokens) f(token, token0 + token, x_scale[u], u);
     }
   }
 }
 
+/// One of kWriters waves: its tokens of tile `tile` of a product.
+template <int kWide>
+GRETA_DEVICE void write_product(const MatmulCall& call, const Product& product,
+                                const SharedArray<float>& totals, int tile, int token0, int tokens,
+                                int writer) {
+  using namespace warpgroup;
+  constexpr int kGroups = kOutputs / kWave / kWide, kAtOnce = kWide == 4 ? 4 : 2;  // registers
+  using Outputs = LaneOutputs<kGroups, kWide>;
+  const int first = tile * kOutputs;
+  const Outputs lane(product, first);
+  const auto at = [&](int row, int g) { return row * product.weight.rows + first + Outputs::of(g); };
+  Wide<kWide> old[kAtOnce][kGroups];
+  each_token<kAtOnce>(
+      call, token0, tokens, writer,
+      [&](int row, int u) {
+        GRETA_UNROLL
+        for (int g = 0; g < kGroups; ++g)
+          if (call.residual != nullptr && lane.there[g])
+            old[u][g] = *reinterpret_cast<const Wide<kWide>*>(call.residual + at(row, g));
+      },
+      [&](int token, int row, float x_scale, int u) {
+        GRETA_UNROLL
+        for (int g = 0; g < kGroups; ++g) {
+          if (!lane.there[g]) continue;
+          Wide<kWide> y = lane.outputs(g, totals, token, 0, x_scale);
+          GRETA_UNROLL
+          for (int e = 0; e < kWide; ++e)
+            if (call.residual != nullptr) y.v[e] = old[u][g].v[e] + y.v[e];
+          *reinterpret_cast<Wide<kWide>*>(product.y + at(row, g)) = y;
+        }
+      });
+}
+
 /// Its tokens of a tile of two products that meet in a glu.
+template <int kWide>
 GRETA_DEVICE void write_glu(const MatmulCall& call, const SharedArray<float>& totals, int tile, int token0,
                             int tokens, int writer) {
   using namespace warpgroup;
-  constexpr int kEach = kOutputs / 2, kCount = kEach / kWave;
-  const int first = tile * kEach + lane_index();
-  const LaneOutputs<kCount> gate(call.products[0], first), up(call.products[1], first);
-  for (int token = writer; token < tokens; token += kWriters) {
-    float* const y = call.products[0].y + (token0 + token) * call.products[0].weight.rows + first;
-    const float x_scale = call.x.scale[token0 + token];
-    GRETA_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      const int output = lane_index() + i * kWave;
-      if (gate.there[i])
-        y[i * kWave] = glu_of(call.glu, gate.output(i, totals[total_at(token, output)], x_scale),
-                              up.output(i, totals[total_at(token, kEach + output)], x_scale));
+  constexpr int kEach = kOutputs / 2, kGroups = kEach / kWave / kWide;
+  using Outputs = LaneOutputs<kGroups, kWide>;
+  const int first = tile * kEach;
+  const Outputs gate(call.products[0], first), up(call.products[1], first);
+  each_token<4>(
+      call, token0, tokens, writer, [](int, int) {},
+      [&](int token, int row, float x_scale, int) {
+        float* const to = call.products[0].y + row * call.products[0].weight.rows + first;
+        GRETA_UNROLL
+        for (int g = 0; g < kGroups; ++g) {
+          if (!gate.there[g]) continue;
+          Wide<kWide> y = gate.outputs(g, totals, token, 0, x_scale);
+          const Wide<kWide> other = up.outputs(g, totals, token, kEach, x_scale);
+          GRETA_UNROLL
+          for (int e = 0; e < kWide; ++e) y.v[e] = glu_of(call.glu, y.v[e], other.v[e]);
+          *reinterpret_cast<Wide<kWide>*>(to + Outputs::of(g)) = y;
+        }
+      });
+}
+
+/// One of kWriters waves: its tokens of a tile.
+GRETA_DEVICE void write_tile(const MatmulCall& call, const SharedArray<float>& totals, int tile, int token0,
+                             int tokens, int writer) {
+  if (call.glu != Glu::none) {
+    if (made_of<2>(call.products[0].y, call.products[0].weight.rows)) {
+      write_glu<2>(call, totals, tile, token0, tokens, writer);
+    } else {
+      write_glu<1>(call, totals, tile, token0, tokens, writer);
     }
+    return;
+  }
+  const Product& product = call.products[product_of(call, warpgroup::kOutputs, tile)];
+  const int64_t rows = product.weight.rows;
+  if (made_of<4>(product.y, rows) && made_of<4>(call.residual, rows)) {
+    write_product<4>(call, product, totals, tile, token0, tokens, writer);
+  } else {
+    write_product<1>(call, product, totals, tile, token0, tokens, writer);
   }
 }
 
@@ -346,10 +426,7 @@ GRETA_DEVICE void write_tiles(const MatmulCall& call, const WarpgroupShared<T>& 
     const int token0 = tiles.row_tile(pair) * kTokens, output_tile = tiles.output_tile(pair);
     const int left = static_cast<int>(call.rows) - token0, tokens = left < kTokens ? left : kTokens;
     shared.ready().wait_idly(done & 1u);
-    if (call.glu != Glu::none)
-      write_glu(call, shared.totals, output_tile, token0, tokens, writer);
-    else
-      write_product(call, shared.totals, output_tile, token0, tokens, writer);
+    write_tile(call, shared.totals, output_tile, token0, tokens, writer);
     shared.taken().arrive();
   }
 }

@@ -27,7 +27,8 @@ constexpr int score_roundings(int64_t head_dim, bool bf16 = false) {
 
 /// Of one p_j v_j over the sum of p. Above: the matrix unit's walk over a split of 64 keys, the split's
 /// factor b, and in its own and each later split a (e^x: 2 units, of an argument that is rounded) and one
-/// fused multiply-add; the division. Below: 16 keys' sum, those of four, then as above.
+/// fused multiply-add; the reciprocal of the sum and the product with it, half a unit each. Below: 16 keys'
+/// sum, those of four, then as above.
 constexpr int value_roundings(int64_t keys, int64_t splits, bool bf16 = false) {
   const int steps = static_cast<int>(((keys < 64 ? keys : 64) + 15) / 16);
   const int merging = static_cast<int>(4 * splits) + 4;

@@ -19,7 +19,7 @@
 // two in a tile), lanes one after another: word x of lane l is the word ((x / 4) * kWave + l) * 4 + x % 4.
 //
 // Parameters of a row for k64 step j (halves and bytes from the low end):
-//   Q4_0 Q5_0 Q8_0   word: d of block 2j, d of block 2j + 1
+//   Q4_0 Q5_0 Q8_0   word: d 2^e of block 2j, d 2^e of block 2j + 1, 2^-e being the row's scale
 //   Q4_1 Q5_1        two words: d and m of block 2j, d and m of block 2j + 1
 //   Q4_K Q5_K        bytes: sc[2j], m[2j], sc[2j + 1], m[2j + 1]
 //   Q2_K             bytes 4j .. 4j + 3: sc in the low, m in the high nibble, as in the file
@@ -69,6 +69,10 @@ struct FormatOf {
 
 template <quant::Type T>
 struct Format;
+/// Types of which a weight is one f16 times a small integer: that f16 lies in the tile behind its row's power
+/// of two. Exact unless the row has a weight past 2^15 (2^e < 1).
+template <quant::Type T>
+inline constexpr bool kHalfScale = Format<T>::kCodes && !Format<T>::kMinimum && !Format<T>::kSuper;
 template <>
 struct Format<quant::Type::F16> : FormatOf<16, 0, 0, false, false, 0, 0> {};
 template <>

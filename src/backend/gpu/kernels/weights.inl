@@ -299,6 +299,18 @@ GRETA_DEVICE uint32_t field_at(const PackCall& call, int64_t row, int64_t k, int
   return half_bits(block_of<T>(source_row(call, row), k) + offset);
 }
 
+/// d of a block behind its row's power of two, both f16. Where that is too large all codes are zeros, else
+/// the row would be behind a smaller one.
+GRETA_DEVICE uint32_t scaled_d(const PackCall& call, int64_t row, uint32_t d, unsigned& inexact) {
+  const float value = from_f16(static_cast<uint16_t>(d)), scale = call.to.row_scale[row];
+  const uint16_t scaled = to_f16(value * inverse_power(scale));
+  const float back = from_f16(scaled) * scale;
+  constexpr float kMostF16 = 65504.0f;
+  if (magnitude_of(value) <= kMostF16 && magnitude_of(back) > kMostF16 * scale) return 0;
+  if (value == value && back != value) inexact += kInt8Block;
+  return scaled;
+}
+
 /// Parameter word `part` of a row and k64 step (packed.h).
 template <Type T>
 GRETA_DEVICE uint32_t parameter_word(const PackCall& call, int64_t row, int64_t k0, int step, int part) {
@@ -338,15 +350,12 @@ GRETA_DEVICE uint32_t head_word(const PackCall& call, int64_t row0, int64_t k0, 
   return low | high << 16;
 }
 
-/// Elements of those blocks among two whose scale, a half of `word`, is infinite and whose product with a
-/// code and an offset would be: they are read as NaN (formats.h).
+/// Elements of super-blocks with an infinite d or dmin in `word`: they are read as NaN (times_byte).
 template <Type T>
 GRETA_DEVICE unsigned lost_to_infinity(uint32_t word) {
-  using F = Format<T>;
-  if constexpr (F::kMinimum) return 0;
-  unsigned blocks = 0;
-  for (int half = 0; half < 2; ++half) blocks += ((word >> (16 * half)) & 0x7fffu) == 0x7c00u ? 1 : 0;
-  return blocks * (F::kSuper ? kChunkK : F::kBlock);
+  const unsigned low = (word & 0x7fffu) == 0x7c00u ? 1 : 0;
+  const unsigned high = ((word >> 16) & 0x7fffu) == 0x7c00u ? 1 : 0;
+  return (Format<T>::kMinimum ? low | high : low + high) * kChunkK;
 }
 
 /// A block a tile. Grid: tiles of rows, chunks.
@@ -387,8 +396,10 @@ GRETA_KERNEL void pack_tiles(Mark mark, PackCall call) {
       } else {
         word = parameter_word<T>(call, row0 + row, k0, step, i % F::kParamWords);
       }
+      if constexpr (kHalfScale<T>)
+        word = scaled_d(call, row0 + row, word & 0xffffu, inexact) |
+               scaled_d(call, row0 + row, word >> 16, inexact) << 16;
       tile[F::kParamsAt / 4 + i] = word;
-      if constexpr (!F::kSuper) inexact += lost_to_infinity<T>(word);
     }
     if constexpr (F::kSuper) {
       for (int i = thread_index(); i < F::kHeads; i += kPackThreads) {
@@ -418,7 +429,7 @@ GRETA_KERNEL void unpack_row(Mark mark, UnpackCall call) {
   for (int j = 0; j < kStepsK64; ++j) {
     Piece<T, 1> piece;
     load_piece(tile, j, piece);
-    const Scales<T> scales = scales_of(piece, 0, up);
+    const Scales<T> scales = scales_of(piece, 0, heads_of(piece, up));
     GRETA_UNROLL
     for (int pair = 0; pair < kPairsK64; ++pair) {
       const int e = 2 * (pair % kPairs);
@@ -431,6 +442,10 @@ GRETA_KERNEL void unpack_row(Mark mark, UnpackCall call) {
         odd = float_of(piece.low[2 * pair + 1]);
       } else {
         code_values(piece, scales, j, 0, pair, even, odd);
+        if constexpr (kHalfScale<T>) {
+          even = even * scale;
+          odd = odd * scale;
+        }
       }
       if (a_row(lane, e) != call.row % kTileRows) continue;
       const int64_t k = static_cast<int64_t>(chunk) * kChunkK + 64 * j + pair / kPairs * 16 + a_k(lane, e);

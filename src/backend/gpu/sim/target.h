@@ -90,6 +90,17 @@ GRETA_DEVICE uint16_t to_bf16(float x) { return f32_to_bf16(x); }
 GRETA_DEVICE float from_bf16(uint16_t bits) { return bf16_to_f32(bits); }
 GRETA_DEVICE uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
 GRETA_DEVICE float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
+GRETA_DEVICE uint32_t fused_f16(uint32_t a, uint32_t b, uint32_t c) {
+  return pack_f16(std::fma(low_f16(a), low_f16(b), low_f16(c)),
+                  std::fma(high_f16(a), high_f16(b), high_f16(c)));
+}
+inline constexpr uint32_t kF16With = 0x64006400u;
+GRETA_DEVICE uint32_t f16_with_bytes(uint32_t word, int i) {
+  return ((word >> (8 * i)) & 0x00ff00ffu) | kF16With;
+}
+GRETA_DEVICE float float_with_byte(uint32_t word, int i) {
+  return float_of(((word >> (8 * i)) & 0xffu) | 0x4b000000u);
+}
 /// The larger; a NaN only if both are. +0 is larger than -0.
 GRETA_DEVICE float larger(float a, float b) {
   if (std::isnan(a)) return b;
@@ -98,8 +109,10 @@ GRETA_DEVICE float larger(float a, float b) {
   return a < b ? b : a;
 }
 GRETA_DEVICE float exp_of(float x) { return std::exp(x); }
+GRETA_DEVICE float exp2_of(float x) { return std::exp2(x); }
 GRETA_DEVICE float tanh_of(float x) { return std::tanh(x); }
 GRETA_DEVICE float root_of(float x) { return std::sqrt(x); }
+GRETA_DEVICE float reciprocal_of(float x) { return 1.0f / x; }
 GRETA_DEVICE float divide(float a, float b) { return a / b; }
 GRETA_DEVICE void sincos_of(double angle, double& sine, double& cosine) {
   sine = std::sin(angle);
