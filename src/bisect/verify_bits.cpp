@@ -220,14 +220,16 @@ void verify_taps(Audit& audit) {
   HashedRun untraced{engine.backend().description(),   engine.backend().route(), {}, 0, std::move(logits),
                      {{Stage::logits, audit.hp.vocab}}};
   audit.note("untraced", untraced);
-  if (untraced.route != traced.route)
-    throw NotAsMeant{"the traced run took another way than the untraced one"};
+  // Where operators are fused when nobody watches, the two are of different kernels.
+  const bool fused = untraced.route != traced.route;
 
   HashedRun expected = traced;
   std::erase_if(expected.hashes, [](const auto& entry) { return entry.first.stage != Stage::logits; });
   BitComparison comparison(std::move(expected));
   comparison.add(untraced);
-  conclude(audit.row, comparison, fmt::format("logits of {}, traced and untraced", prompt.text()));
+  conclude(
+      audit.row, comparison,
+      fmt::format("logits of {}, traced and untraced{}", prompt.text(), fused ? " (by fused kernels)" : ""));
   audit.row.compared.layers = static_cast<uint64_t>(audit.hp.layers);  // behind the logits
 }
 

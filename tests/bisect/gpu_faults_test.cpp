@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "bisect/bisect.h"
+#include "bisect/verify.h"
 #include "gpu_devices.h"
 #include "support.h"
 
@@ -108,6 +109,31 @@ TEST_P(GpuFaults, AFrozenRecordingIsSoundWhereATapLooks) {
   EXPECT_EQ(examined.findings.begin()->second.check, Finding::Check::launched);
   EXPECT_NE(examined.untraced_hash, examined.traced_hash);
   EXPECT_GT(run->plant()->log->fired.size(), 2u) << "every step from the second on";
+}
+
+/// Who traces sees operators by themselves, who does not runs kernels that fuse them: verify's row compares
+/// the two, and a recording that is frozen parts them.
+TEST_P(GpuFaults, VerifysTapsCompareOperatorsApartWithFusedOnes) {
+  SynthOptions synth;
+  synth.dim = synth.ffn_dim = 64;
+  synth.heads = 2;
+  synth.vocab = 300;
+  synth.context = 512;
+  synth.type = quant::Type::Q8_0;
+  synthesise(synth, folder_ / "llama.gguf", 2);
+  const ModelFile model = ModelFile::open(folder_ / "llama.gguf");
+  VerifyOptions options;
+  options.engine.device = GetParam();
+  options.rows = {"taps"};
+  const VerifyRow sound = verify(model, options).rows.at(0);
+  EXPECT_EQ(sound.verdict, RowVerdict::pass) << sound.detail;
+  EXPECT_THAT(sound.detail, HasSubstr("by fused kernels"));
+  const HParams hp = truth_plan(model).hp;
+  const Plant plant = draw_plant(parse_fault("graph-frozen"), hp, 64, 300, true);
+  options.engine.between = [&](std::unique_ptr<Backend> below) {
+    return plant_fault(std::move(below), plant, hp);
+  };
+  EXPECT_EQ(verify(model, options).rows.at(0).verdict, RowVerdict::fail);
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GpuFaults);
