@@ -71,9 +71,9 @@ void load_matrices(const WeightSource& source, WeightMode mode, GpuWeight& weigh
         source.name, inexact, values, kInexact);
   if (inexact > 0)
     log::warning(
-        "{}: {} of its {} values are not kept: rounded, by at most 2^-32 of their row's largest, or NaN for "
+        "{}: {} of its {} values are not kept: rounded, by at most 2^-32 of their row's largest, or NaN, of "
         "a "
-        "super-block's infinite scale",
+        "super-block with an infinite scale",
         source.name, inexact, values);
 }
 

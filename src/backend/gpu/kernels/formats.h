@@ -130,6 +130,9 @@ struct Scales<T, true> {
 };
 
 inline constexpr float kSubnormal = 0x1p24f;
+/// What d of odd pairs is multiplied by besides.
+template <quant::Type T>
+inline constexpr float kOddPair = Format<T>::kLowBits < 8 ? 0.0625f : 1.0f;
 /// What float_with_byte adds to a byte.
 inline constexpr float kWithByte = 0x1p23f;
 /// `scale` times byte i of the word: exact, as the product with kWithByte is.
@@ -151,7 +154,7 @@ GRETA_DEVICE Heads<T> heads_of(const Rest<T, kCount>& piece, const float (&up)[k
   Heads<T> heads;
   GRETA_UNROLL
   for (int i = 0; i < kRowsA; ++i) {  // with two rows, the pairs of parity i are row i's
-    heads.d[i] = (i == 1 && F::kLowBits < 8 ? up[i] * 0.0625f : up[i]) * kSubnormal;
+    heads.d[i] = (i == 1 ? up[i] * kOddPair<T> : up[i]) * kSubnormal;
     heads.m[i] = up[i];
     if constexpr (F::kSuper) {
       const uint32_t head = F::kMinimum ? piece.heads[i] : piece.heads[0] >> (16 * i);
@@ -218,7 +221,7 @@ GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const
         scales.d[b][i] = d[b];
         scales.m[b][i] = m[b];
         if constexpr (kRowsA == 1) {
-          scales.d[b][1] = d[b] * (F::kLowBits < 8 ? 0.0625f : 1.0f);
+          scales.d[b][1] = d[b] * kOddPair<T>;
           scales.m[b][1] = m[b];
         }
       }
