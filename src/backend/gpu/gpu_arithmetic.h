@@ -5,7 +5,7 @@ namespace greta::gpu {
 
 /// How the kernels round (kernels.h, kernels/orders.h), for their judge. Every operand of the matrix units is
 /// an f16 behind a power of two of its row (weights: F32 two of them); sums truncate, so u is 2^-23 there
-/// (numerics.md section 5). p of attention is f16 of p 2^15: relative 2^-11, absolute 2^-40.
+/// (numerics.md section 5). p of attention is f16 of 2^15 times it: relative 2^-11, absolute 2^-40.
 class GpuArithmetic : public Arithmetic {
  public:
   GpuArithmetic(WeightMode mode, KvType kv);
