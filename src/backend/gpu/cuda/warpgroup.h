@@ -195,12 +195,14 @@ GRETA_DEVICE SharedArray<T> from_1024(const SharedArray<T>& array) {
   return array.from(static_cast<int>(skip / sizeof(T)));
 }
 /// B [k 16, n] of f16 in shared memory: rows n of 64 k, 128 bytes each, 16-byte pieces of a row permuted by
-/// rounded_at() (kernels/rounding.h); 1024-byte aligned. `address`: of its first byte; k16 step `step` of the
-/// row's four.
-GRETA_DEVICE uint64_t shared_tile(uint32_t address, int step) {
-  const uint64_t start = ((address + 32u * static_cast<uint32_t>(step)) & 0x3ffffu) >> 4;
-  const uint64_t leading = 1, stride = 1024 >> 4;                         // stride: from 8 rows to the next 8
-  return start | (leading << 16) | (stride << 32) | (uint64_t{1} << 62);  // 128-byte swizzle
+/// rounded_at() (kernels/rounding.h); 1024-byte aligned. `address`: of its first byte; the tile begins
+/// `offset` bytes behind it, kStepBytes for each k16 step of the row's four. An offset is a sum with what is
+/// the same for all tiles at one address.
+inline constexpr int kStepBytes = 32;
+GRETA_DEVICE uint64_t shared_tile(uint32_t address, int offset) {
+  const uint32_t leading = 1, stride = 1024 >> 4;  // stride: from 8 rows to the next 8
+  const uint32_t start = (((address & 0x3ffffu) >> 4) | (leading << 16)) + static_cast<uint32_t>(offset) / 16;
+  return uint64_t{stride | uint32_t{1} << 30} << 32 | start;  // 128-byte swizzle
 }
 /// c [64, 128] = a b, or c + a b. c: as C of mma.m16n8k16 for each 8 of n; `b`: shared_tile().
 GRETA_DEVICE void warpgroup_multiply(float (&c)[64], const FragmentA& a, uint64_t b, bool add) {

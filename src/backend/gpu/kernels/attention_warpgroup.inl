@@ -300,7 +300,7 @@ struct WaveRows {
 
 /// Keys 16 step .. of slab `slab` of a tile of V: as rows of k.
 GRETA_DEVICE uint64_t value_tile(uint32_t address, int slab, int step) {
-  return shared_tile(address + static_cast<uint32_t>(slab * (kSplit * 128) + step * (16 * 128)), 0);
+  return shared_tile(address, slab * (kSplit * 128) + step * (16 * 128));
 }
 
 /// merged(row of the lane, state, o) in place of state, of every element.
@@ -341,8 +341,7 @@ GRETA_DEVICE void attend(const AttentionCall& call, const AttentionShared<HeadDi
     GRETA_UNROLL
     for (int step = 0; step < Rows::kSteps; ++step)
       warpgroup_multiply<false>(s, rows.q[step],
-                                shared_tile(k + static_cast<uint32_t>(step / 4 * (kSplit * 128)), step % 4),
-                                step > 0);
+                                shared_tile(k, step / 4 * (kSplit * 128) + step % 4 * kStepBytes), step > 0);
     warpgroup_commit();
     warpgroup_wait<0>();
     if (lane == 0) shared.keys_empty(turn.stage).arrive();

@@ -187,8 +187,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared<T>
   const uint32_t x = shared_address(shared.x, 0);
   const auto release = [&](int stage) {  // to both blocks: a lane each, for what all have read
     wave_barrier();
-    if (lane_index() == 0) shared.empty(stage).arrive();
-    if (lane_index() == 1) shared.empty(stage).arrive_at(1 - tiles.second);
+    if (lane_index() < 2) shared.empty(stage).arrive_at(lane_index());
     wave_barrier();  // together for the next product
   };
   // A tile begins with -0: added to it, a first chunk's sum is what it was.
@@ -227,7 +226,7 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared<T>
           GRETA_UNROLL
           for (int part = 0; part < kParts<T>; ++part)
             warpgroup_multiply(sum, a[j % 2][s].part[part],
-                               shared_tile(x + static_cast<uint32_t>(now.stage * kRowsBytes), s),
+                               shared_tile(x + static_cast<uint32_t>(now.stage * kRowsBytes), s * kStepBytes),
                                (kFree && chunk > 0) || j + s + part > 0);
           warpgroup_commit();
           if (s == 0) {
