@@ -72,6 +72,7 @@ void Engine::evaluate(std::span<const Feed> feeds, Tap* tap) {
 
   std::vector<int32_t> tokens, positions, sequences, picked;
   rows_.clear();
+  logits_held_.reset();
   for (const Feed& feed : feeds) {
     const int64_t start = length(feed.sequence);
     cache_->grow(feed.sequence, static_cast<int64_t>(feed.tokens.size()));
@@ -92,8 +93,12 @@ void Engine::evaluate(std::span<const Feed> feeds, Tap* tap) {
 }
 
 std::span<const float> Engine::logits(size_t i) {
-  logits_.resize(static_cast<size_t>(model_.hp.vocab));
-  backend_->read(workspace_->logits, static_cast<int64_t>(i), 1, logits_.data());
+  if (logits_held_ != i) {
+    logits_held_.reset();
+    logits_.resize(static_cast<size_t>(model_.hp.vocab));
+    backend_->read(workspace_->logits, static_cast<int64_t>(i), 1, logits_.data());
+    logits_held_ = i;
+  }
   return logits_;
 }
 

@@ -100,6 +100,7 @@ class Engine {
   double load_seconds_ = 0.0;
   std::vector<LogitsRow> rows_;
   std::vector<float> logits_;
+  std::optional<size_t> logits_held_;  ///< the row that `logits_` has, of the last call
 };
 
 }  // namespace greta
