@@ -3,6 +3,12 @@
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 
+inline constexpr bool kPartBarriers = false;
+template <int kThreads>
+GRETA_DEVICE void part_barrier() {
+  barrier();
+}
+
 /// The largest of the wave's numbers, none of which is negative or a NaN.
 GRETA_DEVICE float wave_largest(float value) {
   GRETA_UNROLL

@@ -33,8 +33,9 @@ namespace cuda {
 inline constexpr int kWave = 32;
 /// Whether kernels of Hopper's warpgroups are among the target's (matmul_warpgroup.inl).
 inline constexpr bool kWarpgroups = true;
-/// Shared memory that a block may have on every chip: 99 KiB are the least of sm_80 and up.
-inline constexpr int kBlockSharedBytes = 96 * 1024;
+/// Shared memory that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
+/// Capability"): 99 KiB are the least of sm_80 and up, sm_90 has 227.
+inline int block_shared_bytes(const Launch& how) { return (how.warpgroups ? 227 : 96) * 1024; }
 GRETA_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 GRETA_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 GRETA_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) & (kWave - 1); }
@@ -45,6 +46,13 @@ GRETA_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
 GRETA_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
 /// All threads of the block.
 GRETA_DEVICE void barrier() { __syncthreads(); }
+/// kThreads of them, whole waves. Where kPartBarriers, the others know nothing of it; else all threads of the
+/// block must come to it.
+inline constexpr bool kPartBarriers = true;
+template <int kThreads>
+GRETA_DEVICE void part_barrier() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
 /// The threads of a wave, and their shared memory writes before it.
 GRETA_DEVICE void wave_barrier() { __syncwarp(); }
 /// 32-bit types; all lanes of the wave take part.

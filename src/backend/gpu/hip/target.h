@@ -30,7 +30,9 @@ namespace hip {
 
 inline constexpr int kWave = 64;
 inline constexpr bool kWarpgroups = false;
-inline constexpr int kBlockSharedBytes = 64 * 1024;
+/// Shared memory that a block may have: a compute unit's of both chips, less what block_any() has of its own.
+inline constexpr int kMostSharedBytes = 64 * 1024 - 256;
+inline int block_shared_bytes(const Launch& /*how*/) { return kMostSharedBytes; }
 #if defined(__HIP_DEVICE_COMPILE__)
 static_assert(__AMDGCN_WAVEFRONT_SIZE == kWave, "compiled for gfx9: waves of 64");
 #endif
@@ -200,9 +202,6 @@ GRETA_DEVICE void after_earlier(const Mark& mark) { leave(mark); }
 GRETA_DEVICE void entered(const Mark& mark) { leave(mark); }
 /// Kernels of this target begin when those before have ended.
 GRETA_DEVICE void entered_early(const Mark& /*mark*/) {}
-
-/// Shared memory of a compute unit of both chips, less what block_any() has of its own.
-inline constexpr int kMostSharedBytes = 64 * 1024 - 256;
 
 void check_launch(hipError_t status, const char* kernel);  // api_device.inl
 template <class... Taken, class... Given>

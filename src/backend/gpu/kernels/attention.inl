@@ -132,62 +132,101 @@ GRETA_DEVICE void put_out(const Block<S>& block, const State<S>& state) {
   }
 }
 
+/// Rows of q that are turned already.
+struct TurnedRows {
+  using Loaded = Words2;
+  GRETA_DEVICE Words2 load(const float* x, int w) const { return stream_words2(x + 2 * w); }
+  GRETA_DEVICE Words2 words(const Words2& loaded, int /*w*/) const { return loaded; }
+};
+
 // ---- rows that come with their own k and v
 // --------------------------------------------------------------------------------------
 
 /// q and k of a row that are still to be turned (AttentionCall::k).
 template <class S>
 struct OwnRow {
+  const Rotation& rotation;
   SharedArray<float> cosine;  ///< [dims / 2], as `sine`
   SharedArray<float> sine;
   static constexpr int kMostPairs = S::kSmall ? S::kSlabs * S::kSlab / 2 : 0;
   static constexpr int kBytes = 2 * kMostPairs * static_cast<int>(sizeof(float));
 
-  GRETA_DEVICE explicit OwnRow(Shared& shared)
-      : cosine(shared.array<float>(kMostPairs)), sine(shared.array<float>(kMostPairs)) {}
+  GRETA_DEVICE OwnRow(const Rotation& of, Shared& shared)
+      : rotation(of), cosine(shared.array<float>(kMostPairs)), sine(shared.array<float>(kMostPairs)) {}
+  static_assert(S::kThreads >= kMostPairs);
   /// A barrier follows.
-  GRETA_DEVICE void prepare(const Rotation& rotation, int position) const {
-    for (int i = thread_index(); i < rotation.dims / 2; i += S::kThreads)
-      turn_of(rotation, position, i, cosine[i], sine[i]);
+  GRETA_DEVICE void prepare(int position) const {
+    const int i = thread_index();
+    if (i < rotation.dims / 2) turn_of(rotation, position, i, cosine[i], sine[i]);
   }
-  /// Elements 2w and 2w + 1 of the head at x, turned.
-  GRETA_DEVICE Words2 turned(const Rotation& rotation, const float* x, int w) const {
-    if (2 * w >= rotation.dims) return {bits_of(x[2 * w]), bits_of(x[2 * w + 1])};
-    if (rotation.half) return {half_turned(rotation, x, 2 * w), half_turned(rotation, x, 2 * w + 1)};
-    const float a = x[2 * w], b = x[2 * w + 1], c = cosine[w], s = sine[w];
-    return {bits_of(turned_first(a, b, c, s)), bits_of(turned_second(a, b, c, s))};
+  /// Elements 2w and 2w + 1 of a head, and those that they turn with.
+  struct Loaded {
+    float own[2];
+    float other[2];
+  };
+  GRETA_DEVICE Loaded load(const float* x, int w) const {
+    const Words2 own = *reinterpret_cast<const Words2*>(x + 2 * w);
+    Loaded loaded = {{float_of(own.x), float_of(own.y)}, {float_of(own.y), float_of(own.x)}};
+    if (rotation.half) {
+      GRETA_UNROLL
+      for (int e = 0; e < 2; ++e) loaded.other[e] = x[partner(2 * w + e)];
+    }
+    return loaded;
   }
-  GRETA_DEVICE uint32_t half_turned(const Rotation& rotation, const float* x, int e) const {
+  /// Where pairs are half a rotation apart: whom element e turns with, itself where it does not turn.
+  GRETA_DEVICE int partner(int e) const {
     const int pairs = rotation.dims / 2;
-    if (e >= 2 * pairs) return bits_of(x[e]);
-    const int unit = e < pairs ? e : e - pairs;
-    const float a = x[unit], b = x[unit + pairs], c = cosine[unit], s = sine[unit];
-    return bits_of(e < pairs ? turned_first(a, b, c, s) : turned_second(a, b, c, s));
+    return e < pairs ? e + pairs : e < 2 * pairs ? e - pairs : e;
   }
-  /// The row's k and v of the block's kv head to the cache; and where the split that they are in was staged
-  /// without them (`staged`), to its slabs. A barrier follows.
-  GRETA_DEVICE void put(const Block<S>& block, int64_t page, bool staged) const {
+  /// They, turned.
+  GRETA_DEVICE Words2 words(const Loaded& loaded, int w) const {
+    return {turned(loaded, w, 0), turned(loaded, w, 1)};
+  }
+  GRETA_DEVICE uint32_t turned(const Loaded& loaded, int w, int e) const {
+    const int i = 2 * w + e, pairs = rotation.dims / 2;
+    const float own = loaded.own[e], other = loaded.other[e];
+    if (i >= 2 * pairs) return bits_of(own);
+    const bool first = rotation.half ? i < pairs : e == 0;
+    const int unit = !rotation.half ? w : first ? i : i - pairs;
+    const float c = cosine[unit], s = sine[unit];
+    return bits_of(first ? turned_first(own, other, c, s) : turned_second(other, own, c, s));
+  }
+  /// The row's k and v of the block's kv head: a thread's two elements of each.
+  struct Fresh {
+    Loaded k;
+    Words2 v;
+  };
+  /// Where it lies in a row [kv_heads, head_dim] of all rows.
+  static GRETA_DEVICE int64_t place(const AttentionCall& call, const Work& work) {
+    return (static_cast<int64_t>(work.tile.first_row) * call.cache.kv_heads + work.kv_head) *
+           call.cache.head_dim;
+  }
+  GRETA_DEVICE Fresh take(const AttentionCall& call, int64_t from) const {
+    const int w = 2 * thread_index() < call.cache.head_dim ? thread_index() : 0;
+    return {load(call.k + from, w), *reinterpret_cast<const Words2*>(call.v + from + 2 * w)};
+  }
+  /// To the cache; and where the split that they are in was staged without them (`staged`), to its slabs. A
+  /// barrier follows.
+  GRETA_DEVICE void put(const Block<S>& block, const Fresh& fresh, int64_t page, bool staged) const {
+    static_assert(2 * S::kThreads >= S::kSlabs * S::kSlab);
     const AttentionCall& call = block.call;
     const int head_dim = call.cache.head_dim, key = block.work.tile.first_position % kSplit;
-    const int64_t from =
-        (static_cast<int64_t>(block.work.tile.first_row) * call.cache.kv_heads + block.work.kv_head) *
-        head_dim;
-    const int64_t to =
-        ((page * call.cache.kv_heads + block.work.kv_head) * kSplit + key) * static_cast<int64_t>(head_dim);
-    for (int w = thread_index(); w < block.steps * 8; w += S::kThreads) {
-      uint32_t k = 0, v = 0;
-      if (2 * w < head_dim) {
-        const Words2 turned_k = turned(call.rotation, call.k + from, w);
-        k = kv_bits(float_of(turned_k.x)) | kv_bits(float_of(turned_k.y)) << 16;
-        v = kv_bits(call.v[from + 2 * w]) | kv_bits(call.v[from + 2 * w + 1]) << 16;
-        *reinterpret_cast<uint32_t*>(call.cache.k + to + 2 * w) = k;
-        *reinterpret_cast<uint32_t*>(call.cache.v + to + 2 * w) = v;
-      }
-      if (!staged) continue;
-      const int at = key * S::kStride + 2 * w % S::kSlab;
-      block.slot(false, 2 * w / S::kSlab).put_word(at, k);
-      if constexpr (S::kSlabs == 1) block.slot(true, 0).put_word(at, v);
+    const int w = thread_index();
+    if (w >= block.steps * 8) return;
+    uint32_t k = 0, v = 0;
+    if (2 * w < head_dim) {
+      const Words2 turned_k = words(fresh.k, w);
+      k = kv_bits(float_of(turned_k.x)) | kv_bits(float_of(turned_k.y)) << 16;
+      v = kv_bits(float_of(fresh.v.x)) | kv_bits(float_of(fresh.v.y)) << 16;
+      const int64_t to =
+          ((page * call.cache.kv_heads + block.work.kv_head) * kSplit + key) * static_cast<int64_t>(head_dim);
+      *reinterpret_cast<uint32_t*>(call.cache.k + to + 2 * w) = k;
+      *reinterpret_cast<uint32_t*>(call.cache.v + to + 2 * w) = v;
     }
+    if (!staged) return;
+    const int at = key * S::kStride + 2 * w % S::kSlab;
+    block.slot(false, 2 * w / S::kSlab).put_word(at, k);
+    if constexpr (S::kSlabs == 1) block.slot(true, 0).put_word(at, v);
   }
   static GRETA_DEVICE uint32_t kv_bits(float x) {
     if constexpr (S::kBf16) return to_bf16(x);
@@ -271,12 +310,13 @@ GRETA_DEVICE void merge_if_last(const Block<S>& block, int splits_each) {
 /// with their k and v, what the cache has of earlier passes is on its way while the kernel before ends.
 template <class S, bool Apart>
 GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
-    attention(Mark mark, AttentionCall call, int tile_blocks, int splits_each) {
+    attention(Mark mark, GRETA_ARGUMENT AttentionCall call, GRETA_ARGUMENT Grouping grouping,
+              int splits_each) {
   entered_early(mark);
   const bool own_rows = S::kSmall && call.k != nullptr;
   if (!own_rows) after_earlier(mark);
   Work found;
-  if (!find_work<S>(call, tile_blocks, found)) return;
+  if (!find_work<S>(call, grouping, found)) return;
   int begin = found.any.first / kSplit, end = found.any.last / kSplit + 1;
   if constexpr (Apart) {
     const int first = block_z() * splits_each;
@@ -288,10 +328,11 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
   Block<S> block(call, found, shared);
   const int own_split = found.any.last / kSplit;
   const bool own_first = own_rows && own_split == begin;
-  const OwnRow<S> own(shared);
-  if (own_rows) own.prepare(call.rotation, found.tile.first_position);
+  int64_t page = page_of(call, found, begin);
+  const int64_t own_page = own_first ? page : page_of(call, found, own_split);
+  const OwnRow<S> own(call.rotation, shared);
+  if (own_rows) own.prepare(found.tile.first_position);
   barrier();
-  int64_t page = block.page_of(begin);
   const auto stage_first_two = [&] {
     const int but = own_first ? found.any.last % kSplit : -1;
     block.stage(false, 0, begin, page, but);
@@ -301,12 +342,14 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
   };
   if constexpr (S::kSmall) stage_first_two();
   if (own_rows) {
-    const int64_t own_page = block.page_of(own_split);
+    const int64_t place = OwnRow<S>::place(call, found);
+    const typename Block<S>::Queries queries = block.find_queries(wave_index());
     after_earlier(mark);
-    block.stage_queries([&](const float* x, int w) { return own.turned(call.rotation, x, w); });
-    if (own_split < end) own.put(block, own_page, own_first);
+    const typename OwnRow<S>::Fresh fresh = own.take(call, place);
+    block.stage_queries(own, queries);
+    if (own_split < end) own.put(block, fresh, own_page, own_first);
   } else {
-    block.stage_queries([](const float* x, int w) { return stream_words2(x + 2 * w); });
+    block.stage_queries(TurnedRows());
   }
   barrier();
   block.take_queries();
@@ -318,7 +361,7 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
   State<S> state;
   for (int split = begin; split < end; ++split) {
     const bool more = split + 1 < end;
-    const int64_t next_page = more ? block.page_of(split + 1) : 0;
+    const int64_t next_page = more ? page_of(call, block.work, split + 1) : 0;
     typename Block<S>::Scores scores = {};
     GRETA_UNROLL
     for (int slab = 0; slab < S::kSlabs; ++slab) {
@@ -402,7 +445,7 @@ void run_shape(const Launch& how, const char* name, const AttentionCall& call, i
   const Grid grid{static_cast<unsigned>(call.tile_count * tile_blocks),
                   static_cast<unsigned>(call.cache.kv_heads), static_cast<unsigned>(split_blocks)};
   launch(how, name, attention<S, Apart>, grid, S::kThreads, S::kSharedBytes + OwnRow<S>::kBytes, call,
-         static_cast<int>(tile_blocks), static_cast<int>(parts_of(call.splits, split_blocks)));
+         grouping_of(call, tile_blocks), static_cast<int>(parts_of(call.splits, split_blocks)));
 }
 
 template <int HeadDim, bool Small, bool Apart>

@@ -44,6 +44,10 @@ GRETA_DEVICE bool has_special(uint32_t halves) {
   return (halves & kExponent) == kExponent || ((halves >> 16) & kExponent) == kExponent;
 }
 
+GRETA_DEVICE int64_t page_of(const AttentionCall& call, const Work& work, int split) {
+  return call.cache.pages[work.tile.sequence * call.cache.page_stride + split];
+}
+
 template <class S>
 struct Block {
   const AttentionCall& call;
@@ -100,50 +104,68 @@ struct Block {
   GRETA_DEVICE SharedArray<uint16_t> slot(bool value, int slab) const {
     return room.from((S::kSlabs == 1 ? (value ? 1 : 0) : slab) * S::kSlot);
   }
-  GRETA_DEVICE int64_t page_of(int split) const {
-    return call.cache.pages[work.tile.sequence * call.cache.page_stride + split];
-  }
 
   // ---- q
 
-  /// Rounds the block's rows into shared memory, a wave a row; 0 where the block has no such pair.
-  /// `words_of(x, w)` are elements 2w and 2w + 1 of the head at x.
-  template <class HeadWords>
-  GRETA_DEVICE void stage_queries(const HeadWords& words_of) const {
-    constexpr int kWords = (S::kQueryStride - 8) / 2 < kWave ? 1 : (S::kQueryStride - 8) / 2 / kWave;
-    // A small block has few rows: short code, and every wave one of them.
-    constexpr int kRowsAtOnce = S::kSmall ? 1 : 4;
-    static_assert(S::kRows % (kRowsAtOnce * S::kWaves) == 0);
-    const SharedArray<uint16_t> to = room.from(S::kQueriesAt);
+  /// Some of a wave's rows of q: from one, as many waves apart as there are.
+  static constexpr int kRowsAtOnce = 4;
+  static_assert(S::kRows % (kRowsAtOnce * S::kWaves) == 0);
+  struct Queries {
+    int first;
+    const float* from[kRowsAtOnce];  ///< of a row that is not there: another's
+  };
+  /// Where they are. Zeros into shared memory for those that are not there.
+  GRETA_DEVICE Queries find_queries(int first) const {
+    Queries queries = {first, {}};
+    GRETA_UNROLL
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const int row = first + r * S::kWaves;
+      if (row >= work.pairs) no_query(row, room.from(S::kQueriesAt));
+      queries.from[r] = call.q + work.at(row < work.pairs ? row : 0, call.heads) * call.cache.head_dim;
+    }
+    return queries;
+  }
+  /// Rounds them into shared memory. Elements 2w and 2w + 1 of the head at x are heads.words(heads.load(x,
+  /// w), w).
+  template <class Heads>
+  GRETA_DEVICE void stage_queries(const Heads& heads, const Queries& queries) const {
     const int words = call.cache.head_dim / 2;
-    GRETA_UNROLL_BY(1)
-    for (int first = wave_index() * kRowsAtOnce; first < S::kRows; first += S::kWaves * kRowsAtOnce) {
-      Words2 x[kRowsAtOnce][kWords];
+    typename Heads::Loaded loaded[kRowsAtOnce][kQueryWords];  // all loads first
+    GRETA_UNROLL
+    for (int r = 0; r < kRowsAtOnce; ++r) {
       GRETA_UNROLL
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        const bool valid = first + r < work.pairs;
-        const float* from = call.q + (valid ? work.at(first + r, call.heads) * call.cache.head_dim : 0);
-        GRETA_UNROLL
-        for (int i = 0; i < kWords; ++i) {
-          const int w = lane_index() + i * kWave;
-          x[r][i] = valid && w < words ? words_of(from, w) : Words2{0, 0};
-        }
-      }
-      GRETA_UNROLL
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        if (first + r < work.pairs) {
-          round_query(x[r], first + r, to);
-        } else {
-          no_query<kWords>(first + r, to);
-        }
+      for (int i = 0; i < kQueryWords; ++i) {
+        const int w = lane_index() + i * kWave;
+        loaded[r][i] = heads.load(queries.from[r], w < words ? w : 0);
       }
     }
+    GRETA_UNROLL
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const int row = queries.first + r * S::kWaves;
+      if (row >= work.pairs) break;
+      Words2 x[kQueryWords];
+      GRETA_UNROLL
+      for (int i = 0; i < kQueryWords; ++i) {
+        const int w = lane_index() + i * kWave;
+        x[i] = w < words ? heads.words(loaded[r][i], w) : Words2{0, 0};
+      }
+      round_query(x, row, room.from(S::kQueriesAt));
+    }
+  }
+  /// All of them.
+  template <class Heads>
+  GRETA_DEVICE void stage_queries(const Heads& heads) const {
+    GRETA_UNROLL_BY(1)
+    for (int first = wave_index(); first < S::kRows; first += kRowsAtOnce * S::kWaves)
+      stage_queries(heads, find_queries(first));
   }
 
-  template <int Words>
+  /// Pairs of elements of a row that are a lane's.
+  static constexpr int kQueryWords =
+      (S::kQueryStride - 8) / 2 < kWave ? 1 : (S::kQueryStride - 8) / 2 / kWave;
   GRETA_DEVICE void no_query(int pair, const SharedArray<uint16_t>& to) const {
     GRETA_UNROLL
-    for (int i = 0; i < Words; ++i) {
+    for (int i = 0; i < kQueryWords; ++i) {
       const int w = lane_index() + i * kWave;
       if (w >= steps * 8) continue;
       GRETA_UNROLL
@@ -152,17 +174,17 @@ struct Block {
     if (lane_index() == 0) units[pair] = 1.0f;
   }
   /// x: a row's elements in pairs, the lane's own.
-  template <int Words>
-  GRETA_DEVICE void round_query(const Words2 (&x)[Words], int pair, const SharedArray<uint16_t>& to) const {
+  GRETA_DEVICE void round_query(const Words2 (&x)[kQueryWords], int pair,
+                                const SharedArray<uint16_t>& to) const {
     float largest = 0.0f;
     GRETA_UNROLL
-    for (int i = 0; i < Words; ++i)
+    for (int i = 0; i < kQueryWords; ++i)
       largest = larger(larger(largest, magnitude_of(float_of(x[i].x))), magnitude_of(float_of(x[i].y)));
     GRETA_UNROLL
     for (int mask = 1; mask < kWave; mask *= 2) largest = larger(largest, shuffle_xor(largest, mask));
     const float up = row_power(largest);
     GRETA_UNROLL
-    for (int i = 0; i < Words; ++i) {
+    for (int i = 0; i < kQueryWords; ++i) {
       const int w = lane_index() + i * kWave;
       if (w >= steps * 8) continue;
       GRETA_UNROLL
@@ -195,24 +217,30 @@ struct Block {
   /// lies between head_dim and the next multiple of 16. Nothing of key `but` of the split.
   GRETA_DEVICE void stage(bool value, int slab, int split, int64_t page, int but = -1) const {
     constexpr int kChunks = S::kSlab / 8;
+    constexpr int kNext = S::kThreads / kChunks;  // from a thread's key to its next
+    static_assert(S::kThreads % kChunks == 0 && kSplit % kNext == 0);
     const int head_dim = call.cache.head_dim;
+    const int key = thread_index() / kChunks, chunk = thread_index() % kChunks * 8;
+    const int d = slab * S::kSlab + chunk;
+    if (!S::kWhole && d >= steps * 16) return;
     const SharedArray<uint16_t> to = slot(value, slab);
-    const uint16_t* from = (value ? call.cache.v : call.cache.k) +
-                           (page * call.cache.kv_heads + work.kv_head) * kSplit * head_dim;
-    const bool chunks = head_dim % 8 == 0;
-    GRETA_UNROLL
-    for (int i = 0; i < kSplit * kChunks; i += S::kThreads) {
-      const int key = (i + thread_index()) / kChunks, chunk = (i + thread_index()) % kChunks * 8;
-      const int d = slab * S::kSlab + chunk;
-      if ((!S::kWhole && d >= steps * 16) || key == but) continue;
-      const bool seen = work.any.has(split * kSplit + key);
-      const uint16_t* at = from + key * head_dim + d;
-      if (chunks) {
-        const bool valid = seen && d < head_dim;
-        copy_async16(to, key * S::kStride + chunk, valid ? at : from, valid);
-      } else {
-        stage_words(to, key * S::kStride + chunk, at, seen ? head_dim - d : 0);
+    const uint16_t* const from = (value ? call.cache.v : call.cache.k) +
+                                 (page * call.cache.kv_heads + work.kv_head) * kSplit * head_dim;
+    const uint16_t* at = from + (key * head_dim + d);
+    const int next = kNext * head_dim;
+    const Keys seen = {work.any.first - split * kSplit, work.any.last - split * kSplit};
+    if (head_dim % 8 == 0) {
+      GRETA_UNROLL
+      for (int i = 0; i < kSplit; i += kNext, at += next) {
+        if (key + i == but) continue;
+        const bool valid = seen.has(key + i) && d < head_dim;
+        copy_async16(to, (key + i) * S::kStride + chunk, valid ? at : from, valid);
       }
+    } else {
+      GRETA_UNROLL_BY(1)
+      for (int i = 0; i < kSplit; i += kNext, at += next)
+        if (key + i != but)
+          stage_words(to, (key + i) * S::kStride + chunk, at, seen.has(key + i) ? head_dim - d : 0);
     }
   }
   /// Eight elements of which `left` are there, head_dim being even but no multiple of 8.

@@ -97,13 +97,25 @@ GRETA_DEVICE Keys visible_at(int position, int window) {
   return {first < 0 ? 0 : first, position};
 }
 
+/// The same for all blocks of a launch.
+struct Grouping {
+  int tile_blocks;         ///< of a tile
+  int group;               ///< heads of a kv head
+  uint32_t group_inverse;  ///< 2^32 / group, rounded up; 0 for 1
+};
+inline Grouping grouping_of(const AttentionCall& call, int64_t tile_blocks) {
+  const int group = call.heads / call.cache.kv_heads;
+  return {static_cast<int>(tile_blocks), group,
+          group == 1 ? 0 : 0xffffffffu / static_cast<uint32_t>(group) + 1};
+}
+
 /// What a block works on: of a tile's rows and the `group` heads of a kv head, in pairs (row, head) with the
 /// head running faster, `pairs` from pair `first` on.
 struct Work {
   AttentionTile tile;
   int kv_head;
   int group;
-  uint32_t group_inverse;  ///< 2^32 / group, rounded up; 0 for 1
+  uint32_t group_inverse;
   int first;
   int pairs;
   Keys any;  ///< that some row sees
@@ -128,13 +140,14 @@ static_assert(sizeof(Work) <= kWorkBytes);
 /// Block (part of a tile, kv head). Tiles from the last on: they tend to see most keys, and whoever takes
 /// longest should begin first. False: nothing to do here.
 template <class S>
-GRETA_DEVICE bool find_work(const AttentionCall& call, int tile_blocks, Work& work) {
+GRETA_DEVICE bool find_work(const AttentionCall& call, const Grouping& grouping, Work& work) {
   const int index = grid_x() - 1 - block_x();
-  work.tile = call.tiles[index / tile_blocks];
+  const int tile = grouping.tile_blocks == 1 ? index : index / grouping.tile_blocks;
+  work.tile = call.tiles[tile];
   work.kv_head = block_y();
-  work.group = call.heads / call.cache.kv_heads;
-  work.group_inverse = work.group == 1 ? 0 : 0xffffffffu / static_cast<uint32_t>(work.group) + 1;
-  work.first = index % tile_blocks * S::kRows;
+  work.group = grouping.group;
+  work.group_inverse = grouping.group_inverse;
+  work.first = (index - tile * grouping.tile_blocks) * S::kRows;
   work.pairs = work.tile.count * work.group - work.first;
   if (work.pairs <= 0) return false;
   if (work.pairs > S::kRows) work.pairs = S::kRows;

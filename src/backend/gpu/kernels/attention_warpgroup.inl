@@ -413,12 +413,12 @@ GRETA_DEVICE void attend(const AttentionCall& call, const AttentionShared<HeadDi
 
 template <int HeadDim>
 GRETA_KERNEL void GRETA_BOUNDS(attending::kThreads, 1)
-    attention_warpgroup(Mark mark, GRETA_ARGUMENT AttentionCall call, int tile_blocks) {
+    attention_warpgroup(Mark mark, GRETA_ARGUMENT AttentionCall call, GRETA_ARGUMENT Grouping grouping) {
   using namespace attending;
   using L = Layout<HeadDim>;
   entered(mark);
   Work found;
-  if (!find_work<L>(call, tile_blocks, found)) return;
+  if (!find_work<L>(call, grouping, found)) return;
   Shared memory;
   const SharedArray<uint16_t> keys = from_1024(memory.array<uint16_t>(512 + 2 * kStages * L::kTile));
   const SharedArray<uint16_t> queries = memory.array<uint16_t>(kPairs * L::kQueryStride);
@@ -454,7 +454,7 @@ void launch_attention(const Launch& how, const AttentionCall& call, int64_t tile
   launch(
       how, "attention.warpgroup", attention_warpgroup<HeadDim>,
       Grid{static_cast<unsigned>(call.tile_count * tile_blocks), static_cast<unsigned>(call.cache.kv_heads)},
-      attending::kThreads, L::kSharedBytes, call, static_cast<int>(tile_blocks));
+      attending::kThreads, L::kSharedBytes, call, grouping_of(call, tile_blocks));
 }
 
 }  // namespace

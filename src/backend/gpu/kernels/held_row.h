@@ -118,16 +118,23 @@ GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int wid
   for (int64_t i = width + thread_index(); i < to.stride; i += kThreads) to.data[rounded_at(to, row, i)] = 0;
 }
 
-/// Of each thread's own sum of squares: r = 1 / sqrt(mean + eps), in the order of orders.h. `trees` has an
-/// element for each kTree of the Lanes threads that share a row (of Lanes = kTree none).
-template <int Lanes>
-GRETA_DEVICE float norm_factor(float sum, int64_t width, float eps, const SharedArray<float>& trees) {
-  sum = tree_sum(sum);
+/// r = 1 / sqrt(mean + eps) of a row's Lanes sums of squares, in the order of orders.h. The threads that
+/// share it have kEach of them, `sums[e]` that of lane `lane` + e Lanes / kEach, and come together in `meet`.
+/// `trees` has an element for each kTree of the lanes (of Lanes = kTree none).
+template <int Lanes, int kEach, class Meet>
+GRETA_DEVICE float norm_factor(const float (&sums)[kEach], int lane, int64_t width, float eps,
+                               const SharedArray<float>& trees, const Meet& meet) {
+  static_assert(Lanes / kEach % kTree == 0);
+  float sum = 0.0f;
+  GRETA_UNROLL
+  for (int e = 0; e < kEach; ++e) {
+    sum = tree_sum(sums[e]);
+    if (Lanes > kTree && lane % kTree == 0) trees[(lane + e * (Lanes / kEach)) / kTree] = sum;
+  }
   if constexpr (Lanes > kTree) {
     constexpr int kSums = Lanes / kTree;
     static_assert(kSums <= kTree);
-    if (thread_index() % kTree == 0) trees[thread_index() / kTree] = sum;
-    barrier();
+    meet();
     sum = trees[lane_index() % kSums];
     GRETA_UNROLL
     for (int mask = 1; mask < kSums; mask *= 2) sum += shuffle_xor(sum, mask);

@@ -2,7 +2,8 @@
 // outputs after another; its waves share the chunks of K of all of them, one after another, each with the
 // next chunk's weights on their way, and leave each chunk's sums in shared memory, where they are added in
 // the one order (matmul.h). With very few tokens a block rounds them itself, and norms them before: work that
-// every block repeats, and that spares a launch.
+// every block repeats, and that spares a launch. Some waves have the rows for that; the others unpack their
+// first chunk meanwhile, and while the kernel before ends.
 #include <algorithm>
 
 #include "backend/gpu/kernels/held_row.h"
@@ -17,10 +18,14 @@ template <int kTiles>
 constexpr int kFewThreads = kTiles == 1 ? 640 : 512;
 template <int kTiles>
 constexpr int kWorkThreads = kFewThreads<kTiles> - kTiles* kWave;
-constexpr int kMostThreads = 640;
-/// As many as share a row of a norm (orders.h).
+/// Lanes that share a row of a norm (orders.h).
 constexpr int kNormLanes = 512;
 static_assert(rmsnorm_lanes(1 << 20) == kNormLanes);
+/// Threads that round rows, the last of those that multiply: each stands for kLanesEach such lanes.
+constexpr int kRowThreads = 256;
+constexpr int kLanesEach = kNormLanes / kRowThreads;
+constexpr int kFirstRowThread = kWorkThreads<1> - kRowThreads;
+static_assert(kFirstRowThread % kWave == 0);
 /// Floats between two tokens' 16 outputs: a fragment of C is stored without bank conflicts.
 constexpr int kOutputStride = kTileRows + 4;
 /// Of shared memory, for the rows that a block rounds itself.
@@ -44,6 +49,7 @@ struct Cut {
   int tiles;       ///< of all products
   int ends[2];     ///< the tiles behind the first product, behind the second
   int own_stride;  ///< of the rows that a block rounds itself
+  int unpacking;   ///< waves that unpack their first chunk before they can multiply it
 
   /// The product of tile `tile` of all, which becomes the one within it.
   GRETA_DEVICE int product_of(int& tile) const {
@@ -157,11 +163,10 @@ struct OwnRounded {
   }
 };
 
-/// The chunk's sums, to sums[tokens][outputs]. `held` gives way to the weights at `next` as they are used up
-/// (not `more`: to nothing).
-template <quant::Type T, int kTiles, class Rows>
-GRETA_DEVICE void sum_chunk(Held<T>& held, const Rows& x, bool more, const Chunk& next,
-                            const SharedArray<float>& sums) {
+/// f(j, the operands of k64 step j) for a chunk. `held` gives way to the weights at `next` as they are used
+/// up (not `more`: to nothing).
+template <quant::Type T, class F>
+GRETA_DEVICE void unpack_chunk(Held<T>& held, bool more, const Chunk& next, const F& f) {
   constexpr int kPiece = kFewPiece<T>;
   constexpr bool kRest = Format<T>::kCodes;
   static_assert(kPiece == kStepsK64 || !kRest);
@@ -176,21 +181,11 @@ GRETA_DEVICE void sum_chunk(Held<T>& held, const Rows& x, bool more, const Chunk
     if constexpr (kRest) load_rest(next.data, 0, next_rest);
     load_row_scale<T>(next, next_scale);
   }
-  float c[kTiles][kFragmentC] = {};
   GRETA_UNROLL
   for (int j = 0; j < kStepsK64; ++j) {
     Operand<T> a[4];
     unpack_k64(held.piece, up, j - j % kPiece, j % kPiece, a);
-    GRETA_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) {
-      FragmentB b[4];
-      x.fragments(tile, held.chunk, j, b);
-      GRETA_UNROLL
-      for (int step = 0; step < 4; ++step) {
-        GRETA_UNROLL
-        for (int part = 0; part < kParts<T>; ++part) multiply(c[tile], a[step].part[part], b[step]);
-      }
-    }
+    f(j, a);
     const bool same = j + kPiece < kStepsK64;
     if (same || more)
       load_low<T>(same ? held.data : next.data, (j + kPiece) % kStepsK64,
@@ -201,14 +196,70 @@ GRETA_DEVICE void sum_chunk(Held<T>& held, const Rows& x, bool more, const Chunk
   for (int i = 0; i < kRowsA; ++i) held.row_scale[i] = next_scale[i];
   held.data = next.data;
   held.chunk = next.chunk;
-  const int lane = lane_index();
-  GRETA_UNROLL
-  for (int t = 0; t < kTiles; ++t) {
-    GRETA_UNROLL
-    for (int i = 0; i < kFragmentC; ++i)
-      sums[(t * kTileN + c_n(lane, i)) * kOutputStride + c_row(lane, i)] = c[t][i];
-  }
 }
+
+/// A chunk's sums.
+template <int kTiles>
+struct ChunkSums {
+  float c[kTiles][kFragmentC] = {};
+
+  /// Of K, k64 step `j` of chunk `chunk`.
+  template <quant::Type T, class Rows>
+  GRETA_DEVICE void add(const Rows& x, int chunk, int j, const Operand<T> (&a)[4]) {
+    GRETA_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      FragmentB b[4];
+      x.fragments(tile, chunk, j, b);
+      GRETA_UNROLL
+      for (int step = 0; step < 4; ++step) {
+        GRETA_UNROLL
+        for (int part = 0; part < kParts<T>; ++part) multiply(c[tile], a[step].part[part], b[step]);
+      }
+    }
+  }
+  /// To to[tokens][outputs].
+  GRETA_DEVICE void put(const SharedArray<float>& to) const {
+    const int lane = lane_index();
+    GRETA_UNROLL
+    for (int t = 0; t < kTiles; ++t) {
+      GRETA_UNROLL
+      for (int i = 0; i < kFragmentC; ++i)
+        to[(t * kTileN + c_n(lane, i)) * kOutputStride + c_row(lane, i)] = c[t][i];
+    }
+  }
+};
+
+/// A wave's chunk, unpacked in shared memory.
+struct Unpacked {
+  static constexpr int kWords = kStepsK64 * kPairsK64;  ///< of a lane, each two operands
+  static constexpr int kBytes = 4 * kWave * kWords;
+  SharedArray<uint16_t> operands;
+
+  GRETA_DEVICE Unpacked(Shared& shared, int waves)
+      : operands(shared.array<uint16_t>(waves * (kBytes / 2))
+                     .from(wave_index() < waves ? wave_index() * (kBytes / 2) : 0)) {}
+  /// Of word i of k64 step j.
+  GRETA_DEVICE static int at(int j, int i) { return 2 * Plane<kWords>::at(j * kPairsK64 + i, lane_index()); }
+  template <quant::Type T>
+  GRETA_DEVICE void put(int j, const Operand<T> (&a)[4]) const {
+    const auto word = [&](int i) { return a[i / kPairs].part[0].word[i % kPairs]; };
+    GRETA_UNROLL
+    for (int i = 0; i < kPairsK64; i += 4)
+      operands.put_words4(at(j, i), {word(i), word(i + 1), word(i + 2), word(i + 3)});
+  }
+  template <quant::Type T>
+  GRETA_DEVICE void take(int j, Operand<T> (&a)[4]) const {
+    const auto word = [&](int i) -> uint32_t& { return a[i / kPairs].part[0].word[i % kPairs]; };
+    GRETA_UNROLL
+    for (int i = 0; i < kPairsK64; i += 4) {
+      const Words4 v = operands.words4(at(j, i));
+      word(i) = v.x;
+      word(i + 1) = v.y;
+      word(i + 2) = v.z;
+      word(i + 3) = v.w;
+    }
+  }
+};
 
 // ---- rows that the block rounds itself
 
@@ -216,73 +267,132 @@ GRETA_DEVICE void sum_chunk(Held<T>& held, const Rows& x, bool more, const Chunk
 struct OwnShared {
   SharedArray<uint16_t> rows;  ///< [tokens][own_stride]
   SharedArray<float> scales;   ///< [tokens]
-  SharedArray<float> trees;    ///< [threads / kTree]
-  SharedArray<float> largest;  ///< [waves]
-  /// Of the numbers, each array rounded up to 16 bytes.
-  static constexpr int kBytes =
-      4 * (kTileN + (kMostThreads / kTree + 3) / 4 * 4 + (kMostThreads / kWave + 3) / 4 * 4);
+  SharedArray<float> trees;    ///< [kNormLanes / kTree]
+  SharedArray<float> largest;  ///< [row threads' waves]
+  /// Of the numbers, each array a multiple of 16 bytes.
+  static constexpr int kBytes = 4 * (kTileN + kNormLanes / kTree + kRowThreads / kWave);
 
   GRETA_DEVICE OwnShared(Shared& shared, const MatmulCall& call, const Cut& cut)
       : rows(shared.array<uint16_t>(static_cast<int>(call.rows) * cut.own_stride)),
         scales(shared.array<float>(kTileN)),
-        trees(shared.array<float>(kMostThreads / kTree)),
-        largest(shared.array<float>(kMostThreads / kWave)) {}
+        trees(shared.array<float>(kNormLanes / kTree)),
+        largest(shared.array<float>(kRowThreads / kWave)) {}
 };
 
-/// Elements that one of the block's first kNormLanes threads holds of a row: as many as kOwnBytes allow.
+/// Of the row threads, and where there are no part barriers of all.
+GRETA_DEVICE void meet_for_rows() { part_barrier<kRowThreads>(); }
+
+/// A row, or a norm's weights, as a row thread holds it: of each of its lanes `kHeld` elements.
+template <int kHeld>
+struct OwnRow {
+  using Part = HeldRow<kNormLanes, kHeld, true>;
+  Part part[kLanesEach];
+
+  GRETA_DEVICE void load(const float* from, int lane, int cols) {
+    GRETA_UNROLL
+    for (int p = 0; p < kLanesEach; ++p) part[p].load(from, lane + p * kRowThreads, cols);
+  }
+  /// f(which lane of the thread's, i, held value, which of the lane's).
+  template <class F>
+  GRETA_DEVICE void each(int lane, int cols, const F& f) {
+    GRETA_UNROLL
+    for (int p = 0; p < kLanesEach; ++p)
+      part[p].each(lane + p * kRowThreads, cols, [&](int i, float& v, int e) { f(p, i, v, e); });
+  }
+};
+/// Elements of a lane, at most: as many as kOwnBytes allow.
 constexpr int kOwnHeld = 24;
 static_assert(kOwnBytes / 2 <= kOwnHeld * kNormLanes);
-using OwnRow = HeldRow<kNormLanes, kOwnHeld, true>;
 /// Of a norm's weights, which lie in registers beside the row: more would not fit.
 constexpr int kNormHeld = 16;
 
-/// Rounds the row that the threads hold, as row r.
-GRETA_DEVICE void round_own_row(OwnRow& row, int lane, int cols, int r, int stride, const OwnShared& shared) {
-  float amax = 0.0f;
-  row.each(lane, cols, [&](int /*i*/, float v, int /*e*/) { amax = larger(amax, magnitude_of(v)); });
-  const float up = row_power(block_largest(amax, shared.largest));
-  if (thread_index() == 0) shared.scales[r] = inverse_power(up);
-  // In pairs, and zeros behind the row's end. A thread's fours are whole k64 steps apart.
-  static_assert(OwnRow::kEvery % 64 == 0);
-  const SharedArray<uint16_t> to = shared.rows.from(r * stride);
-  const int first = OwnRounded::place(4 * lane), second = OwnRounded::place(4 * lane + 2);
-  row.each(lane, chunks_of(cols) * kChunkK, [&](int /*i*/, float v, int e) {
-    if (e % 2 != 0) return;
-    to.put_word((e % 4 == 0 ? first : second) + e / 4 * OwnRow::kEvery, pack_f16(v * up, row.v[e + 1] * up));
-  });
-  barrier();  // the row is there, and `largest` is free
+/// The row's largest magnitude of the threads' own.
+GRETA_DEVICE float largest_of_row(float value, int lane, const SharedArray<float>& largest) {
+  value = wave_largest(value);
+  if (lane_index() == 0) largest[lane / kWave] = value;
+  meet_for_rows();
+  return wave_largest(largest[lane_index() % (kRowThreads / kWave)]);
 }
 
-/// What `own` says, for all rows. Waits for the kernels before.
-GRETA_DEVICE void round_own_rows(const MatmulCall& call, const OwnShared& shared, int stride,
-                                 const Mark& mark) {
+/// Rounds the row that the threads hold, as row r.
+template <int kHeld>
+GRETA_DEVICE void round_own_row(OwnRow<kHeld>& row, int lane, int cols, int r, int stride,
+                                const OwnShared& shared) {
+  float amax = 0.0f;
+  row.each(lane, cols, [&](int, int, float v, int) { amax = larger(amax, magnitude_of(v)); });
+  const float up = row_power(largest_of_row(amax, lane, shared.largest));
+  if (lane == 0) shared.scales[r] = inverse_power(up);
+  // In pairs, and zeros behind the row's end. A lane's fours, and a thread's lanes, are whole k64 steps
+  // apart.
+  constexpr int kEvery = OwnRow<kHeld>::Part::kEvery;
+  static_assert(kEvery % 64 == 0 && kRowThreads * 4 % 64 == 0);
+  const SharedArray<uint16_t> to = shared.rows.from(r * stride);
+  const int first = OwnRounded::place(4 * lane), second = OwnRounded::place(4 * lane + 2);
+  row.each(lane, chunks_of(cols) * kChunkK, [&](int p, int, float v, int e) {
+    if (e % 2 != 0) return;
+    to.put_word((e % 4 == 0 ? first : second) + e / 4 * kEvery + p * kRowThreads * 4,
+                pack_f16(v * up, row.part[p].v[e + 1] * up));
+  });
+}
+
+/// Norms the row that the threads hold, as row r.
+template <int kHeld>
+GRETA_DEVICE void norm_own_row(OwnRow<kHeld>& row, const OwnRow<kHeld>& weight, const OwnRows& own, int lane,
+                               int cols, int r, const OwnShared& shared) {
+  float sums[kLanesEach] = {};
+  row.each(lane, cols, [&](int p, int, float v, int) { sums[p] = fused(v, v, sums[p]); });
+  const float factor =
+      norm_factor<kNormLanes>(sums, lane, cols, own.eps, shared.trees, [] { meet_for_rows(); });
+  row.each(lane, cols, [&](int p, int, float& v, int e) { v = (v * factor) * weight.part[p].v[e]; });
+  if (block_x() != 0) return;
+  float* const normed = own.normed + static_cast<int64_t>(r) * cols;
+  row.each(lane, cols, [&](int, int i, float v, int) { normed[i] = v; });
+}
+
+/// What `own` says, for all rows, of which a lane has at most kHeld elements: the row threads. Waits for the
+/// kernels before. A barrier follows.
+template <int kHeld>
+GRETA_DEVICE void round_held_rows(const MatmulCall& call, const OwnShared& shared, int stride, int lane) {
+  constexpr bool kNorms = kHeld <= kNormHeld;
   const int cols = static_cast<int>(call.products[0].weight.cols);
   const OwnRows& own = call.own;
-  // Of the threads behind kNormLanes nothing is theirs.
-  const int lane = thread_index() < kNormLanes ? thread_index() : chunks_of(cols) * kChunkK;
-  HeldRow<kNormLanes, kNormHeld, true> weight;
-  if (own.norm != nullptr) weight.load(own.norm, lane, cols);
-  // The first row is asked for before anything else is done: until it is there, nobody has work.
-  OwnRow row;
+  OwnRow<kHeld> weight;
+  if constexpr (kNorms) {
+    if (own.norm != nullptr) weight.load(own.norm, lane, cols);
+  }
+  // The first row is asked for before anything else is done: until it is there, nobody can multiply.
+  OwnRow<kHeld> row;
   await_earlier();
   row.load(own.x, lane, cols);
-  leave(mark);
   for (int r = 0;;) {
-    if (own.norm != nullptr) {
-      float sum = 0.0f;
-      row.each(lane, cols, [&](int /*i*/, float v, int /*e*/) { sum = fused(v, v, sum); });
-      const float factor = norm_factor<kNormLanes>(sum, cols, own.eps, shared.trees);
-      row.each(lane, cols, [&](int /*i*/, float& v, int e) {
-        if (e < kNormHeld) v = (v * factor) * weight.v[e];
-      });
-      if (block_x() == 0) {
-        float* const normed = own.normed + static_cast<int64_t>(r) * cols;
-        row.each(lane, cols, [&](int i, float v, int /*e*/) { normed[i] = v; });
-      }
+    if constexpr (kNorms) {
+      if (own.norm != nullptr) norm_own_row(row, weight, own, lane, cols, r, shared);
     }
     round_own_row(row, lane, cols, r, stride, shared);
     if (++r == call.rows) break;
     row.load(own.x + static_cast<int64_t>(r) * cols, lane, cols);
+    meet_for_rows();  // `largest` has been read
+  }
+}
+/// Short code for short rows: much of its time goes into fetching instructions.
+GRETA_DEVICE void round_own_rows(const MatmulCall& call, const OwnShared& shared, int stride, int lane) {
+  const int64_t cols = call.products[0].weight.cols;
+  if (cols <= 4 * kNormLanes) {
+    round_held_rows<4>(call, shared, stride, lane);
+  } else if (cols <= 8 * kNormLanes) {
+    round_held_rows<8>(call, shared, stride, lane);
+  } else if (cols <= kNormHeld * kNormLanes && call.own.norm != nullptr) {
+    round_held_rows<kNormHeld>(call, shared, stride, lane);
+  } else {
+    round_held_rows<kOwnHeld>(call, shared, stride, lane);
+  }
+}
+/// The other threads, meanwhile.
+GRETA_DEVICE void attend_rounding(const MatmulCall& call) {
+  for (int r = 0; !kPartBarriers && r < call.rows; ++r) {
+    if (r > 0) meet_for_rows();
+    if (call.own.norm != nullptr) meet_for_rows();
+    meet_for_rows();
   }
 }
 
@@ -417,25 +527,98 @@ GRETA_DEVICE void each_turn(const Cut& cut, const F& f) {
   }
 }
 
-/// All of the block's tiles, a wave's part of them. `held` has the first chunk's weights where the wave has a
-/// chunk.
-template <quant::Type T, int kTiles, class Rows>
-GRETA_DEVICE void multiply_tiles(const MatmulCall& call, const Cut& cut, Held<T>& held, Place here,
-                                 const Rows& x, const SumsShared<kTiles>& room, const Turns& turns) {
-  each_turn(cut, [&](int tile, int from, int to, int turn) {
-    const SharedArray<float> sums = room.of(turn);
-    turns.wait_free(turn);
-    while (here.tile == tile && here.chunk < to) {
-      const int slot = here.chunk - from;
-      here.chunk += kWorkThreads<kTiles> / kWave;
-      here.settle(cut);
-      const bool more = here.tile < cut.tiles;
-      const Chunk next = more ? chunk_at<T>(call, cut, here) : Chunk{};
-      sum_chunk<T, kTiles>(held, x, more, next, sums.from(slot * SumsShared<kTiles>::kSlot));
+/// What comes before is there: `turns`, and the rows that a block rounds itself.
+GRETA_DEVICE void start() { barrier(); }
+
+/// A wave's part of the block's chunks.
+template <quant::Type T, int kTiles>
+struct Wave {
+  static constexpr bool kUnpacks = Format<T>::kCodes && kTiles == 1;
+  const MatmulCall& call;
+  const Cut& cut;
+  const Unpacked& room;
+  Place here;  ///< the chunk that is to be multiplied next
+  int unpacked =
+      -1;        ///< which of K that is where it lies unpacked in `room`; `held` has the one behind it then
+  Held<T> held;  ///< its weights
+
+  GRETA_DEVICE Wave(const MatmulCall& of, const Cut& by, const Unpacked& unpack_to)
+      : call(of), cut(by), room(unpack_to), here{block_x(), wave_index()} {
+    here.settle(cut);
+  }
+  GRETA_DEVICE bool is_there(const Place& place) const { return place.tile < cut.tiles; }
+  GRETA_DEVICE Chunk at(const Place& place) const {
+    return is_there(place) ? chunk_at<T>(call, cut, place) : Chunk{};
+  }
+  GRETA_DEVICE Place behind() const {
+    Place next{here.tile, here.chunk + kWorkThreads<kTiles> / kWave};
+    next.settle(cut);
+    return next;
+  }
+
+  GRETA_DEVICE void load_first() {
+    if (!is_there(here)) return;
+    const Chunk first = at(here);
+    load_piece(first.data, 0, held.piece);
+    load_row_scale<T>(first, held.row_scale);
+    held.data = first.data;
+    held.chunk = first.chunk;
+  }
+  /// What load_first() will load comes nearer.
+  GRETA_DEVICE void prefetch_first() const {
+    if (lane_index() == 0 && is_there(here)) prefetch(at(here).data, Format<T>::kTileBytes);
+  }
+  /// Behind load_first(): unpacks that chunk, and loads the next. Only a chunk whose sums have room from the
+  /// start: of the first turn, or of the second tile where a turn is a tile.
+  GRETA_DEVICE void unpack_first() {
+    if constexpr (kUnpacks) {
+      const int last = block_x() + (cut.slots == cut.all ? grid_x() : 0);
+      if (wave_index() >= cut.unpacking || !is_there(here) || here.tile > last || here.chunk >= cut.slots)
+        return;
+      unpacked = held.chunk;
+      const Place next = behind();
+      unpack_chunk<T>(held, is_there(next), at(next),
+                      [&](int j, const Operand<T>(&a)[4]) { room.put(j, a); });
     }
-    turns.filled(turn);
-  });
-}
+  }
+  /// All threads begin here. Those that have unpacked a chunk multiply it, once the rows are there.
+  template <class Rows>
+  GRETA_DEVICE void begin(const Rows& x, const SumsShared<kTiles>& sums) {
+    if (!kUnpacks || unpacked < 0) return start();
+    const SharedArray<float> to =
+        sums.of(here.tile == block_x() ? 0 : 1).from(here.chunk * SumsShared<kTiles>::kSlot);
+    start();
+    ChunkSums<kTiles> c;
+    GRETA_UNROLL
+    for (int j = 0; j < kStepsK64; ++j) {
+      Operand<T> a[4];
+      room.take(j, a);
+      c.template add<T>(x, unpacked, j, a);
+    }
+    c.put(to);
+    here = behind();
+  }
+  /// The sums of the chunk at `here` to `to`, and on to the next.
+  template <class Rows>
+  GRETA_DEVICE void multiply_next(const Rows& x, const SharedArray<float>& to) {
+    here = behind();
+    const int chunk = held.chunk;
+    ChunkSums<kTiles> sums;
+    unpack_chunk<T>(held, is_there(here), at(here),
+                    [&](int j, const Operand<T>(&a)[4]) { sums.template add<T>(x, chunk, j, a); });
+    sums.put(to);
+  }
+  /// All of them.
+  template <class Rows>
+  GRETA_DEVICE void multiply_tiles(const Rows& x, const SumsShared<kTiles>& sums, const Turns& turns) {
+    each_turn(cut, [&](int tile, int from, int to, int turn) {
+      turns.wait_free(turn);
+      while (here.tile == tile && here.chunk < to)
+        multiply_next(x, sums.of(turn).from((here.chunk - from) * SumsShared<kTiles>::kSlot));
+      turns.filled(turn);
+    });
+  }
+};
 template <int kTiles, class Scale>
 GRETA_DEVICE void finish_tiles(const MatmulCall& call, const Cut& cut, const Scale& x_scale,
                                const SumsShared<kTiles>& room, const Turns& turns) {
@@ -457,56 +640,55 @@ GRETA_DEVICE void finish_tiles(const MatmulCall& call, const Cut& cut, const Sca
   });
 }
 
-template <quant::Type T>
-GRETA_DEVICE void load_first(const MatmulCall& call, const Cut& cut, const Place& here, Held<T>& held) {
-  if (here.tile >= cut.tiles) return;
-  const Chunk first = chunk_at<T>(call, cut, here);
-  load_piece(first.data, 0, held.piece);
-  load_row_scale<T>(first, held.row_scale);
-  held.data = first.data;
-  held.chunk = first.chunk;
-}
-
-/// The weights of the block's first tile come nearer while it rounds its rows.
-template <quant::Type T>
-GRETA_DEVICE void prefetch_first_tile(const MatmulCall& call, const Cut& cut) {
-  if (thread_index() != 0 || block_x() >= cut.tiles) return;
-  for (int part = 0; part < cut.parts; ++part)
-    prefetch(chunk_at<T>(call, cut, {block_x(), part * cut.chunks}).data, cut.chunks * Format<T>::kTileBytes);
-}
-
 template <quant::Type T, int kTiles, bool kOwn>
 GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     matmul_few(Mark mark, GRETA_ARGUMENT MatmulCall call, GRETA_ARGUMENT Cut cut) {
   entered_early(mark);
   Shared shared;
   const Turns turns(shared, kWorkThreads<kTiles>, kTiles * kWave);
-  Place here{block_x(), wave_index()};
   const bool works = thread_index() < kWorkThreads<kTiles>;
-  here.settle(cut);
-  Held<T> held;
+  const Unpacked unpacked(shared, cut.unpacking);
+  Wave<T, kTiles> wave(call, cut, unpacked);
   if constexpr (kOwn) {
-    prefetch_first_tile<T>(call, cut);
     const OwnShared own(shared, call, cut);
-    const SumsShared<kTiles> room(shared, cut);
-    if (works) load_first(call, cut, here, held);  // on their way while the kernel before ends
-    round_own_rows(call, own, cut.own_stride, mark);
-    if (works) {
-      multiply_tiles<T, kTiles>(call, cut, held, here, OwnRounded(call, cut, own.rows), room, turns);
+    const SumsShared<kTiles> sums(shared, cut);
+    const bool rounds = works && thread_index() >= kFirstRowThread;
+    if (rounds) {
+      wave.prefetch_first();
+      round_own_rows(call, own, cut.own_stride, thread_index() - kFirstRowThread);
     } else {
+      if (works) {
+        wave.load_first();
+        wave.unpack_first();
+      }
+      after_earlier(mark);
+      attend_rounding(call);
+    }
+    if (works) {
+      const OwnRounded x(call, cut, own.rows);
+      if (rounds) wave.load_first();
+      wave.begin(x, sums);
+      wave.multiply_tiles(x, sums, turns);
+    } else {
+      start();
       finish_tiles<kTiles>(
-          call, cut, [&](int token) { return own.scales[token]; }, room, turns);
+          call, cut, [&](int token) { return own.scales[token]; }, sums, turns);
     }
   } else {
-    const SumsShared<kTiles> room(shared, cut);
-    if (works) load_first(call, cut, here, held);
-    after_earlier(mark);
-    barrier();  // `turns` are there
+    const SumsShared<kTiles> sums(shared, cut);
     if (works) {
-      multiply_tiles<T, kTiles>(call, cut, held, here, RowsInMemory<kTiles>(call), room, turns);
+      wave.load_first();
+      wave.unpack_first();
+    }
+    after_earlier(mark);
+    if (works) {
+      const RowsInMemory<kTiles> x(call);
+      wave.begin(x, sums);
+      wave.multiply_tiles(x, sums, turns);
     } else {
+      start();
       finish_tiles<kTiles>(
-          call, cut, [&](int token) { return x_scale_of(call, token); }, room, turns);
+          call, cut, [&](int token) { return x_scale_of(call, token); }, sums, turns);
     }
   }
 }
@@ -520,8 +702,8 @@ int own_bytes(const MatmulCall& call) {
 template <int kTiles>
 constexpr int kSlotBytes = SumsShared<kTiles>::kSlot* static_cast<int>(sizeof(float));
 
-template <int kTiles>
-Cut cut_of(const MatmulCall& call) {
+template <quant::Type T, int kTiles>
+Cut cut_of(const Launch& how, const MatmulCall& call) {
   const auto tiles_of = [](const Product& product) {
     return static_cast<int>((product.weight.rows + kTileRows - 1) / kTileRows);
   };
@@ -530,8 +712,12 @@ Cut cut_of(const MatmulCall& call) {
   cut.own_stride = own_stride(call.products[0].weight.cols);
   cut.parts = call.glu == Glu::none ? 1 : 2;
   cut.all = cut.parts * cut.chunks;
-  cut.slots =
-      std::min(cut.all, (kBlockSharedBytes - own_bytes(call) - Turns::kBytes) / (2 * kSlotBytes<kTiles>));
+  const int room = block_shared_bytes(how) - own_bytes(call) - Turns::kBytes;
+  cut.slots = std::min(cut.all, room / (2 * kSlotBytes<kTiles>));
+  cut.unpacking = 0;
+  if (Wave<T, kTiles>::kUnpacks)
+    cut.unpacking = std::min((call.own.x != nullptr ? kFirstRowThread : kWorkThreads<kTiles>) / kWave,
+                             (room - 2 * cut.slots * kSlotBytes<kTiles>) / Unpacked::kBytes);
   cut.tiles = static_cast<int>(cut.parts == 2 ? tiles_of(call.products[0]) : product_tiles(call, kTileRows));
   cut.ends[0] = cut.ends[1] = cut.tiles;
   for (int p = 0, end = 0; p + 1 < call.count && cut.parts == 1; ++p)
@@ -541,12 +727,14 @@ Cut cut_of(const MatmulCall& call) {
 
 template <quant::Type T, int kTiles, bool kOwn>
 void launch_few(const Launch& how, const MatmulCall& call) {
-  const Cut cut = cut_of<kTiles>(call);
+  const Cut cut = cut_of<T, kTiles>(how, call);
   const int blocks = std::min(cut.tiles, how.multiprocessors);
   static const std::string name = kernel_name<T>("matmul_few");
-  launch(how, name.c_str(), matmul_few<T, kTiles, kOwn>, Grid{static_cast<unsigned>(blocks)},
-         kFewThreads<kTiles>, Turns::kBytes + own_bytes(call) + 2 * cut.slots * kSlotBytes<kTiles>, call,
-         cut);
+  launch(
+      how, name.c_str(), matmul_few<T, kTiles, kOwn>, Grid{static_cast<unsigned>(blocks)},
+      kFewThreads<kTiles>,
+      Turns::kBytes + cut.unpacking * Unpacked::kBytes + own_bytes(call) + 2 * cut.slots * kSlotBytes<kTiles>,
+      call, cut);
 }
 
 template <quant::Type T>

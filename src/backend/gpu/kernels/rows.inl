@@ -52,11 +52,11 @@ GRETA_KERNEL void GRETA_BOUNDS(kNormThreads<Lanes>, 1) rmsnorm(Mark mark, Rmsnor
   } else {
     held.load(x, lane, width);
   }
-  float sum = 0.0f;
-  held.each(lane, width, [&](int /*i*/, float v, int /*e*/) { sum = fused(v, v, sum); });
+  float sum[1] = {0.0f};
+  held.each(lane, width, [&](int /*i*/, float v, int /*e*/) { sum[0] = fused(v, v, sum[0]); });
   Shared shared;
   const SharedArray<float> trees = shared.array<float>(Lanes > kTree ? Lanes / kTree : 0);
-  const float r = norm_factor<Lanes>(sum, call.width, call.eps, trees);
+  const float r = norm_factor<Lanes>(sum, lane, call.width, call.eps, trees, [] { barrier(); });
   float* out = call.out + row * call.width;
   const float* residual = call.residual == nullptr ? nullptr : call.residual + row * call.width;
   float amax = 0.0f;

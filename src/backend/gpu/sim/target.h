@@ -38,7 +38,7 @@ using sim::Where;
 inline constexpr int kWave = GRETA_SIM_WAVE;
 /// Whether kernels of Hopper's warpgroups are among the target's (matmul_warpgroup.inl).
 inline constexpr bool kWarpgroups = false;
-inline constexpr int kBlockSharedBytes = (GRETA_SIM_WAVE == 32 ? 96 : 64) * 1024;
+inline int block_shared_bytes(const Launch& /*how*/) { return (GRETA_SIM_WAVE == 32 ? 96 : 64) * 1024; }
 GRETA_DEVICE int thread_index() { return sim::running->index; }
 GRETA_DEVICE int block_threads() { return sim::place.block_threads; }
 GRETA_DEVICE int lane_index() { return sim::running->index & (kWave - 1); }
