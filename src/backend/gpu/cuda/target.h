@@ -46,13 +46,6 @@ GRETA_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
 GRETA_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
 /// All threads of the block.
 GRETA_DEVICE void barrier() { __syncthreads(); }
-/// kThreads of them, whole waves. Where kPartBarriers, the others know nothing of it; else all threads of the
-/// block must come to it.
-inline constexpr bool kPartBarriers = true;
-template <int kThreads>
-GRETA_DEVICE void part_barrier() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
-}
 /// The threads of a wave, and their shared memory writes before it.
 GRETA_DEVICE void wave_barrier() { __syncwarp(); }
 /// 32-bit types; all lanes of the wave take part.
@@ -188,35 +181,19 @@ GRETA_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
 }
 
-/// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
-/// wait_free and filled, those that empty wait_filled and freed, each once a turn. After the constructor a
-/// barrier. Nobody waits but for the other side: mbarriers, at which every thread arrives for itself.
-class Turns {
+/// mbarrier i of `at`, at which every thread arrives for itself. After start() a barrier.
+class Arrivals {
  public:
-  static constexpr int kBytes = 4 * 8;
-  /// So many threads of either kind.
-  GRETA_DEVICE Turns(Shared& shared, int filling, int emptying) : at_(shared.array<uint64_t>(4)) {
-    if (thread_index() != 0) return;
-    for (int i = 0; i < 4; ++i)
-      asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(at_, i)),
-                   "r"(i < 2 ? filling : emptying)
-                   : "memory");
+  GRETA_DEVICE Arrivals(const SharedArray<uint64_t>& at, int i) : address_(shared_address(at, i)) {}
+  GRETA_DEVICE void start(int threads) const {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address_), "r"(threads) : "memory");
   }
-  GRETA_DEVICE void wait_free(int turn) const {
-    if (turn >= 2) wait(2 + turn % 2, turn / 2 - 1);
+  GRETA_DEVICE void arrive() const {
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(address_)
+                 : "memory");
   }
-  GRETA_DEVICE void filled(int turn) const { arrive(turn % 2); }
-  GRETA_DEVICE void wait_filled(int turn) const { wait(turn % 2, turn / 2); }
-  GRETA_DEVICE void freed(int turn) const { arrive(2 + turn % 2); }
-
- private:
-  GRETA_DEVICE void arrive(int i) const {
-    asm volatile(
-        "{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(shared_address(at_, i))
-        : "memory");
-  }
-  /// Until the barrier's phase `phase` has ended.
-  GRETA_DEVICE void wait(int i, int phase) const {
+  /// Until its phase `phase` has ended.
+  GRETA_DEVICE void wait(int phase) const {
 #if __CUDA_ARCH__ >= 900
 #define GRETA_TRY_WAIT "mbarrier.try_wait"  // the thread sleeps meanwhile
 #else
@@ -230,11 +207,54 @@ class Turns {
         "@done bra over;\n"
         "bra again;\n"
         "over:\n"
-        "}\n" ::"r"(shared_address(at_, i)),
+        "}\n" ::"r"(address_),
         "r"(phase & 1)
         : "memory");
 #undef GRETA_TRY_WAIT
   }
+
+ private:
+  uint32_t address_;
+};
+
+/// Where some of a block's threads meet. kApart: the others know nothing of it; else all of the block must
+/// come. After the constructor a barrier. (Not bar.sync with a count: racecheck does not follow it.)
+class Meeting {
+ public:
+  static constexpr bool kApart = true;
+  static constexpr int kBytes = 16;
+  GRETA_DEVICE Meeting(Shared& shared, int threads) : arrivals_(shared.array<uint64_t>(1), 0) {
+    if (thread_index() == 0) arrivals_.start(threads);
+  }
+  GRETA_DEVICE void meet() {
+    arrivals_.arrive();
+    arrivals_.wait(phase_++);
+  }
+
+ private:
+  Arrivals arrivals_;
+  int phase_ = 0;
+};
+
+/// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
+/// wait_free and filled, those that empty wait_filled and freed, each once a turn. After the constructor a
+/// barrier. Nobody waits but for the other side: mbarriers, at which every thread arrives for itself.
+class Turns {
+ public:
+  static constexpr int kBytes = 4 * 8;
+  /// So many threads of either kind.
+  GRETA_DEVICE Turns(Shared& shared, int filling, int emptying) : at_(shared.array<uint64_t>(4)) {
+    if (thread_index() != 0) return;
+    for (int i = 0; i < 4; ++i) Arrivals(at_, i).start(i < 2 ? filling : emptying);
+  }
+  GRETA_DEVICE void wait_free(int turn) const {
+    if (turn >= 2) Arrivals(at_, 2 + turn % 2).wait(turn / 2 - 1);
+  }
+  GRETA_DEVICE void filled(int turn) const { Arrivals(at_, turn % 2).arrive(); }
+  GRETA_DEVICE void wait_filled(int turn) const { Arrivals(at_, turn % 2).wait(turn / 2); }
+  GRETA_DEVICE void freed(int turn) const { Arrivals(at_, 2 + turn % 2).arrive(); }
+
+ private:
   SharedArray<uint64_t> at_;
 };
 

@@ -26,6 +26,8 @@ constexpr int kRowThreads = 256;
 constexpr int kLanesEach = kNormLanes / kRowThreads;
 constexpr int kFirstRowThread = kWorkThreads<1> - kRowThreads;
 static_assert(kFirstRowThread % kWave == 0);
+/// Of shared memory, where a block has rows in memory.
+constexpr int kBesideCacheBytes = 96 * 1024;
 /// Floats between two tokens' 16 outputs: a fragment of C is stored without bank conflicts.
 constexpr int kOutputStride = kTileRows + 4;
 /// Of shared memory, for the rows that a block rounds itself.
@@ -269,18 +271,17 @@ struct OwnShared {
   SharedArray<float> scales;   ///< [tokens]
   SharedArray<float> trees;    ///< [kNormLanes / kTree]
   SharedArray<float> largest;  ///< [row threads' waves]
-  /// Of the numbers, each array a multiple of 16 bytes.
-  static constexpr int kBytes = 4 * (kTileN + kNormLanes / kTree + kRowThreads / kWave);
+  Meeting meeting;             ///< of the row threads
+  /// But for the rows, each array a multiple of 16 bytes.
+  static constexpr int kBytes = 4 * (kTileN + kNormLanes / kTree + kRowThreads / kWave) + Meeting::kBytes;
 
   GRETA_DEVICE OwnShared(Shared& shared, const MatmulCall& call, const Cut& cut)
       : rows(shared.array<uint16_t>(static_cast<int>(call.rows) * cut.own_stride)),
         scales(shared.array<float>(kTileN)),
         trees(shared.array<float>(kNormLanes / kTree)),
-        largest(shared.array<float>(kRowThreads / kWave)) {}
+        largest(shared.array<float>(kRowThreads / kWave)),
+        meeting(shared, kRowThreads) {}
 };
-
-/// Of the row threads, and where there are no part barriers of all.
-GRETA_DEVICE void meet_for_rows() { part_barrier<kRowThreads>(); }
 
 /// A row, or a norm's weights, as a row thread holds it: of each of its lanes `kHeld` elements.
 template <int kHeld>
@@ -307,20 +308,20 @@ static_assert(kOwnBytes / 2 <= kOwnHeld * kNormLanes);
 constexpr int kNormHeld = 16;
 
 /// The row's largest magnitude of the threads' own.
-GRETA_DEVICE float largest_of_row(float value, int lane, const SharedArray<float>& largest) {
+GRETA_DEVICE float largest_of_row(float value, int lane, OwnShared& shared) {
   value = wave_largest(value);
-  if (lane_index() == 0) largest[lane / kWave] = value;
-  meet_for_rows();
-  return wave_largest(largest[lane_index() % (kRowThreads / kWave)]);
+  if (lane_index() == 0) shared.largest[lane / kWave] = value;
+  shared.meeting.meet();
+  return wave_largest(shared.largest[lane_index() % (kRowThreads / kWave)]);
 }
 
 /// Rounds the row that the threads hold, as row r.
 template <int kHeld>
 GRETA_DEVICE void round_own_row(OwnRow<kHeld>& row, int lane, int cols, int r, int stride,
-                                const OwnShared& shared) {
+                                OwnShared& shared) {
   float amax = 0.0f;
   row.each(lane, cols, [&](int, int, float v, int) { amax = larger(amax, magnitude_of(v)); });
-  const float up = row_power(largest_of_row(amax, lane, shared.largest));
+  const float up = row_power(largest_of_row(amax, lane, shared));
   if (lane == 0) shared.scales[r] = inverse_power(up);
   // In pairs, and zeros behind the row's end. A lane's fours, and a thread's lanes, are whole k64 steps
   // apart.
@@ -338,11 +339,11 @@ GRETA_DEVICE void round_own_row(OwnRow<kHeld>& row, int lane, int cols, int r, i
 /// Norms the row that the threads hold, as row r.
 template <int kHeld>
 GRETA_DEVICE void norm_own_row(OwnRow<kHeld>& row, const OwnRow<kHeld>& weight, const OwnRows& own, int lane,
-                               int cols, int r, const OwnShared& shared) {
+                               int cols, int r, OwnShared& shared) {
   float sums[kLanesEach] = {};
   row.each(lane, cols, [&](int p, int, float v, int) { sums[p] = fused(v, v, sums[p]); });
   const float factor =
-      norm_factor<kNormLanes>(sums, lane, cols, own.eps, shared.trees, [] { meet_for_rows(); });
+      norm_factor<kNormLanes>(sums, lane, cols, own.eps, shared.trees, [&] { shared.meeting.meet(); });
   row.each(lane, cols, [&](int p, int, float& v, int e) { v = (v * factor) * weight.part[p].v[e]; });
   if (block_x() != 0) return;
   float* const normed = own.normed + static_cast<int64_t>(r) * cols;
@@ -352,7 +353,7 @@ GRETA_DEVICE void norm_own_row(OwnRow<kHeld>& row, const OwnRow<kHeld>& weight, 
 /// What `own` says, for all rows, of which a lane has at most kHeld elements: the row threads. Waits for the
 /// kernels before. A barrier follows.
 template <int kHeld>
-GRETA_DEVICE void round_held_rows(const MatmulCall& call, const OwnShared& shared, int stride, int lane) {
+GRETA_DEVICE void round_held_rows(const MatmulCall& call, OwnShared& shared, int stride, int lane) {
   constexpr bool kNorms = kHeld <= kNormHeld;
   const int cols = static_cast<int>(call.products[0].weight.cols);
   const OwnRows& own = call.own;
@@ -371,11 +372,11 @@ GRETA_DEVICE void round_held_rows(const MatmulCall& call, const OwnShared& share
     round_own_row(row, lane, cols, r, stride, shared);
     if (++r == call.rows) break;
     row.load(own.x + static_cast<int64_t>(r) * cols, lane, cols);
-    meet_for_rows();  // `largest` has been read
+    shared.meeting.meet();  // `largest` has been read
   }
 }
 /// Short code for short rows: much of its time goes into fetching instructions.
-GRETA_DEVICE void round_own_rows(const MatmulCall& call, const OwnShared& shared, int stride, int lane) {
+GRETA_DEVICE void round_own_rows(const MatmulCall& call, OwnShared& shared, int stride, int lane) {
   const int64_t cols = call.products[0].weight.cols;
   if (cols <= 4 * kNormLanes) {
     round_held_rows<4>(call, shared, stride, lane);
@@ -388,11 +389,11 @@ GRETA_DEVICE void round_own_rows(const MatmulCall& call, const OwnShared& shared
   }
 }
 /// The other threads, meanwhile.
-GRETA_DEVICE void attend_rounding(const MatmulCall& call) {
-  for (int r = 0; !kPartBarriers && r < call.rows; ++r) {
-    if (r > 0) meet_for_rows();
-    if (call.own.norm != nullptr) meet_for_rows();
-    meet_for_rows();
+GRETA_DEVICE void attend_rounding(const MatmulCall& call, OwnShared& shared) {
+  for (int r = 0; !Meeting::kApart && r < call.rows; ++r) {
+    if (r > 0) shared.meeting.meet();
+    if (call.own.norm != nullptr) shared.meeting.meet();
+    shared.meeting.meet();
   }
 }
 
@@ -527,9 +528,6 @@ GRETA_DEVICE void each_turn(const Cut& cut, const F& f) {
   }
 }
 
-/// What comes before is there: `turns`, and the rows that a block rounds itself.
-GRETA_DEVICE void start() { barrier(); }
-
 /// A wave's part of the block's chunks.
 template <quant::Type T, int kTiles>
 struct Wave {
@@ -581,13 +579,10 @@ struct Wave {
                       [&](int j, const Operand<T>(&a)[4]) { room.put(j, a); });
     }
   }
-  /// All threads begin here. Those that have unpacked a chunk multiply it, once the rows are there.
+  /// The sums of what unpack_first() has unpacked, and on to the next.
   template <class Rows>
-  GRETA_DEVICE void begin(const Rows& x, const SumsShared<kTiles>& sums) {
-    if (!kUnpacks || unpacked < 0) return start();
-    const SharedArray<float> to =
-        sums.of(here.tile == block_x() ? 0 : 1).from(here.chunk * SumsShared<kTiles>::kSlot);
-    start();
+  GRETA_DEVICE void multiply_unpacked(const Rows& x, const SumsShared<kTiles>& sums) {
+    if (!kUnpacks || unpacked < 0) return;
     ChunkSums<kTiles> c;
     GRETA_UNROLL
     for (int j = 0; j < kStepsK64; ++j) {
@@ -595,7 +590,7 @@ struct Wave {
       room.take(j, a);
       c.template add<T>(x, unpacked, j, a);
     }
-    c.put(to);
+    c.put(sums.of(here.tile == block_x() ? 0 : 1).from(here.chunk * SumsShared<kTiles>::kSlot));
     here = behind();
   }
   /// The sums of the chunk at `here` to `to`, and on to the next.
@@ -650,43 +645,40 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
   const Unpacked unpacked(shared, cut.unpacking);
   Wave<T, kTiles> wave(call, cut, unpacked);
   if constexpr (kOwn) {
-    const OwnShared own(shared, call, cut);
+    OwnShared own(shared, call, cut);
     const SumsShared<kTiles> sums(shared, cut);
     const bool rounds = works && thread_index() >= kFirstRowThread;
     if (rounds) {
       wave.prefetch_first();
-      round_own_rows(call, own, cut.own_stride, thread_index() - kFirstRowThread);
-    } else {
-      if (works) {
-        wave.load_first();
-        wave.unpack_first();
-      }
-      after_earlier(mark);
-      attend_rounding(call);
+    } else if (works) {
+      wave.load_first();
     }
+    barrier();  // `turns` and the meeting are there
+    if (rounds) {
+      round_own_rows(call, own, cut.own_stride, thread_index() - kFirstRowThread);
+      wave.load_first();
+    } else {
+      if (works) wave.unpack_first();
+      after_earlier(mark);
+      attend_rounding(call, own);
+    }
+    barrier();
     if (works) {
       const OwnRounded x(call, cut, own.rows);
-      if (rounds) wave.load_first();
-      wave.begin(x, sums);
+      wave.multiply_unpacked(x, sums);
       wave.multiply_tiles(x, sums, turns);
     } else {
-      start();
       finish_tiles<kTiles>(
           call, cut, [&](int token) { return own.scales[token]; }, sums, turns);
     }
   } else {
     const SumsShared<kTiles> sums(shared, cut);
-    if (works) {
-      wave.load_first();
-      wave.unpack_first();
-    }
+    if (works) wave.load_first();
     after_earlier(mark);
+    barrier();  // `turns` are there
     if (works) {
-      const RowsInMemory<kTiles> x(call);
-      wave.begin(x, sums);
-      wave.multiply_tiles(x, sums, turns);
+      wave.multiply_tiles(RowsInMemory<kTiles>(call), sums, turns);
     } else {
-      start();
       finish_tiles<kTiles>(
           call, cut, [&](int token) { return x_scale_of(call, token); }, sums, turns);
     }
@@ -712,12 +704,15 @@ Cut cut_of(const Launch& how, const MatmulCall& call) {
   cut.own_stride = own_stride(call.products[0].weight.cols);
   cut.parts = call.glu == Glu::none ? 1 : 2;
   cut.all = cut.parts * cut.chunks;
-  const int room = block_shared_bytes(how) - own_bytes(call) - Turns::kBytes;
+  // Rows in memory come through the first cache, which is what shared memory leaves.
+  const bool own = call.own.x != nullptr;
+  const int most = block_shared_bytes(how);
+  const int room = (own ? most : std::min(most, kBesideCacheBytes)) - own_bytes(call) - Turns::kBytes;
   cut.slots = std::min(cut.all, room / (2 * kSlotBytes<kTiles>));
-  cut.unpacking = 0;
-  if (Wave<T, kTiles>::kUnpacks)
-    cut.unpacking = std::min((call.own.x != nullptr ? kFirstRowThread : kWorkThreads<kTiles>) / kWave,
-                             (room - 2 * cut.slots * kSlotBytes<kTiles>) / Unpacked::kBytes);
+  cut.unpacking =
+      !own || !Wave<T, kTiles>::kUnpacks
+          ? 0
+          : std::min(kFirstRowThread / kWave, (room - 2 * cut.slots * kSlotBytes<kTiles>) / Unpacked::kBytes);
   cut.tiles = static_cast<int>(cut.parts == 2 ? tiles_of(call.products[0]) : product_tiles(call, kTileRows));
   cut.ends[0] = cut.ends[1] = cut.tiles;
   for (int p = 0, end = 0; p + 1 < call.count && cut.parts == 1; ++p)
