@@ -535,10 +535,9 @@ struct Wave {
   const MatmulCall& call;
   const Cut& cut;
   const Unpacked& room;
-  Place here;  ///< the chunk that is to be multiplied next
-  int unpacked =
-      -1;        ///< which of K that is where it lies unpacked in `room`; `held` has the one behind it then
-  Held<T> held;  ///< its weights
+  Place here;         ///< the chunk that is to be multiplied next
+  int unpacked = -1;  ///< where that lies unpacked in `room`: which of K it is; `held` has the one behind it
+  Held<T> held;       ///< its weights
 
   GRETA_DEVICE Wave(const MatmulCall& of, const Cut& by, const Unpacked& unpack_to)
       : call(of), cut(by), room(unpack_to), here{block_x(), wave_index()} {
