@@ -181,7 +181,7 @@ GRETA_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
 }
 
-/// mbarrier i of `at`, at which every thread arrives for itself. After start() a barrier.
+/// mbarrier i of `at`: a phase ends when as many have arrived as start() was told. After start() a barrier.
 class Arrivals {
  public:
   GRETA_DEVICE Arrivals(const SharedArray<uint64_t>& at, int i) : address_(shared_address(at, i)) {}
@@ -192,8 +192,9 @@ class Arrivals {
     asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(address_)
                  : "memory");
   }
-  /// Until its phase `phase` has ended.
-  GRETA_DEVICE void wait(int phase) const {
+  GRETA_DEVICE uint32_t address() const { return address_; }
+  /// Until phase `phase` has ended, of which the parity counts.
+  GRETA_DEVICE void wait(uint32_t phase) const {
 #if __CUDA_ARCH__ >= 900
 #define GRETA_TRY_WAIT "mbarrier.try_wait"  // the thread sleeps meanwhile
 #else
@@ -208,7 +209,7 @@ class Arrivals {
         "bra again;\n"
         "over:\n"
         "}\n" ::"r"(address_),
-        "r"(phase & 1)
+        "r"(phase & 1u)
         : "memory");
 #undef GRETA_TRY_WAIT
   }
@@ -233,7 +234,7 @@ class Meeting {
 
  private:
   Arrivals arrivals_;
-  int phase_ = 0;
+  uint32_t phase_ = 0;
 };
 
 /// Two buffers that waves fill and others empty, turn about: turn t is of buffer t % 2. Waves that fill call
@@ -248,10 +249,12 @@ class Turns {
     for (int i = 0; i < 4; ++i) Arrivals(at_, i).start(i < 2 ? filling : emptying);
   }
   GRETA_DEVICE void wait_free(int turn) const {
-    if (turn >= 2) Arrivals(at_, 2 + turn % 2).wait(turn / 2 - 1);
+    if (turn >= 2) Arrivals(at_, 2 + turn % 2).wait(static_cast<uint32_t>(turn / 2 - 1));
   }
   GRETA_DEVICE void filled(int turn) const { Arrivals(at_, turn % 2).arrive(); }
-  GRETA_DEVICE void wait_filled(int turn) const { Arrivals(at_, turn % 2).wait(turn / 2); }
+  GRETA_DEVICE void wait_filled(int turn) const {
+    Arrivals(at_, turn % 2).wait(static_cast<uint32_t>(turn / 2));
+  }
   GRETA_DEVICE void freed(int turn) const { Arrivals(at_, 2 + turn % 2).arrive(); }
 
  private:

@@ -12,20 +12,13 @@ namespace greta::gpu::cuda {
 
 inline constexpr int kWarpgroup = 128;  ///< threads
 
-/// A barrier in shared memory: 8 bytes. A phase ends when `count` have arrived.
-class SharedBarrier {
+/// What else Hopper has of such a barrier.
+class SharedBarrier : public Arrivals {
  public:
-  __device__ __forceinline__ explicit SharedBarrier(const SharedArray<uint64_t>& at, int i)
-      : address_(cuda::shared_address(at, i)) {}
-  __device__ __forceinline__ void start(int count) const {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_), "r"(count) : "memory");
-  }
-  __device__ __forceinline__ void arrive() const {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address_) : "memory");
-  }
+  using Arrivals::Arrivals;
   /// Arrives, and the phase ends not before so many bytes have been brought (copy_bulk).
   __device__ __forceinline__ void expect(int bytes) const {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address_), "r"(bytes)
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes)
                  : "memory");
   }
   /// At the same barrier of block `rank` of the cluster.
@@ -35,26 +28,11 @@ class SharedBarrier {
         ".reg .b32 there;\n"
         "mapa.shared::cluster.u32 there, %0, %1;\n"
         "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-        "}\n" ::"r"(address_),
+        "}\n" ::"r"(address()),
         "r"(rank)
         : "memory");
   }
-  __device__ __forceinline__ uint32_t address() const { return address_; }
-  /// Until the phase of this parity has ended.
-  __device__ __forceinline__ void wait(uint32_t parity) const {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra over;\n"
-        "bra again;\n"
-        "over:\n"
-        "}\n" ::"r"(address_),
-        "r"(parity)
-        : "memory");
-  }
-  /// The same for who is in no hurry: leaves the others their turns to issue.
+  /// wait() for who is in no hurry: leaves the others their turns to issue.
   __device__ __forceinline__ void wait_idly(uint32_t parity) const {
     asm volatile(
         "{\n"
@@ -65,13 +43,10 @@ class SharedBarrier {
         "nanosleep.u32 100;\n"
         "bra again;\n"
         "over:\n"
-        "}\n" ::"r"(address_),
+        "}\n" ::"r"(address()),
         "r"(parity)
         : "memory");
   }
-
- private:
-  uint32_t address_;
 };
 /// So many bytes from global to shared memory by the copy engine; `full` counts them. Both 16-byte aligned.
 template <class T>
