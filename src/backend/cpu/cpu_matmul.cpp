@@ -20,13 +20,10 @@ int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 void Matmul::round_activations(const MatmulArgs& args) {
   const int64_t k = args.x.width;
   const int64_t units = ceil_div(k, kUnit);
-  tile_start_.assign(1, 0);
-  for (int64_t row = 0; row < args.rows;) {
-    const int* size = kernels_.tile_sizes;
-    while (*size > args.rows - row) ++size;
-    row += *size;
-    tile_start_.push_back(static_cast<int32_t>(row));
-  }
+  x_.tiles = ceil_div(args.rows, kernels_.tile_tokens);
+  tile_start_.clear();
+  for (int64_t tile = 0; tile <= x_.tiles; ++tile)
+    tile_start_.push_back(static_cast<int32_t>(args.rows * tile / x_.tiles));
   // Outputs of one type (sub-block, bias, minima) share what is computed from the sums.
   int64_t extras = 0;
   int64_t slot[3] = {};
@@ -48,7 +45,6 @@ void Matmul::round_activations(const MatmulArgs& args) {
   std::byte* at = rounded_.data();
   x_.rows = args.rows;
   x_.units = units;
-  x_.tiles = static_cast<int64_t>(tile_start_.size()) - 1;
   x_.tile_start = tile_start_.data();
   x_.q = reinterpret_cast<uint8_t*>(at);
   x_.scale = reinterpret_cast<float*>(at + q_bytes);
@@ -119,6 +115,7 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
   part.item_groups = std::clamp<int64_t>(wanted, 1, kItemGroups);
   if (args.rows == 1) return part;
   part.item_groups = std::clamp<int64_t>(all_groups / (threads * 4), 1, part.item_groups);
+  if (packed) part.item_groups = ceil_div(part.item_groups, kernels_.tile_groups) * kernels_.tile_groups;
   part.row_items = ceil_div(part.groups, part.item_groups);
   const int64_t tiles = packed ? x_.tiles : ceil_div(args.rows, kernels_.float_tokens);
   if (threads > 1 && all_groups < threads * 2)

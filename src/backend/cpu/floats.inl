@@ -111,13 +111,13 @@ inline void fill_panel(const FloatJob& job, int64_t row, int64_t k, int count, f
   }
 }
 
-// body(Index<tokens>{}), 1 <= tokens <= T.
-template <int T, class Body>
+// body(Index<tokens>{}), Least <= tokens <= T.
+template <int T, int Least = 1, class Body>
 inline void for_tokens(int64_t tokens, const Body& body) {
   if (tokens == T) {
     body(Index<T>{});
-  } else if constexpr (T > 1) {
-    for_tokens<T - 1>(tokens, body);
+  } else if constexpr (T > Least) {
+    for_tokens<T - 1, Least>(tokens, body);
   }
 }
 

@@ -89,25 +89,25 @@ inline StepScales<F> step_scales(const uint8_t* p) {
 }
 
 template <int F>
-inline void unit_scales(const StepScales<F>& s, int unit, VF (&scale)[2], VF (&addend)[2]) {
+inline void unit_scales(const StepScales<F>& s, int unit, VF (&scale)[2][1], VF (&addend)[2][1]) {
   if constexpr (!kFormats[F].super) {
     const uint8_t* p = s.p + unit * kFormats[F].scales;
-    scale[0] = load_f16(p);
-    if constexpr (kFormats[F].minima) addend[0] = load_f16(p + 32);
+    scale[0][0] = load_f16(p);
+    if constexpr (kFormats[F].minima) addend[0][0] = load_f16(p + 32);
   } else {
     constexpr int kSubs = kUnit / kFormats[F].sub;
     unroll<kSubs>([&](auto h) {
       const int sub = kSubs * unit + h;
       const int bit = sub % 4 * 8;
       if constexpr (F == kQ6_K) {  // signed
-        scale[h] = mul(s.d, to_float(sar(shl(s.word[sub / 4], 24 - bit), 24)));
+        scale[h][0] = mul(s.d, to_float(sar(shl(s.word[sub / 4], 24 - bit), 24)));
       } else {
         VI byte = andi(shr(s.word[sub / 4], bit), set1i(255));
         if constexpr (F == kQ3_K) byte = subi(byte, set1i(32));
-        scale[h] = mul(s.d, to_float(byte));
+        scale[h][0] = mul(s.d, to_float(byte));
       }
       if constexpr (kFormats[F].minima) {
-        addend[h] = mul(s.dmin, to_float(andi(shr(s.word[4 + sub / 4], bit), set1i(255))));
+        addend[h][0] = mul(s.dmin, to_float(andi(shr(s.word[4 + sub / 4], bit), set1i(255))));
       }
     });
   }

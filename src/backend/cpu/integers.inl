@@ -3,23 +3,31 @@
 //   acc = fma(float(exact integer sum), scale_w * scale_x, acc), then where the format has minima
 //   acc = fma(addend_w, float(sum of q) * scale_x, acc); at the end + bias.
 
-// One sub-block H of a unit into the accumulators of T tokens. scale_x, extra: of this unit and tile;
-// add_products: adds the exact integer products of the sub-block to its argument.
-template <int F, int T, int H, class Products>
-[[gnu::always_inline]] inline void sub_block(VF (&acc)[T], VF scale, VF addend, const float* scale_x,
-                                             const void* extra, const Products& add_products) {
-  VI sum[T];
+// One sub-block H of a unit into the accumulators of R groups and T tokens. scale[r], addend[r]: of group r's
+// rows; scale_x, extra: of this unit and tile; add_products: adds the exact integer products of the sub-block
+// to its argument.
+template <int F, int R, int T, int H, class Products>
+[[gnu::always_inline]] inline void sub_block(VF (&acc)[R][T], const VF (&scale)[R], const VF (&addend)[R],
+                                             const float* scale_x, const void* extra,
+                                             const Products& add_products) {
+  VI sum[R][T];
   if constexpr (kFormats[F].minima) {
-    unroll<T>([&](auto t) { sum[t] = zeroi(); });
+    unroll<R>([&](auto r) { unroll<T>([&](auto t) { sum[r][t] = zeroi(); }); });
   } else {
     const int32_t* bias = static_cast<const int32_t*>(extra) + H * T;
-    unroll<T>([&](auto t) { sum[t] = set1i(bias[t]); });
+    unroll<R>([&](auto r) { unroll<T>([&](auto t) { sum[r][t] = set1i(bias[t]); }); });
   }
   add_products(sum);
-  unroll<T>([&](auto t) { acc[t] = fma(to_float(sum[t]), mul(scale, set1(scale_x[t])), acc[t]); });
+  unroll<T>([&](auto t) {
+    const VF x = set1(scale_x[t]);
+    unroll<R>([&](auto r) { acc[r][t] = fma(to_float(sum[r][t]), mul(scale[r], x), acc[r][t]); });
+  });
   if constexpr (kFormats[F].minima) {
     const float* sums = static_cast<const float*>(extra) + H * T;
-    unroll<T>([&](auto t) { acc[t] = fma(addend, set1(sums[t]), acc[t]); });
+    unroll<T>([&](auto t) {
+      const VF x = set1(sums[t]);
+      unroll<R>([&](auto r) { acc[r][t] = fma(addend[r], x, acc[r][t]); });
+    });
   }
 }
 
@@ -44,42 +52,49 @@ void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
   const Activation& x = *job.x;
   for (int i = 0; i < kAhead; i += 64) __builtin_prefetch(job.packed + group0 * job.group_bytes + i);
   for (int64_t group = group0; group < group1; ++group) {
-    VF acc[1] = {zero()};
-    each_step<F>(
-        job.packed + group * job.group_bytes, x.units, [&](const uint8_t* step, int64_t first, int count) {
-          each_unit<F>(step, count, [&](int u, const uint8_t* quants, const StepScales<F>& scales) {
-            const int64_t unit = first + u;
-            VF scale[2], addend[2];
-            unit_scales<F>(scales, u, scale, addend);
-            VB codes[8];
-            unit_codes<F>(quants, codes);
-            unroll<kSubs>([&](auto h) {
-              sub_block<F, 1, h.value>(acc, scale[h], addend[h], x.scale + unit,
-                                       static_cast<const int32_t*>(job.extra) + unit * kSubs,
-                                       [&](VI(&sum)[1]) {
-                                         dot_packed<8 / kSubs, Eight, kFormats[F].bits>(
-                                             sum, codes, h.value * 8 / kSubs, x.q + unit * kXBytes<Eight>);
-                                       });
-            });
-          });
-        });
-    store_outputs(job, group, 0, acc[0]);
+    VF acc[1][1] = {{zero()}};
+    each_step<F>(job.packed + group * job.group_bytes, x.units,
+                 [&](const uint8_t* step, int64_t first, int count) {
+                   each_unit<F>(step, count, [&](int u, const uint8_t* quants, const StepScales<F>& scales) {
+                     const int64_t unit = first + u;
+                     VF scale[2][1], addend[2][1];
+                     unit_scales<F>(scales, u, scale, addend);
+                     VB codes[8];
+                     unit_codes<F>(quants, codes);
+                     unroll<kSubs>([&](auto h) {
+                       sub_block<F, 1, 1, h.value>(
+                           acc, scale[h], addend[h], x.scale + unit,
+                           static_cast<const int32_t*>(job.extra) + unit * kSubs, [&](VI(&sum)[1][1]) {
+                             dot_packed<8 / kSubs, Eight, kFormats[F].bits>(
+                                 sum[0][0], codes, h.value * 8 / kSubs, x.q + unit * kXBytes<Eight>);
+                           });
+                     });
+                   });
+                 });
+    store_outputs(job, group, 0, acc[0][0]);
   }
 }
 
-// A step of a group unpacked: codes [units][kCodeBytes], scale [sub-blocks][16], addend [sub-blocks][16].
+// A step of a group unpacked, kPanelBytes: codes [units][kCodeBytes], scale [sub-blocks][16], addend
+// [sub-blocks][16].
+template <int F, bool Eight>
 struct Panel {
+  static constexpr int kSubs = kUnit / kFormats[F].sub;
+  explicit Panel(std::byte* at)
+      : codes(reinterpret_cast<uint8_t*>(at)),
+        scale(reinterpret_cast<float*>(at + kStepUnits * kCodeBytes<Eight, kFormats[F].bits>)),
+        addend(scale + kStepUnits * kSubs * kLanes) {}
   uint8_t* codes;
   float* scale;
   float* addend;
 };
 
 template <int F, bool Eight>
-inline void unpack_step(const uint8_t* step, int count, const Panel& panel) {
+inline void unpack_step(const uint8_t* step, int count, const Panel<F, Eight>& panel) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
   constexpr int kBits = kFormats[F].bits;
   each_unit<F>(step, count, [&](int u, const uint8_t* quants, const StepScales<F>& scales) {
-    VF scale[2], addend[2];
+    VF scale[2][1], addend[2][1];
     unit_scales<F>(scales, u, scale, addend);
     VB codes[8];
     unit_codes<F>(quants, codes);
@@ -87,19 +102,22 @@ inline void unpack_step(const uint8_t* step, int count, const Panel& panel) {
       store_codes<Eight, kBits>(panel.codes + u * kCodeBytes<Eight, kBits>, i.value, codes[i]);
     });
     unroll<kSubs>([&](auto h) {
-      store(panel.scale + (u * kSubs + h) * kLanes, scale[h]);
-      if constexpr (kFormats[F].minima) store(panel.addend + (u * kSubs + h) * kLanes, addend[h]);
+      store(panel.scale + (u * kSubs + h) * kLanes, scale[h][0]);
+      if constexpr (kFormats[F].minima) store(panel.addend + (u * kSubs + h) * kLanes, addend[h][0]);
     });
   });
 }
 
-// The T tokens from `token` on times a panel of `count` units, `first` being the first of them.
-template <int F, bool Eight, int T>
+// The T tokens from `token` on times the panels of R groups, one behind the other, of `count` units, `first`
+// being the first of them; sums: [R][kBlockTokens][16].
+template <int F, bool Eight, int R, int T>
 [[gnu::noinline]] void tile_step(const IntegerJob& job, int64_t token, int64_t first, int count,
-                                 const Panel& panel, float* sums) {
+                                 std::byte* panels, float* sums) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
   constexpr int kBits = kFormats[F].bits;
+  constexpr int kNext = kPanelBytes / int{sizeof(float)};  // from a group's panel to the next one's
   const Activation& x = *job.x;
+  const Panel<F, Eight> panel(panels);
   const uint8_t* codes = panel.codes;
   const float* scale = panel.scale;
   const float* addend = panel.addend;
@@ -107,16 +125,22 @@ template <int F, bool Eight, int T>
   const uint8_t* q = x.q + cell * kXBytes<Eight>;
   const float* scale_x = x.scale + cell;
   const auto* extra = static_cast<const int32_t*>(job.extra) + cell * kSubs;
-  VF acc[T];
-  unroll<T>([&](auto t) { acc[t] = first == 0 ? zero() : load(sums + t * kLanes); });
+  const auto sums_of = [&](int r, int t) { return sums + (r * kBlockTokens + t) * kLanes; };
+  VF acc[R][T];
+  unroll<R>(
+      [&](auto r) { unroll<T>([&](auto t) { acc[r][t] = first == 0 ? zero() : load(sums_of(r, t)); }); });
   const uint8_t* next = q + T * count * kXBytes<Eight>;  // the next tile's, which is asked for meanwhile
   for (int unit = 0; unit < count; ++unit) {
     unroll<T * kXBytes<Eight> / 64>([&](auto i) { __builtin_prefetch(next + 64 * i); });
     next += T * kXBytes<Eight>;
     unroll<kSubs>([&](auto h) {
-      const VF minimum = kFormats[F].minima ? load(addend + h * kLanes) : zero();
-      sub_block<F, T, h.value>(acc, load(scale + h * kLanes), minimum, scale_x, extra, [&](VI(&sum)[T]) {
-        dot_unpacked<T, 8 / kSubs, Eight, kBits>(sum, codes, h.value * 8 / kSubs, q);
+      VF scales[R], minima[R];
+      unroll<R>([&](auto r) {
+        scales[r] = load(scale + r * kNext + h * kLanes);
+        minima[r] = kFormats[F].minima ? load(addend + r * kNext + h * kLanes) : zero();
+      });
+      sub_block<F, R, T, h.value>(acc, scales, minima, scale_x, extra, [&](VI(&sum)[R][T]) {
+        dot_unpacked<R, T, 8 / kSubs, Eight, kBits>(sum, codes, h.value * 8 / kSubs, q);
       });
     });
     codes += kCodeBytes<Eight, kBits>;
@@ -126,19 +150,7 @@ template <int F, bool Eight, int T>
     scale_x += T;
     extra += T * kSubs;
   }
-  unroll<T>([&](auto t) { store(sums + t * kLanes, acc[t]); });
-}
-
-// body(Index<tokens>{}), `tokens` being one of the tile sizes.
-template <class Body>
-inline void for_tile(int64_t tokens, const Body& body) {
-  bool done = false;
-  unroll<5>([&](auto i) {
-    constexpr int kTokens = kTileSizes[i.value];
-    if (done || tokens != kTokens) return;
-    body(Index<kTokens>{});
-    done = true;
-  });
+  unroll<R>([&](auto r) { unroll<T>([&](auto t) { store(sums_of(r, t), acc[r][t]); }); });
 }
 
 // Unpacked, types differ in their sub-blocks, the minima and how their codes are kept alone: one kernel
@@ -153,42 +165,56 @@ constexpr int family() {
   return F;
 }
 
-// The sums of a block of tokens wait in scratch between one step of K and the next, so that a step's panel is
-// made once for the block and read from the first cache. A step is done for all groups before the next one,
-// while its part of x is near; for few tokens x stays near anyway, and each group streams from memory.
-static_assert(kPanelBytes + kItemGroups * kBlockTokens * kLanes * 4 <= kMatmulScratch);
+// One step of R groups for the tiles begin .. end - 1: unpacked once, then times every tile. step: the first
+// group's; sums: of that group and the first tile.
+template <int F, bool Eight, int R>
+inline void block_step(const IntegerJob& job, const uint8_t* step, int64_t unit, int64_t begin, int64_t end,
+                       std::byte* panels, float* sums) {
+  const Activation& x = *job.x;
+  const int count = units_of_step(x.units, unit);
+  for (int r = 0; r < R; ++r)
+    unpack_step<F, Eight>(step + r * job.group_bytes, count, Panel<F, Eight>(panels + r * kPanelBytes));
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t token = x.tile_start[i];
+    for_tokens<kTileTokens, 2>(x.tile_start[i + 1] - token, [&](auto t) {
+      tile_step<family<F, Eight>(), Eight, R, t.value>(job, token, unit, count, panels,
+                                                       sums + (token - x.tile_start[begin]) * kLanes);
+    });
+  }
+}
+
+// The sums of a block of tokens wait in scratch between one step of K and the next, so that a step's panels
+// are made once for the block and read from the first cache. A step is done for all groups before the next
+// one, while its part of x is near; for few tokens x stays near anyway, and kTileGroups groups stream from
+// memory.
+static_assert(kTileGroups * kPanelBytes + kItemGroups * kBlockTokens * kLanes * 4 <= kMatmulScratch);
+static_assert(kItemGroups % kTileGroups == 0 && kBlockTokens % kTileTokens == 0);
 template <int F, bool Eight>
 void integer_tile(const IntegerJob& job, int64_t group0, int64_t group1, int64_t tile0, int64_t tile1,
                   std::byte* scratch) {
-  constexpr int kFamily = family<F, Eight>();
-  constexpr int kSubs = kUnit / kFormats[F].sub;
   constexpr int kFewTokens = 32;
   const Activation& x = *job.x;
-  Panel panel;
-  panel.codes = reinterpret_cast<uint8_t*>(scratch);
-  panel.scale = reinterpret_cast<float*>(scratch + kStepUnits * kCodeBytes<Eight, kFormats[F].bits>);
-  panel.addend = panel.scale + kStepUnits * kSubs * kLanes;
   const auto sums = [&](int64_t group, int64_t token) {
-    return reinterpret_cast<float*>(scratch + kPanelBytes) + (group * kBlockTokens + token) * kLanes;
+    return reinterpret_cast<float*>(scratch + kTileGroups * kPanelBytes) +
+           (group * kBlockTokens + token) * kLanes;
   };
-  for (int64_t tile = tile0; tile < tile1;) {
-    const int64_t begin = tile, start = x.tile_start[begin];
-    while (tile < tile1 && x.tile_start[tile + 1] - start <= kBlockTokens) ++tile;
-    const int64_t tokens = x.tile_start[tile] - start;
-    const int64_t together = tokens <= kFewTokens ? 1 : group1 - group0;
-    for (int64_t first = group0; first < group1; first += together) {
+  const int64_t blocks = (x.tile_start[tile1] - x.tile_start[tile0] + kBlockTokens - 1) / kBlockTokens;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t begin = tile0 + (tile1 - tile0) * block / blocks;
+    const int64_t end = tile0 + (tile1 - tile0) * (block + 1) / blocks;
+    const int64_t start = x.tile_start[begin], tokens = x.tile_start[end] - start;
+    const int64_t most = tokens <= kFewTokens ? kTileGroups : kItemGroups;
+    for (int64_t first = group0; first < group1; first += most) {
+      const int64_t together = group1 - first < most ? group1 - first : most;
       for (int64_t unit = 0; unit < x.units; unit += kStepUnits) {
-        const int count = units_of_step(x.units, unit);
-        for (int64_t g = 0; g < together; ++g) {
-          const uint8_t* group = job.packed + (first + g) * job.group_bytes;
-          unpack_step<F, Eight>(group + unit / kStepUnits * step_bytes<F>(kStepUnits), count, panel);
-          for (int64_t i = begin; i < tile; ++i) {
-            const int64_t token = x.tile_start[i];
-            for_tile(x.tile_start[i + 1] - token, [&](auto t) {
-              tile_step<kFamily, Eight, t.value>(job, token, unit, count, panel, sums(g, token - start));
-            });
-          }
-        }
+        const uint8_t* step =
+            job.packed + first * job.group_bytes + unit / kStepUnits * step_bytes<F>(kStepUnits);
+        int64_t g = 0;
+        for (; g + kTileGroups <= together; g += kTileGroups)
+          block_step<F, Eight, kTileGroups>(job, step + g * job.group_bytes, unit, begin, end, scratch,
+                                            sums(g, 0));
+        for (; g < together; ++g)
+          block_step<F, Eight, 1>(job, step + g * job.group_bytes, unit, begin, end, scratch, sums(g, 0));
       }
       // A token's outputs together: fewer pages are touched.
       for (int64_t token = 0; token < tokens; ++token) {

@@ -14,13 +14,13 @@ inline constexpr int kLanes = 16;
 inline constexpr int kUnit = 32;
 /// Units in a step (a K-quant's super-block; eight blocks of the other types).
 inline constexpr int kStepUnits = 8;
-/// The most groups of one integer_tile call, and the tokens that it carries through K together.
+/// The most groups of one integer_tile call, and the tokens that it carries through K together: whole tiles.
 inline constexpr int kItemGroups = 8;
-inline constexpr int kBlockTokens = 128;
+inline constexpr int kBlockTokens = 264;
 /// A step of one group unpacked: 16-bit codes and two sub-blocks a unit at most.
 inline constexpr int kPanelBytes = kStepUnits * (kUnit * kLanes * 2 + 2 * 2 * kLanes * 4);
-/// Scratch of integer_tile and float_matmul: a panel, then the sums of a block.
-inline constexpr int kMatmulScratch = 128 << 10;
+/// Scratch of integer_tile and float_matmul: panels, then the sums of a block.
+inline constexpr int kMatmulScratch = 160 << 10;
 /// Integer weight types, the index of the kernel arrays.
 inline constexpr int kIntegerTypes = 10;
 enum IntegerType : int { kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K };
@@ -54,10 +54,10 @@ inline constexpr FormatShape kFormats[kIntegerTypes] = {
     {384, 288, true, 16, 32, false, 6},  // Q6_K: four groups of 6 bits in three; d, 8-bit scales
 };
 
-/// Rows of activations rounded to integers, in token tiles. Tile i holds the tokens tile_start[i] ..
-/// tile_start[i + 1], T of them. A step of K is together for all tokens: a tile's cells of the step that
-/// begins at unit u and has n units begin at cell u * rows + (its first token) * n (activation_cell), and
-/// are, [units of the step] of
+/// Rows of activations rounded to integers, in token tiles as even as they come, so that a tile of one token
+/// is the only one. Tile i holds the tokens tile_start[i] .. tile_start[i + 1], T of them. A step of K is
+/// together for all tokens: a tile's cells of the step that begins at unit u and has n units begin at cell u
+/// * rows + (its first token) * n (activation_cell), and are, [units of the step] of
 ///   q      [...][T] bytes, the instruction set's own order, x_bytes a cell
 ///   scale  [T] FP32
 ///   sum    [2][T] int32: exact sums of q over 16 elements
@@ -116,9 +116,9 @@ struct AttentionJob {
 
 struct KernelTable {
   const char* name;
-  int x_bytes[2];  ///< bytes of Activation::q for 32 elements of one token, by [eight-bit mode]
-  /// Tile sizes in descending order, ending with 1; a row count is cut greedily.
-  int tile_sizes[6];
+  int x_bytes[2];   ///< bytes of Activation::q for 32 elements of one token, by [eight-bit mode]
+  int tile_groups;  ///< row groups that integer_tile takes through a tile together
+  int tile_tokens;  ///< the most tokens of a tile of Activation
 
   // rows: element-wise and norms
   void (*rmsnorm)(const float* x, const float* weight, float eps, int64_t n, float* out);

@@ -11,7 +11,7 @@ using VB = VI;  // 64 bytes: byte 4 * row + j
 inline constexpr int kFloatRows = 2, kFloatTokens = 3;
 inline constexpr int kRowsOfOne = 4;  // the same for one token
 inline constexpr int kKeyVectors = 1, kQueries = 4;
-inline constexpr int kTileSizes[6] = {4, 2, 1, 1, 1, 1};
+inline constexpr int kTileGroups = 1, kTileTokens = 4;  // register tile of the integer matmul
 inline constexpr const char* kIsaName = "avx2";
 // Rounded activations of a unit of T tokens: [k / 4][T] of four int16: k0, k2, k1, k3 (VPMADDWD pairs). In
 // 8-bit mode before them the same as bytes in their own order, for VPMADDUBSW.
@@ -223,7 +223,7 @@ static_assert(8 * 15 * 254 < 32768 && 4 * 31 * 254 < 32768 && 2 * 63 * 254 < 327
 // sum[t] += the exact integer products of N k4-groups, at most as many as int16 holds: codes(i) are the bytes
 // of group i, x: [N][T][4].
 template <int T, int N, class Codes>
-[[gnu::always_inline]] inline void dot_bytes(VI (&sum)[T], const Codes& codes, const uint8_t* x) {
+[[gnu::always_inline]] inline void dot_bytes(VI* sum, const Codes& codes, const uint8_t* x) {
   const __m256i ones = _mm256_set1_epi16(1);
   VI part[T];
   const VB w = codes(0);
@@ -247,23 +247,22 @@ template <int T, int N, class Codes>
 
 // sum += the exact integer products of N k4-groups of one token, codes[first] on.
 template <int N, bool Eight, int Bits>
-[[gnu::always_inline]] inline void dot_packed(VI (&sum)[1], const VB (&codes)[8], int first,
-                                              const uint8_t* x) {
+[[gnu::always_inline]] inline void dot_packed(VI& sum, const VB (&codes)[8], int first, const uint8_t* x) {
   constexpr int kRun = code_class(Eight, Bits);
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;
     unroll<N / kSome>([&](auto run) {
       const int group = first + run * kSome;
       dot_bytes<1, kSome>(
-          sum, [&](int i) { return codes[group + i]; }, x + group * 4);
+          &sum, [&](int i) { return codes[group + i]; }, x + group * 4);
     });
   } else {
     x += Eight ? 32 : 0;
     unroll<N>([&](auto i) {
       const Words w = words_of(codes[first + i]);
       const __m256i x02 = broadcast_word(x + (first + i) * 8), x13 = broadcast_word(x + (first + i) * 8 + 4);
-      sum[0].a = add_madd(add_madd(sum[0].a, w.even_a, x02), w.odd_a, x13);
-      sum[0].b = add_madd(add_madd(sum[0].b, w.even_b, x02), w.odd_b, x13);
+      sum.a = add_madd(add_madd(sum.a, w.even_a, x02), w.odd_a, x13);
+      sum.b = add_madd(add_madd(sum.b, w.even_b, x02), w.odd_b, x13);
     });
   }
 }
@@ -283,9 +282,11 @@ inline void store_codes(uint8_t* unit, int i, VB codes) {
 }
 // The same for T tokens; words pair of k by pair: sums, two registers of codes, one of x and the products
 // fit 16.
-template <int T, int N, bool Eight, int Bits>
-[[gnu::always_inline]] inline void dot_unpacked(VI (&sum)[T], const uint8_t* codes, int first,
+template <int R, int T, int N, bool Eight, int Bits>
+[[gnu::always_inline]] inline void dot_unpacked(VI (&sums)[R][T], const uint8_t* codes, int first,
                                                 const uint8_t* x) {
+  static_assert(R == 1);
+  VI(&sum)[T] = sums[0];
   constexpr int kRun = code_class(Eight, Bits);
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;

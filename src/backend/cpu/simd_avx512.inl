@@ -7,10 +7,11 @@ using VB = __m512i;  // 64 bytes: byte 4 * row + j
 inline constexpr int kFloatRows = 4, kFloatTokens = 6;  // register tile of the float matmul
 inline constexpr int kRowsOfOne = 8;                    // the same for one token
 inline constexpr int kKeyVectors = 4, kQueries = 4;  // register tile of attention: 16-key vectors x queries
-inline constexpr int kTileSizes[6] = {12, 8, 4, 2, 1, 1};
+inline constexpr int kTileGroups = 2, kTileTokens = 6;  // register tile of the integer matmul
 inline constexpr const char* kIsaName = "avx512";
-// Rounded activations of a unit of T tokens: 16-bit mode [plane: high, low][k / 4][T][4] signed bytes, 8-bit
-// one plane.
+// Rounded activations of a unit of T tokens: 16-bit mode [k / 4][T] of four int16: k0, k2, k1, k3 (VPDPWSSD
+// pairs), one token alone [plane: high, low][32] signed bytes (VPDPBUSD on codes as they come); 8-bit mode
+// [k / 4][T][4] bytes.
 template <bool Eight>
 inline constexpr int kXBytes = Eight ? 32 : 64;
 
@@ -128,96 +129,78 @@ inline VI broadcast_word(const uint8_t* p) {
   return _mm512_set1_epi32(word);
 }
 
-// sum[t] += the exact integer products of N k4-groups, source(i) being the codes of group first + i.
-template <int T, int N, bool Eight, class Source>
-[[gnu::always_inline]] inline void dot(VI (&sum)[T], const Source& source, int first, const uint8_t* x) {
-  const uint8_t* high = x + first * T * 4;
-  if constexpr (Eight) {
-    unroll<N>([&](auto i) {
-      const VB codes = source(first + i);
-      unroll<T>([&](auto t) {
-        sum[t] = _mm512_dpbusd_epi32(sum[t], codes, broadcast_word(high + (i * T + t) * 4));
-      });
-    });
-    return;
-  }
-  const uint8_t* low = high + 32 * T;
-  if constexpr (T <= 4) {  // two chains: one token alone waits for latency
-    VI part[T];
-    unroll<T>([&](auto t) {
-      part[t] = sum[t];
-      sum[t] = _mm512_setzero_si512();
-    });
-    unroll<N>([&](auto i) {
-      const VB codes = source(first + i);
-      unroll<T>([&](auto t) {
-        sum[t] = _mm512_dpbusd_epi32(sum[t], codes, broadcast_word(high + (i * T + t) * 4));
-        part[t] = _mm512_dpbusd_epi32(part[t], codes, broadcast_word(low + (i * T + t) * 4));
-      });
-    });
-    unroll<T>([&](auto t) { sum[t] = _mm512_add_epi32(_mm512_slli_epi32(sum[t], 8), part[t]); });
-  } else {  // one chain for both planes: half the registers
-    VI start[T];
-    unroll<T>([&](auto t) {
-      start[t] = sum[t];
-      sum[t] = _mm512_setzero_si512();
-    });
-    unroll<N>([&](auto i) {
-      const VB codes = source(first + i);
-      unroll<T>([&](auto t) {
-        sum[t] = _mm512_dpbusd_epi32(sum[t], codes, broadcast_word(high + (i * T + t) * 4));
-      });
-    });
-    unroll<T>([&](auto t) { sum[t] = _mm512_add_epi32(_mm512_slli_epi32(sum[t], 8), start[t]); });
-    unroll<N>([&](auto i) {
-      const VB codes = source(first + i);
-      unroll<T>([&](auto t) {
-        sum[t] = _mm512_dpbusd_epi32(sum[t], codes, broadcast_word(low + (i * T + t) * 4));
-      });
-    });
-  }
+// sum += the exact integer products of N k4-groups of one token, codes[first] on. 16 bits: q = 256 high + low
+// by two chains, each of which would wait for its latency alone.
+template <int N, bool Eight, int Bits>
+[[gnu::always_inline]] inline void dot_packed(VI& sum, const VB (&codes)[8], int first, const uint8_t* x) {
+  x += first * 4;
+  VI high = Eight ? sum : zeroi();
+  unroll<N>([&](auto i) {
+    high = _mm512_dpbusd_epi32(high, codes[first + i], broadcast_word(x + i * 4));
+    if constexpr (!Eight) sum = _mm512_dpbusd_epi32(sum, codes[first + i], broadcast_word(x + 32 + i * 4));
+  });
+  sum = Eight ? high : _mm512_add_epi32(_mm512_slli_epi32(high, 8), sum);
 }
 
-template <int N, bool Eight, int Bits>
-[[gnu::always_inline]] inline void dot_packed(VI (&sum)[1], const VB (&codes)[8], int first,
-                                              const uint8_t* x) {
-  dot<1, N, Eight>(
-      sum, [&](int i) { return codes[i]; }, first, x);
-}
-// Unpacked codes: bytes, as they come.
-constexpr int code_class(bool, int) { return 8; }
+// Unpacked codes: bytes as they come in 8-bit mode, else int16, a k4-group [even bytes, odd bytes].
+constexpr int code_class(bool eight, int) { return eight ? 8 : 0; }
 template <bool Eight, int Bits>
-inline constexpr int kCodeBytes = 512;
+inline constexpr int kCodeBytes = Eight ? 512 : 1024;
 template <bool Eight, int Bits>
 inline void store_codes(uint8_t* unit, int i, VB codes) {
-  storeb(unit + 64 * i, codes);
+  if constexpr (Eight) {
+    storeb(unit + 64 * i, codes);
+  } else {
+    storeb(unit + 128 * i, _mm512_and_si512(codes, _mm512_set1_epi16(0xff)));
+    storeb(unit + 128 * i + 64, _mm512_srli_epi16(codes, 8));
+  }
 }
-template <int T, int N, bool Eight, int Bits>
-[[gnu::always_inline]] inline void dot_unpacked(VI (&sum)[T], const uint8_t* codes, int first,
+// sum[r][t] += the exact integer products of N k4-groups of R groups (kPanelBytes apart) and T tokens. A
+// register of x serves R products, so that loads are fewer than products.
+template <int R, int T, int N, bool Eight, int Bits>
+[[gnu::always_inline]] inline void dot_unpacked(VI (&sum)[R][T], const uint8_t* codes, int first,
                                                 const uint8_t* x) {
-  dot<T, N, Eight>(
-      sum, [&](int i) { return loadb(codes + 64 * i); }, first, x);
+  constexpr int kVectors = Eight ? 1 : 2;  // of a k4-group
+  codes += first * kVectors * 64;
+  x += first * T * kVectors * 4;
+  unroll<N * kVectors>([&](auto i) {
+    VB w[R];
+    unroll<R>([&](auto r) { w[r] = loadb(codes + r * kPanelBytes + 64 * i); });
+    unroll<T>([&](auto t) {
+      const VB v = broadcast_word(x + ((i / kVectors * T + t) * kVectors + i % kVectors) * 4);
+      unroll<R>([&](auto r) {
+        if constexpr (Eight) {
+          sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], w[r], v);
+        } else {
+          sum[r][t] = _mm512_dpwssd_epi32(sum[r][t], w[r], v);
+        }
+      });
+    });
+  });
 }
 
-// Writes the 32 integers of one unit and token (t of T) in the order that dot() reads.
+// Writes the 32 integers of one unit and token (t of T) in the order that the products read (kXBytes).
 template <bool Eight>
 inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
-  const __m256i last = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
-  __m256i first = last;
-  if constexpr (!Eight) {  // q = 256 high + low, low = the signed last byte
-    const VI half = _mm512_set1_epi32(128);
-    first = _mm256_set_m128i(_mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(b, half), 8)),
-                             _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(a, half), 8)));
-  }
-  if (tokens == 1) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(unit), first);
-    if constexpr (!Eight) _mm256_storeu_si256(reinterpret_cast<__m256i*>(unit + 32), last);
+  const auto half_at = [](uint8_t* p) { return reinterpret_cast<__m256i*>(p); };
+  alignas(32) uint8_t bytes[64];
+  if (!Eight && tokens > 1) {
+    const __m256i even_first = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4,
+                                                5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    _mm256_store_si256(half_at(bytes), _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(a), even_first));
+    _mm256_store_si256(half_at(bytes + 32), _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(b), even_first));
+    for (int i = 0; i < 8; ++i) __builtin_memcpy(unit + (i * tokens + t) * 8, bytes + 8 * i, 8);
     return;
   }
-  alignas(32) uint8_t plane[2][32];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(plane[0]), first);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(plane[1]), last);
-  for (int p = 0; p < (Eight ? 1 : 2); ++p) {
-    for (int i = 0; i < 8; ++i) __builtin_memcpy(unit + ((p * 8 + i) * tokens + t) * 4, plane[p] + 4 * i, 4);
+  const auto last_bytes = [](VI p, VI q) {
+    return _mm256_set_m128i(_mm512_cvtepi32_epi8(q), _mm512_cvtepi32_epi8(p));
+  };
+  if constexpr (Eight) {
+    _mm256_store_si256(half_at(bytes), last_bytes(a, b));
+    for (int i = 0; i < 8; ++i) __builtin_memcpy(unit + (i * tokens + t) * 4, bytes + 4 * i, 4);
+  } else {  // q = 256 high + low, low = the signed last byte
+    const auto high = [](VI q) { return _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8); };
+    _mm256_storeu_si256(half_at(unit), last_bytes(high(a), high(b)));
+    _mm256_storeu_si256(half_at(unit + 32), last_bytes(a, b));
   }
 }

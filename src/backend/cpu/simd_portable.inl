@@ -13,7 +13,7 @@ struct alignas(64) VB {
 inline constexpr int kFloatRows = 2, kFloatTokens = 2;
 inline constexpr int kRowsOfOne = 2;  // the same for one token
 inline constexpr int kKeyVectors = 1, kQueries = 2;
-inline constexpr int kTileSizes[6] = {4, 2, 1, 1, 1, 1};
+inline constexpr int kTileGroups = 1, kTileTokens = 4;  // tile of the integer matmul
 inline constexpr const char* kIsaName = "portable";
 // Rounded activations of a unit of T tokens: [k / 4][T] of four int16: k0, k2, k1, k3, in both modes.
 template <bool Eight>
@@ -204,7 +204,7 @@ inline VI as_words(VB x) { return __builtin_bit_cast(VI, x); }
 
 // sum[t] += the exact integer products of N k4-groups, source(i) being the codes of group first + i.
 template <int T, int N, bool Eight, class Source>
-inline void dot(VI (&sum)[T], const Source& source, int first, const uint8_t* x) {
+inline void dot(VI* sum, const Source& source, int first, const uint8_t* x) {
   for (int i = 0; i < N; ++i) {
     const VB codes = source(first + i);
     int16_t even[32], odd[32];
@@ -224,9 +224,9 @@ inline void dot(VI (&sum)[T], const Source& source, int first, const uint8_t* x)
 }
 
 template <int N, bool Eight, int Bits>
-inline void dot_packed(VI (&sum)[1], const VB (&codes)[8], int first, const uint8_t* x) {
+inline void dot_packed(VI& sum, const VB (&codes)[8], int first, const uint8_t* x) {
   dot<1, N, Eight>(
-      sum, [&](int i) { return codes[i]; }, first, x);
+      &sum, [&](int i) { return codes[i]; }, first, x);
 }
 // Unpacked codes: bytes, as they come.
 constexpr int code_class(bool, int) { return 8; }
@@ -236,10 +236,11 @@ template <bool Eight, int Bits>
 inline void store_codes(uint8_t* unit, int i, VB codes) {
   storeb(unit + 64 * i, codes);
 }
-template <int T, int N, bool Eight, int Bits>
-inline void dot_unpacked(VI (&sum)[T], const uint8_t* codes, int first, const uint8_t* x) {
+template <int R, int T, int N, bool Eight, int Bits>
+inline void dot_unpacked(VI (&sum)[R][T], const uint8_t* codes, int first, const uint8_t* x) {
+  static_assert(R == 1);
   dot<T, N, Eight>(
-      sum, [&](int i) { return loadb(codes + 64 * i); }, first, x);
+      sum[0], [&](int i) { return loadb(codes + 64 * i); }, first, x);
 }
 
 // Writes the 32 integers of one unit and token (t of T) in the order that dot() reads: [k / 4][T] of four

@@ -11,7 +11,8 @@
 constexpr KernelTable kTable = {
     .name = kIsaName,
     .x_bytes = {kXBytes<false>, kXBytes<true>},
-    .tile_sizes = {kTileSizes[0], kTileSizes[1], kTileSizes[2], kTileSizes[3], kTileSizes[4], kTileSizes[5]},
+    .tile_groups = kTileGroups,
+    .tile_tokens = kTileTokens,
     .rmsnorm = rmsnorm,
     .add = add_rows,
     .scale = scale_row,
