@@ -50,26 +50,29 @@ template <int F, bool Eight>
 void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
   const Activation& x = *job.x;
-  for (int i = 0; i < kAhead; i += 64) __builtin_prefetch(job.packed + group0 * job.group_bytes + i);
+  for (int i = 0; i < kFar; i += 64) __builtin_prefetch(job.packed + group0 * job.group_bytes + i, 0, 2);
   for (int64_t group = group0; group < group1; ++group) {
     VF acc[1][1] = {{zero()}};
     each_step<F>(job.packed + group * job.group_bytes, x.units,
                  [&](const uint8_t* step, int64_t first, int count) {
-                   each_unit<F>(step, count, [&](int u, const uint8_t* quants, const StepScales<F>& scales) {
-                     const int64_t unit = first + u;
-                     VF scale[2][1], addend[2][1];
-                     unit_scales<F>(scales, u, scale, addend);
-                     VB codes[8];
-                     unit_codes<F>(quants, codes);
-                     unroll<kSubs>([&](auto h) {
-                       sub_block<F, 1, 1, h.value>(
-                           acc, scale[h], addend[h], x.scale + unit,
-                           static_cast<const int32_t*>(job.extra) + unit * kSubs, [&](VI(&sum)[1][1]) {
-                             dot_packed<8 / kSubs, Eight, kFormats[F].bits>(
-                                 sum[0][0], codes, h.value * 8 / kSubs, x.q + unit * kXBytes<Eight>);
-                           });
-                     });
-                   });
+                   const uint8_t* q = x.q + first * kXBytes<Eight>;
+                   const float* scale_x = x.scale + first;
+                   const auto* extra = static_cast<const int32_t*>(job.extra) + first * kSubs;
+                   each_unit<F>(step, count,
+                                [&](auto u, const uint8_t* quants, const StepScales<F>& scales) GRETA_INLINE {
+                                  VF scale[2][1], addend[2][1];
+                                  unit_scales<F, u.value>(scales, scale, addend);
+                                  VB codes[8];
+                                  unit_codes<F>(quants, codes);
+                                  unroll<kSubs>([&](auto h) GRETA_INLINE {
+                                    const auto add_products = [&](VI(&sum)[1][1]) GRETA_INLINE {
+                                      dot_packed<8 / kSubs, Eight, kFormats[F].bits>(
+                                          sum[0][0], codes, h.value * 8 / kSubs, q + u * kXBytes<Eight>);
+                                    };
+                                    sub_block<F, 1, 1, h.value>(acc, scale[h], addend[h], scale_x + u,
+                                                                extra + u * kSubs, add_products);
+                                  });
+                                });
                  });
     store_outputs(job, group, 0, acc[0][0]);
   }
@@ -93,9 +96,9 @@ template <int F, bool Eight>
 inline void unpack_step(const uint8_t* step, int count, const Panel<F, Eight>& panel) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
   constexpr int kBits = kFormats[F].bits;
-  each_unit<F>(step, count, [&](int u, const uint8_t* quants, const StepScales<F>& scales) {
+  each_unit<F>(step, count, [&](auto u, const uint8_t* quants, const StepScales<F>& scales) GRETA_INLINE {
     VF scale[2][1], addend[2][1];
-    unit_scales<F>(scales, u, scale, addend);
+    unit_scales<F, u.value>(scales, scale, addend);
     VB codes[8];
     unit_codes<F>(quants, codes);
     unroll<8>([&](auto i) {

@@ -17,15 +17,15 @@ inline VF exp16(VF x) {
   p = fma(p, r, set1(0x1.555492p-3f));
   p = fma(p, r, set1(0x1.fffffcp-2f));
   p = add(set1(1.0f), fma(p, mul(r, r), r));
-  const VI first = sar(exponent, 1);  // 2^n in two factors: n reaches -150 and 128
+  const VI first = sar<1>(exponent);  // 2^n in two factors: n reaches -150 and 128
   const VI second = subi(exponent, first);
-  p = mul(p, as_float(shl(addi(first, set1i(127)), 23)));
-  return mul(p, as_float(shl(addi(second, set1i(127)), 23)));
+  p = mul(p, as_float(shl<23>(addi(first, set1i(127)))));
+  return mul(p, as_float(shl<23>(addi(second, set1i(127)))));
 }
 
 // x where the sign bit is set in `of`, else y
 inline VF by_sign(VF of, VF negative, VF positive) {
-  const VI mask = sar(as_int(of), 31);
+  const VI mask = sar<31>(as_int(of));
   return as_float(ori(andi(mask, as_int(negative)), subi(as_int(positive), andi(mask, as_int(positive)))));
 }
 inline VF magnitude(VF x) { return as_float(andi(as_int(x), set1i(0x7fffffff))); }
@@ -69,7 +69,7 @@ inline VF expm1_16(VF x) {
   p = fma(p, r, set1(0x1.555492p-3f));
   p = fma(p, r, set1(0x1.fffffcp-2f));
   p = fma(p, mul(r, r), r);
-  const VF power = as_float(shl(addi(exponent, set1i(127)), 23));
+  const VF power = as_float(shl<23>(addi(exponent, set1i(127))));
   return fma(p, power, sub(power, set1(1.0f)));
 }
 

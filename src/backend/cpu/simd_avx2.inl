@@ -107,17 +107,17 @@ inline VI subi(VI a, VI b) { return {_mm256_sub_epi32(a.a, b.a), _mm256_sub_epi3
 inline VI andi(VI a, VI b) { return {_mm256_and_si256(a.a, b.a), _mm256_and_si256(a.b, b.b)}; }
 inline VI ori(VI a, VI b) { return {_mm256_or_si256(a.a, b.a), _mm256_or_si256(a.b, b.b)}; }
 inline VI maxi(VI a, VI b) { return {_mm256_max_epi32(a.a, b.a), _mm256_max_epi32(a.b, b.b)}; }
-inline VI shl(VI x, int n) {
-  const __m128i count = _mm_cvtsi32_si128(n);
-  return {_mm256_sll_epi32(x.a, count), _mm256_sll_epi32(x.b, count)};
+template <int N>
+inline VI shl(VI x) {
+  return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)};
 }
-inline VI shr(VI x, int n) {
-  const __m128i count = _mm_cvtsi32_si128(n);
-  return {_mm256_srl_epi32(x.a, count), _mm256_srl_epi32(x.b, count)};
+template <int N>
+inline VI shr(VI x) {
+  return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)};
 }
-inline VI sar(VI x, int n) {
-  const __m128i count = _mm_cvtsi32_si128(n);
-  return {_mm256_sra_epi32(x.a, count), _mm256_sra_epi32(x.b, count)};
+template <int N>
+inline VI sar(VI x) {
+  return {_mm256_srai_epi32(x.a, N), _mm256_srai_epi32(x.b, N)};
 }
 inline VF to_float(VI x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline VI to_int(VF x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }

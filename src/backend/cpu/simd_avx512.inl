@@ -69,9 +69,18 @@ inline VI subi(VI a, VI b) { return _mm512_sub_epi32(a, b); }
 inline VI andi(VI a, VI b) { return _mm512_and_si512(a, b); }
 inline VI ori(VI a, VI b) { return _mm512_or_si512(a, b); }
 inline VI maxi(VI a, VI b) { return _mm512_max_epi32(a, b); }
-inline VI shl(VI x, int n) { return _mm512_sll_epi32(x, _mm_cvtsi32_si128(n)); }
-inline VI shr(VI x, int n) { return _mm512_srl_epi32(x, _mm_cvtsi32_si128(n)); }
-inline VI sar(VI x, int n) { return _mm512_sra_epi32(x, _mm_cvtsi32_si128(n)); }
+template <int N>
+inline VI shl(VI x) {
+  return _mm512_slli_epi32(x, N);
+}
+template <int N>
+inline VI shr(VI x) {
+  return _mm512_srli_epi32(x, N);
+}
+template <int N>
+inline VI sar(VI x) {
+  return _mm512_srai_epi32(x, N);
+}
 inline VF to_float(VI x) { return _mm512_cvtepi32_ps(x); }
 inline VI to_int(VF x) { return _mm512_cvtps_epi32(x); }  // nearest even (the default mode)
 inline int32_t reduce_addi(VI x) { return _mm512_reduce_add_epi32(x); }
@@ -129,6 +138,14 @@ inline VI broadcast_word(const uint8_t* p) {
   return _mm512_set1_epi32(word);
 }
 
+// sum + the products of the codes and four bytes of x, which the instruction spreads itself: GCC 12 would
+// load them by one of its own.
+inline VI dot_four(VI sum, VB codes, const uint8_t* x) {
+  typedef uint8_t Four[4];
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const Four*>(x)));
+  return sum;
+}
+
 // sum += the exact integer products of N k4-groups of one token, codes[first] on. 16 bits: q = 256 high + low
 // by two chains, each of which would wait for its latency alone.
 template <int N, bool Eight, int Bits>
@@ -136,8 +153,8 @@ template <int N, bool Eight, int Bits>
   x += first * 4;
   VI high = Eight ? sum : zeroi();
   unroll<N>([&](auto i) {
-    high = _mm512_dpbusd_epi32(high, codes[first + i], broadcast_word(x + i * 4));
-    if constexpr (!Eight) sum = _mm512_dpbusd_epi32(sum, codes[first + i], broadcast_word(x + 32 + i * 4));
+    high = dot_four(high, codes[first + i], x + i * 4);
+    if constexpr (!Eight) sum = dot_four(sum, codes[first + i], x + 32 + i * 4);
   });
   sum = Eight ? high : _mm512_add_epi32(_mm512_slli_epi32(high, 8), sum);
 }

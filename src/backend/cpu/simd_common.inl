@@ -5,6 +5,9 @@ struct Index {
   static constexpr int value = I;
   constexpr operator int() const { return I; }
 };
+// For lambdas over register arrays, which live in memory where the lambda is not inlined.
+#define GRETA_INLINE __attribute__((always_inline))
+
 // body(Index<0>), body(Index<1>) ... N times, so that arrays of registers are indexed by constants.
 template <int N, int I = 0, class Body>
 [[gnu::always_inline]] inline void unroll(const Body& body) {

@@ -125,14 +125,17 @@ inline VI ori(VI a, VI b) {
 inline VI maxi(VI a, VI b) {
   return lanesi([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
-inline VI shl(VI x, int n) {
-  return lanesi([&](int i) { return u32(x.v[i]) << n; });
+template <int N>
+inline VI shl(VI x) {
+  return lanesi([&](int i) { return u32(x.v[i]) << N; });
 }
-inline VI shr(VI x, int n) {
-  return lanesi([&](int i) { return u32(x.v[i]) >> n; });
+template <int N>
+inline VI shr(VI x) {
+  return lanesi([&](int i) { return u32(x.v[i]) >> N; });
 }
-inline VI sar(VI x, int n) {
-  return lanesi([&](int i) { return x.v[i] >> n; });
+template <int N>
+inline VI sar(VI x) {
+  return lanesi([&](int i) { return x.v[i] >> N; });
 }
 inline VF to_float(VI x) {
   return lanes([&](int i) { return static_cast<float>(x.v[i]); });
