@@ -8,44 +8,57 @@
 inline constexpr int kPage = 64;
 inline constexpr int kPageVectors = kPage / 16;
 
-// Queries that are carried through a page together share every load of K and V.
-struct QueryTile {
-  int first = 0;
-  int count = 0;
-};
-
-// The keys of a page that each query of a tile sees: begin .. end - 1, none where begin == end.
-template <int R>
-struct Visible {
-  int begin[R];
-  int end[R];
-  bool none(int r) const { return begin[r] == end[r]; }
-  bool whole(int r) const { return begin[r] == 0 && end[r] == kPage; }
-  bool alike() const {
-    for (int r = 1; r < R; ++r) {
-      if (begin[r] != begin[0] || end[r] != end[0]) return false;
-    }
-    return true;
-  }
-};
-
+// Queries are carried through a page in three passes, so that K and then V stay in the first cache: the
+// scores of all, their probabilities, the sums of values. A tile of R queries shares every load of K and V.
 struct AttentionState {
-  float* q;  // [queries][head_dim] as [tile][head_dim][count], from first * head_dim on
+  float* q;  // [queries][head_dim] as [tile][head_dim][R], from (its first query) * head_dim on
   float* m;  // [queries]
   float* l;  // [queries]
   float* o;  // [queries][padded]
-  float* p;  // [kQueries][64]
+  float* p;  // [queries][64] scores of the page, then probabilities
+  float* c;  // [queries] the factor of what came before the page
   float* k;  // a page as FP32, where several tiles read it: [head_dim][64]
   float* v;  // [64][padded]
+  int32_t*
+      begin;  // [queries] the keys of the page that a query sees: begin .. end - 1, none where they are equal
+  int32_t* end;
   int64_t padded;
+
+  bool none(int query) const { return begin[query] == end[query]; }
+  bool whole(int query) const { return begin[query] == 0 && end[query] == kPage; }
 };
 
 inline int64_t padded_width(int head_dim) { return (static_cast<int64_t>(head_dim) + 15) / 16 * 16; }
 
+// body(Index<R>{}, first query) for the tiles of all queries.
+template <class Body>
+inline void for_tiles(int queries, const Body& body) {
+  for (int first = 0; first < queries; first += kQueries) {
+    for_tokens<kQueries>(queries - first < kQueries ? queries - first : kQueries,
+                         [&](auto count) { body(count, first); });
+  }
+}
+
+inline void see_page(const AttentionJob& job, const AttentionState& s, int64_t number) {
+  const auto within = [](int64_t n) { return n <= 0 ? 0 : n > kPage ? kPage : static_cast<int32_t>(n); };
+  for (int i = 0; i < job.queries; ++i) {
+    const int64_t end = job.positions[i] - number * kPage + 1;
+    s.end[i] = within(end);
+    s.begin[i] = job.window == 0 ? 0 : within(end - job.window);
+  }
+}
+
+// The keys and values of a page, one kv head: k [head_dim][64], v [64] rows v_row bytes apart.
+struct Page {
+  const std::byte* k;
+  const std::byte* v;
+  int64_t v_row;
+};
+
 template <FloatType C, int R>
-inline void page_scores(const AttentionJob& job, const AttentionState& s, QueryTile tile,
-                        const std::byte* k) {
-  const float* q = s.q + static_cast<int64_t>(tile.first) * job.head_dim;
+[[gnu::noinline]] void page_scores(const AttentionJob& job, const AttentionState& s, int query,
+                                   const std::byte* k) {
+  const float* q = s.q + static_cast<int64_t>(query) * job.head_dim;
   const VF factor = set1(job.scale);
   for (int first = 0; first < kPageVectors; first += kKeyVectors) {
     VF acc[R][kKeyVectors];
@@ -64,77 +77,70 @@ inline void page_scores(const AttentionJob& job, const AttentionState& s, QueryT
       unroll<kKeyVectors>([&](auto i) {
         VF score = mul(factor, acc[r][i]);
         if (job.softcap > 0.0f) score = softcap16(score, set1(job.softcap));
-        store(s.p + r * kPage + (first + i) * 16, score);
+        store(s.p + (query + r) * kPage + (first + i) * 16, score);
       });
     });
   }
 }
 
 // v where the query sees the key, else `otherwise`.
-template <int R>
-inline VF masked_keys(const Visible<R>& visible, int r, int vector, VF v, VF otherwise) {
+inline VF masked_keys(const AttentionState& s, int query, int vector, VF v, VF otherwise) {
   const auto within = [&](int key) {
     const int left = key - vector * 16;
     return left < 0 ? 0 : left > 16 ? 16 : left;
   };
-  v = select_first(within(visible.end[r]), v, otherwise);
-  return select_first(within(visible.begin[r]), otherwise, v);
+  v = select_first(within(s.end[query]), v, otherwise);
+  return select_first(within(s.begin[query]), otherwise, v);
 }
 
-// Scores in s.p become probabilities against the new maximum; c: the factor of what came before.
-template <int R>
-inline void page_softmax(const AttentionState& s, QueryTile tile, const Visible<R>& visible, float (&c)[R]) {
-  float change[16] = {};
-  for (int r = 0; r < R; ++r) {
-    if (visible.none(r)) continue;
-    float* p = s.p + r * kPage;
-    VF v[kPageVectors];
-    unroll<kPageVectors>([&](auto i) { v[i] = load(p + i * 16); });
-    const VF masked = set1(-__builtin_inff());
-    if (!visible.whole(r))
-      unroll<kPageVectors>([&](auto i) { v[i] = masked_keys<R>(visible, r, i, v[i], masked); });
-    const float most = reduce_max(vmax(vmax(v[0], v[1]), vmax(v[2], v[3])));
-    const float before = s.m[tile.first + r];
-    const float now = before > most ? before : most;
-    const VF top = set1(now);
-    unroll<kPageVectors>([&](auto i) { v[i] = exp16(sub(v[i], top)); });
-    if (!visible.whole(r))
-      unroll<kPageVectors>([&](auto i) { v[i] = masked_keys<R>(visible, r, i, v[i], zero()); });
-    unroll<kPageVectors>([&](auto i) { store(p + i * 16, v[i]); });
-    s.m[tile.first + r] = now;
-    change[r] = before - now;
-    c[r] = reduce_add(add(add(v[0], v[1]), add(v[2], v[3])));  // for now the sum
-  }
-  float factor[16];
-  store(factor, exp16(load(change)));
-  for (int r = 0; r < R; ++r) {
-    if (visible.none(r)) {
-      c[r] = 1.0f;  // nothing of this page: o keeps its bits
-      continue;
+// One query's scores become probabilities against the new maximum; their sum. change: old maximum - new one.
+inline float query_softmax(const AttentionState& s, int query, float* change) {
+  float* p = s.p + query * kPage;
+  const bool whole = s.whole(query);
+  VF v[kPageVectors];
+  unroll<kPageVectors>([&](auto i) { v[i] = load(p + i * 16); });
+  const VF masked = set1(-__builtin_inff());
+  if (!whole) unroll<kPageVectors>([&](auto i) { v[i] = masked_keys(s, query, i, v[i], masked); });
+  const float most = reduce_max(vmax(vmax(v[0], v[1]), vmax(v[2], v[3])));
+  const float before = s.m[query];
+  const float now = before > most ? before : most;
+  const VF top = set1(now);
+  unroll<kPageVectors>([&](auto i) { v[i] = exp16(sub(v[i], top)); });
+  if (!whole) unroll<kPageVectors>([&](auto i) { v[i] = masked_keys(s, query, i, v[i], zero()); });
+  unroll<kPageVectors>([&](auto i) { store(p + i * 16, v[i]); });
+  s.m[query] = now;
+  *change = before - now;
+  return reduce_add(add(add(v[0], v[1]), add(v[2], v[3])));
+}
+
+inline void page_softmax(const AttentionState& s, int queries) {
+  for (int first = 0; first < queries; first += 16) {  // the factors of 16 queries are one vector
+    const int count = queries - first < 16 ? queries - first : 16;
+    float change[16] = {}, sum[16] = {};
+    for (int i = 0; i < count; ++i) {
+      if (!s.none(first + i)) sum[i] = query_softmax(s, first + i, change + i);
     }
-    float& l = s.l[tile.first + r];
-    l = __builtin_fmaf(l, factor[r], c[r]);
-    c[r] = factor[r];
+    float factor[16];
+    store(factor, exp16(load(change)));
+    for (int i = 0; i < count; ++i) {
+      const int query = first + i;
+      s.c[query] = s.none(query) ? 1.0f : factor[i];  // nothing of this page: o keeps its bits
+      if (!s.none(query)) s.l[query] = __builtin_fmaf(s.l[query], factor[i], sum[i]);
+    }
   }
 }
-
-// The keys and values of a page, one kv head: k [head_dim][64], v [64] rows v_row bytes apart.
-struct Page {
-  const std::byte* k;
-  const std::byte* v;
-  int64_t v_row;
-};
 
 // Dimensions d .. d + 16 D (the last vector holds `last` of them) of R queries from `query` on, over the keys
-// begin .. end - 1; p: their probabilities, [R][kPage].
+// that the first of them sees.
 template <FloatType C, int R, int D>
-inline void add_values(const AttentionState& s, int query, const float* p, const Page& page, int d, int last,
-                       int begin, int end, const float* c) {
+[[gnu::noinline]] void add_values(const AttentionState& s, int query, const Page& page, int d, int last) {
+  const int begin = s.begin[query], end = s.end[query];
   const std::byte* values = page.v + d * kElement<C> + begin * page.v_row;
+  const float* p = s.p + query * kPage;
   float* out = s.o + query * s.padded + d;
   VF acc[R][D];
   unroll<R>([&](auto r) {
-    unroll<D>([&](auto i) { acc[r][i] = mul(load(out + r * s.padded + i * 16), set1(c[r])); });
+    unroll<D>([&](auto i) { acc[r][i] = mul(load(out + r * s.padded + i * 16), set1(s.c[query + r])); });
   });
   for (int j = begin; j < end; ++j) {
     VF element[D];
@@ -151,63 +157,43 @@ inline void add_values(const AttentionState& s, int query, const float* p, const
   unroll<R>([&](auto r) { unroll<D>([&](auto i) { store(out + r * s.padded + i * 16, acc[r][i]); }); });
 }
 
-// The same of every query in the tile.
+// The same of every query in a tile. On the pages that hold their own positions or their windows' ends,
+// queries see unlike keys and part company.
 template <FloatType C, int R, int D>
-inline void page_values(const AttentionState& s, QueryTile tile, const Page& page, int d, int last,
-                        const Visible<R>& visible, const float (&c)[R]) {
-  if (visible.alike()) {
-    add_values<C, R, D>(s, tile.first, s.p, page, d, last, visible.begin[0], visible.end[0], c);
+inline void tile_values(const AttentionState& s, int query, const Page& page, int d, int last) {
+  bool alike = true;
+  for (int r = 1; r < R; ++r)
+    alike = alike && s.begin[query + r] == s.begin[query] && s.end[query + r] == s.end[query];
+  if (alike) {
+    add_values<C, R, D>(s, query, page, d, last);
     return;
   }
-  for (int r = 0; r < R; ++r) {  // on the pages that hold their own positions or their windows' ends
-    add_values<C, 1, D>(s, tile.first + r, s.p + r * kPage, page, d, last, visible.begin[r], visible.end[r],
-                        c + r);
-  }
+  for (int r = 0; r < R; ++r) add_values<C, 1, D>(s, query + r, page, d, last);
 }
 
 template <FloatType C, int R>
-void page_tile(const AttentionJob& job, const AttentionState& s, QueryTile tile, int64_t number,
-               const Page& page) {
-  Visible<R> visible;
-  bool any = false;
-  const auto within = [](int64_t n) { return n <= 0 ? 0 : n > kPage ? kPage : static_cast<int>(n); };
-  for (int r = 0; r < R; ++r) {
-    const int64_t end = job.positions[tile.first + r] - number * kPage + 1;
-    visible.end[r] = within(end);
-    visible.begin[r] = job.window == 0 ? 0 : within(end - job.window);
-    any = any || !visible.none(r);
-  }
-  if (!any) return;
-  page_scores<C, R>(job, s, tile, page.k);
-  float c[R];
-  page_softmax<R>(s, tile, visible, c);
+inline void page_values(const AttentionJob& job, const AttentionState& s, int query, const Page& page) {
   int d = 0;
   for (; d + 16 * kKeyVectors <= job.head_dim; d += 16 * kKeyVectors)
-    page_values<C, R, kKeyVectors>(s, tile, page, d, 16, visible, c);
-  for (; d < job.head_dim; d += 16) {
-    const int left = job.head_dim - d;
-    page_values<C, R, 1>(s, tile, page, d, left < 16 ? left : 16, visible, c);
-  }
-}
-
-inline QueryTile tile_at(const AttentionJob& job, int query) {
-  int count = kQueries;
-  while (query + count > job.queries) count /= 2;
-  return QueryTile{query, count};
+    tile_values<C, R, kKeyVectors>(s, query, page, d, 16);
+  for (; d < job.head_dim; d += 16)
+    tile_values<C, R, 1>(s, query, page, d, job.head_dim - d < 16 ? job.head_dim - d : 16);
 }
 
 template <FloatType C>
-inline void page_tiles(const AttentionJob& job, const AttentionState& s, int64_t number, const Page& page) {
-  for (QueryTile tile = tile_at(job, 0); tile.first < job.queries;
-       tile = tile_at(job, tile.first + tile.count)) {
-    if (tile.count == 4) {
-      if constexpr (kQueries >= 4) page_tile<C, 4>(job, s, tile, number, page);
-    } else if (tile.count == 2) {
-      page_tile<C, 2>(job, s, tile, number, page);
-    } else {
-      page_tile<C, 1>(job, s, tile, number, page);
-    }
-  }
+inline void add_page(const AttentionJob& job, const AttentionState& s, const Page& page) {
+  const auto seen = [&](int first, int count) {
+    bool any = false;
+    for (int i = first; i < first + count; ++i) any = any || !s.none(i);
+    return any;
+  };
+  for_tiles(job.queries, [&](auto count, int first) {
+    if (seen(first, count)) page_scores<C, count.value>(job, s, first, page.k);
+  });
+  page_softmax(s, job.queries);
+  for_tiles(job.queries, [&](auto count, int first) {
+    if (seen(first, count)) page_values<C, count.value>(job, s, first, page);
+  });
 }
 
 // The page as FP32, converted once instead of in every tile.
@@ -226,17 +212,21 @@ inline Page widen_page(const AttentionJob& job, const AttentionState& s, const P
           s.padded * kElement<kF32>};
 }
 
+static_assert(kQueryFloats == kPage + 5);
 template <FloatType C>
 void attention(const AttentionJob& job, std::byte* scratch) {
   AttentionState s;
   s.padded = padded_width(job.head_dim);
   s.o = reinterpret_cast<float*>(scratch);
-  s.p = s.o + job.queries * s.padded;
-  s.q = s.p + kQueries * kPage;
+  s.q = s.o + job.queries * s.padded;
   s.k = s.q + job.queries * s.padded;
   s.v = s.k + kPage * s.padded;
-  s.m = s.v + kPage * s.padded;
+  s.p = s.v + kPage * s.padded;
+  s.m = s.p + job.queries * kPage;
   s.l = s.m + job.queries;
+  s.c = s.l + job.queries;
+  s.begin = reinterpret_cast<int32_t*>(s.c + job.queries);
+  s.end = s.begin + job.queries;
   int64_t first = 0, last = 0;  // keys: the first that some query sees, the last
   for (int i = 0; i < job.queries; ++i) {
     const int64_t position = job.positions[i];
@@ -247,20 +237,20 @@ void attention(const AttentionJob& job, std::byte* scratch) {
     s.l[i] = 0.0f;
   }
   __builtin_memset(s.o, 0, static_cast<size_t>(job.queries * s.padded) * sizeof(float));
-  for (QueryTile tile = tile_at(job, 0); tile.first < job.queries;
-       tile = tile_at(job, tile.first + tile.count)) {
-    float* q = s.q + static_cast<int64_t>(tile.first) * job.head_dim;
+  for_tiles(job.queries, [&](auto count, int tile) {
+    float* q = s.q + static_cast<int64_t>(tile) * job.head_dim;
     for (int d = 0; d < job.head_dim; ++d) {
-      for (int r = 0; r < tile.count; ++r) q[d * tile.count + r] = job.q[tile.first + r][d];
+      for (int r = 0; r < count; ++r) q[d * count + r] = job.q[tile + r][d];
     }
-  }
+  });
   for (int64_t number = first / kPage; number <= last / kPage; ++number) {
     const int64_t at = job.pages[number] * job.page_bytes;
     const Page page{job.k + at, job.v + at, int64_t{job.head_dim} * kElement<C>};
+    see_page(job, s, number);
     if (C == kF32 || job.queries <= kQueries) {
-      page_tiles<C>(job, s, number, page);
+      add_page<C>(job, s, page);
     } else {
-      page_tiles<kF32>(job, s, number, widen_page<C>(job, s, page));
+      add_page<kF32>(job, s, widen_page<C>(job, s, page));
     }
   }
   for (int i = 0; i < job.queries; ++i) {

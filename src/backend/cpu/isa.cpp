@@ -12,7 +12,7 @@ namespace cpu {
 int64_t attention_scratch(int queries, int head_dim) {
   const int64_t padded = (int64_t{head_dim} + 15) / 16 * 16;
   const int64_t page = 2 * 64 * padded;  // as FP32
-  const int64_t floats = 2 * queries * padded + 8 * kLanes * 4 + 2 * int64_t{queries} + page;
+  const int64_t floats = queries * (2 * padded + kQueryFloats) + page;
   return floats * static_cast<int64_t>(sizeof(float)) + 64;
 }
 

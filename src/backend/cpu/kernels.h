@@ -159,6 +159,9 @@ struct KernelTable {
   void (*attention[kFloatTypes])(const AttentionJob& job, std::byte* scratch);
 };
 
+/// Floats of scratch that a query has besides two rows (q and its output): the scores of a page of 64 keys,
+/// and m, l, c, begin and end of attention.inl.
+inline constexpr int64_t kQueryFloats = 64 + 5;
 int64_t attention_scratch(int queries, int head_dim);
 
 const KernelTable& kernels_avx512();

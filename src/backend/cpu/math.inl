@@ -9,18 +9,13 @@ inline VF exp16(VF x) {
   x = vmax(set1(-104.0f), vmin(set1(89.0f), x));  // this order of operands lets a NaN through
   const VF shifted = fma(x, set1(0x1.715476p+0f), set1(12582912.0f));
   const VF n = sub(shifted, set1(12582912.0f));
-  const VI exponent = subi(as_int(shifted), set1i(0x4b400000));
   VF r = fma(n, set1(-0x1.62e43p-1f), x);
   r = fma(n, set1(0x1.05c61p-29f), r);
   VF p = fma(set1(0x1.6a23dp-10f), r, set1(0x1.123a2p-7f));
   p = fma(p, r, set1(0x1.5558f2p-5f));
   p = fma(p, r, set1(0x1.555492p-3f));
   p = fma(p, r, set1(0x1.fffffcp-2f));
-  p = add(set1(1.0f), fma(p, mul(r, r), r));
-  const VI first = sar<1>(exponent);  // 2^n in two factors: n reaches -150 and 128
-  const VI second = subi(exponent, first);
-  p = mul(p, as_float(shl<23>(addi(first, set1i(127)))));
-  return mul(p, as_float(shl<23>(addi(second, set1i(127)))));
+  return times_power(add(set1(1.0f), fma(p, mul(r, r), r)), n);
 }
 
 // x where the sign bit is set in `of`, else y

@@ -6,7 +6,7 @@ using VB = __m512i;  // 64 bytes: byte 4 * row + j
 
 inline constexpr int kFloatRows = 4, kFloatTokens = 6;  // register tile of the float matmul
 inline constexpr int kRowsOfOne = 8;                    // the same for one token
-inline constexpr int kKeyVectors = 4, kQueries = 4;  // register tile of attention: 16-key vectors x queries
+inline constexpr int kKeyVectors = 4, kQueries = 6;  // register tile of attention: 16-key vectors x queries
 inline constexpr int kTileGroups = 2, kTileTokens = 6;  // register tile of the integer matmul
 inline constexpr const char* kIsaName = "avx512";
 // Rounded activations of a unit of T tokens: 16-bit mode [k / 4][T] of four int16: k0, k2, k1, k3 (VPDPWSSD
@@ -83,6 +83,8 @@ inline VI sar(VI x) {
 }
 inline VF to_float(VI x) { return _mm512_cvtepi32_ps(x); }
 inline VI to_int(VF x) { return _mm512_cvtps_epi32(x); }  // nearest even (the default mode)
+// p 2^n as power.inl has it
+inline VF times_power(VF p, VF n) { return _mm512_scalef_ps(p, n); }
 inline int32_t reduce_addi(VI x) { return _mm512_reduce_add_epi32(x); }
 inline int32_t reduce_maxi(VI x) { return _mm512_reduce_max_epi32(x); }
 
