@@ -71,7 +71,7 @@ inline void float_rows(const FloatJob& job, int64_t row, int64_t token) {
 
 // Many tokens: kPanelRows rows as FP32, kPanelK of K at a time, times a block of tokens, whose sums (all 16
 // lanes) wait in scratch from one panel to the next. Panel and x of a register tile fit the first cache.
-inline constexpr int kPanelRows = 8, kPanelK = 512, kTogetherRows = 32, kFloatBlock = 48;
+inline constexpr int kPanelRows = 8, kPanelK = 512, kTogetherRows = 32, kFloatBlock = 96;
 static_assert((kPanelRows * kPanelK + kTogetherRows * kFloatBlock * kLanes) * 4 <= kMatmulScratch);
 static_assert(kPanelRows % kFloatRows == 0 && kFloatBlock % kFloatTokens == 0);
 
@@ -163,8 +163,13 @@ inline void float_block(const FloatJob& job, int64_t row, int rows, int64_t toke
     }
   }
   for (int t = 0; t < tokens; ++t) {
-    for (int r = 0; r < rows; ++r)
-      store_output(job, row + r, token + t, load(sums + (r * kFloatBlock + t) * kLanes));
+    int r = 0;
+    for (; r + kLanes <= rows; r += kLanes) {
+      VF y = reduce_rows(sums + (r * kFloatBlock + t) * kLanes, kFloatBlock * kLanes);
+      if (job.bias != nullptr) y = add(y, load(job.bias + row + r));
+      store(job.out + (token + t) * job.rows + row + r, y);
+    }
+    for (; r < rows; ++r) store_output(job, row + r, token + t, load(sums + (r * kFloatBlock + t) * kLanes));
   }
 }
 
@@ -182,8 +187,12 @@ void float_matmul(const FloatJob& job, int64_t row0, int64_t row1, int64_t token
   }
   auto* panel = reinterpret_cast<float*>(scratch);
   float* sums = panel + kPanelRows * kPanelK;
-  for (int64_t token = token0; token < token1; token += kFloatBlock) {
-    const int tokens = token1 - token < kFloatBlock ? static_cast<int>(token1 - token) : kFloatBlock;
+  const int64_t tiles = (token1 - token0 + kFloatTokens - 1) / kFloatTokens;
+  const int64_t blocks = (token1 - token0 + kFloatBlock - 1) / kFloatBlock;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t token = token0 + tiles * block / blocks * kFloatTokens;
+    const int64_t end = block + 1 == blocks ? token1 : token0 + tiles * (block + 1) / blocks * kFloatTokens;
+    const int tokens = static_cast<int>(end - token);
     for (int64_t row = row0; row < row1; row += kTogetherRows) {
       const int rows = row1 - row < kTogetherRows ? static_cast<int>(row1 - row) : kTogetherRows;
       const int whole = rows / kFloatRows * kFloatRows;

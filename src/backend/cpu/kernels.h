@@ -20,7 +20,7 @@ inline constexpr int kBlockTokens = 264;
 /// A step of one group unpacked: 16-bit codes and two sub-blocks a unit at most.
 inline constexpr int kPanelBytes = kStepUnits * (kUnit * kLanes * 2 + 2 * 2 * kLanes * 4);
 /// Scratch of integer_tile and float_matmul: panels, then the sums of a block.
-inline constexpr int kMatmulScratch = 160 << 10;
+inline constexpr int kMatmulScratch = 208 << 10;
 /// Integer weight types, the index of the kernel arrays.
 inline constexpr int kIntegerTypes = 10;
 enum IntegerType : int { kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K };

@@ -13,7 +13,7 @@ namespace {
 // clang-format off
 #include "backend/cpu/simd_common.inl"
 #include "backend/cpu/simd_portable.inl"
-#include "backend/cpu/power.inl"
+#include "backend/cpu/simd_plain.inl"
 #include "backend/cpu/math.inl"
 #include "backend/cpu/rows.inl"
 #include "backend/cpu/floats.inl"

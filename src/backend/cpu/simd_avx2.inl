@@ -231,14 +231,14 @@ template <int T, int N, class Codes>
     const __m256i four = broadcast_word(x + t * 4);
     part[t] = {_mm256_maddubs_epi16(w.a, four), _mm256_maddubs_epi16(w.b, four)};
   });
-  for (int i = 1; i < N; ++i) {
-    const VB v = codes(i);
+  unroll<N - 1>([&](auto before) GRETA_INLINE {
+    const VB v = codes(before + 1);
     unroll<T>([&](auto t) {
-      const __m256i four = broadcast_word(x + (i * T + t) * 4);
+      const __m256i four = broadcast_word(x + ((before + 1) * T + t) * 4);
       part[t].a = add_words(part[t].a, _mm256_maddubs_epi16(v.a, four));
       part[t].b = add_words(part[t].b, _mm256_maddubs_epi16(v.b, four));
     });
-  }
+  });
   unroll<T>([&](auto t) {
     sum[t].a = add_madd(sum[t].a, part[t].a, ones);
     sum[t].b = add_madd(sum[t].b, part[t].b, ones);
@@ -251,10 +251,10 @@ template <int N, bool Eight, int Bits>
   constexpr int kRun = code_class(Eight, Bits);
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;
-    unroll<N / kSome>([&](auto run) {
+    unroll<N / kSome>([&](auto run) GRETA_INLINE {
       const int group = first + run * kSome;
       dot_bytes<1, kSome>(
-          &sum, [&](int i) { return codes[group + i]; }, x + group * 4);
+          &sum, [&](int i) GRETA_INLINE { return codes[group + i]; }, x + group * 4);
     });
   } else {
     x += Eight ? 32 : 0;

@@ -83,7 +83,7 @@ inline VI sar(VI x) {
 }
 inline VF to_float(VI x) { return _mm512_cvtepi32_ps(x); }
 inline VI to_int(VF x) { return _mm512_cvtps_epi32(x); }  // nearest even (the default mode)
-// p 2^n as power.inl has it
+// p 2^n as simd_plain.inl has it
 inline VF times_power(VF p, VF n) { return _mm512_scalef_ps(p, n); }
 inline int32_t reduce_addi(VI x) { return _mm512_reduce_add_epi32(x); }
 inline int32_t reduce_maxi(VI x) { return _mm512_reduce_max_epi32(x); }
@@ -105,6 +105,28 @@ inline float reduce_add(VF x) {
   const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
   return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+// The same of 16 rows that begin `stride` floats apart: halves, quarters, pairs and elements of two vectors
+// at a time, in the order of rows that leaves row r in lane r.
+inline VF reduce_rows(const float* rows, int64_t stride) {
+  VF eighths[2];
+  unroll<2>([&](auto upper) {
+    VF fours[2];
+    unroll<2>([&](auto second) {
+      const float* at = rows + (2 * upper + second) * stride;
+      VF pair[2];
+      unroll<2>([&](auto i) {
+        const VF a = load(at + 8 * i * stride), b = load(at + (8 * i + 4) * stride);
+        pair[i] = add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+      });
+      fours[second] =
+          add(_mm512_shuffle_f32x4(pair[0], pair[1], 0x88), _mm512_shuffle_f32x4(pair[0], pair[1], 0xdd));
+    });
+    eighths[upper] =
+        add(_mm512_shuffle_ps(fours[0], fours[1], 0x44), _mm512_shuffle_ps(fours[0], fours[1], 0xee));
+  });
+  return add(_mm512_shuffle_ps(eighths[0], eighths[1], 0x88),
+             _mm512_shuffle_ps(eighths[0], eighths[1], 0xdd));
 }
 inline float reduce_max(VF x) {
   const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
