@@ -55,7 +55,7 @@ void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
     VF acc[1][1] = {{zero()}};
     each_step<F>(job.packed + group * job.group_bytes, x.units,
                  [&](const uint8_t* step, int64_t first, int count) {
-                   const uint8_t* q = x.q + first * kXBytes<Eight>;
+                   const uint8_t* q = x.q + first * kXBytesOfOne<Eight>;
                    const float* scale_x = x.scale + first;
                    const auto* extra = static_cast<const int32_t*>(job.extra) + first * kSubs;
                    each_unit<F>(step, count,
@@ -67,7 +67,7 @@ void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
                                   unroll<kSubs>([&](auto h) GRETA_INLINE {
                                     const auto add_products = [&](VI(&sum)[1][1]) GRETA_INLINE {
                                       dot_packed<8 / kSubs, Eight, kFormats[F].bits>(
-                                          sum[0][0], codes, h.value * 8 / kSubs, q + u * kXBytes<Eight>);
+                                          sum[0][0], codes, h.value * 8 / kSubs, q + u * kXBytesOfOne<Eight>);
                                     };
                                     sub_block<F, 1, 1, h.value>(acc, scale[h], addend[h], scale_x + u,
                                                                 extra + u * kSubs, add_products);
@@ -280,7 +280,8 @@ void round_tile(const float* x, int64_t k, Activation& to, int64_t tile) {
         qa = to_int(ya);
         qb = to_int(yb);
       }
-      place_unit<Eight>(qa, qb, t, tokens, to.q + cell * kXBytes<Eight>);
+      const int64_t bytes = tokens == 1 ? kXBytesOfOne<Eight> : kXBytes<Eight>;
+      place_unit<Eight>(qa, qb, t, tokens, to.q + cell * bytes);
       to.scale[cell + t] = scale;
       to.sum[2 * cell + t] = reduce_addi(qa);
       to.sum[2 * cell + tokens + t] = reduce_addi(qb);

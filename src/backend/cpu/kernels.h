@@ -116,7 +116,9 @@ struct AttentionJob {
 
 struct KernelTable {
   const char* name;
-  int x_bytes[2];   ///< bytes of Activation::q for 32 elements of one token, by [eight-bit mode]
+  /// Bytes of Activation::q for 32 elements of a token at most (alone it can take more than in a tile), by
+  /// [eight-bit mode].
+  int x_bytes[2];
   int tile_groups;  ///< row groups that integer_tile takes through a tile together
   int tile_tokens;  ///< the most tokens of a tile of Activation
 

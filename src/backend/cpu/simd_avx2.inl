@@ -13,10 +13,13 @@ inline constexpr int kRowsOfOne = 4;  // the same for one token
 inline constexpr int kKeyVectors = 1, kQueries = 4;
 inline constexpr int kTileGroups = 1, kTileTokens = 4;  // register tile of the integer matmul
 inline constexpr const char* kIsaName = "avx2";
-// Rounded activations of a unit of T tokens: [k / 4][T] of four int16: k0, k2, k1, k3 (VPMADDWD pairs). In
-// 8-bit mode before them the same as bytes in their own order, for VPMADDUBSW.
+// Rounded activations of a unit of T tokens: [k / 4][T] of four int16: k0, k2, k1, k3 (VPMADDWD pairs).
+// Before them, as bytes in their own order for VPMADDUBSW: in 8-bit mode the same; of one token alone [plane:
+// high, low][32].
 template <bool Eight>
 inline constexpr int kXBytes = Eight ? 96 : 64;
+template <bool Eight>
+inline constexpr int kXBytesOfOne = Eight ? 96 : 128;
 
 inline VF zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline VF set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -212,19 +215,19 @@ inline __m256i add_words(__m256i sum, __m256i x) {
 }
 
 // How unpacked codes are kept: as bytes (in 8-bit mode, up to 6 bits), whose pairs of products add up in
-// int16 over this many k4-groups at most (two products of a code and 127 a group and lane); 0: as int16
+// int16 over this many k4-groups at most (two products of a code and -128 a group and lane); 0: as int16
 // words.
 constexpr int code_class(bool eight, int bits) {
   if (!eight || bits > 6) return 0;
   return bits == 6 ? 2 : bits == 5 ? 4 : 8;
 }
-static_assert(8 * 15 * 254 < 32768 && 4 * 31 * 254 < 32768 && 2 * 63 * 254 < 32768);
+static_assert(8 * 15 * 256 < 32768 && 4 * 31 * 256 < 32768 && 2 * 63 * 256 < 32768);
 
-// sum[t] += the exact integer products of N k4-groups, at most as many as int16 holds: codes(i) are the bytes
-// of group i, x: [N][T][4].
-template <int T, int N, class Codes>
+// sum[t] += Factor times the exact integer products of N k4-groups, at most as many as int16 holds: codes(i)
+// are the bytes of group i, x: [N][T][4].
+template <int T, int N, int Factor, class Codes>
 [[gnu::always_inline]] inline void dot_bytes(VI* sum, const Codes& codes, const uint8_t* x) {
-  const __m256i ones = _mm256_set1_epi16(1);
+  const __m256i factor = _mm256_set1_epi16(Factor);
   VI part[T];
   const VB w = codes(0);
   unroll<T>([&](auto t) {
@@ -240,24 +243,26 @@ template <int T, int N, class Codes>
     });
   });
   unroll<T>([&](auto t) {
-    sum[t].a = add_madd(sum[t].a, part[t].a, ones);
-    sum[t].b = add_madd(sum[t].b, part[t].b, ones);
+    sum[t].a = add_madd(sum[t].a, part[t].a, factor);
+    sum[t].b = add_madd(sum[t].b, part[t].b, factor);
   });
 }
 
-// sum += the exact integer products of N k4-groups of one token, codes[first] on.
+// sum += the exact integer products of N k4-groups of one token, codes[first] on. Codes of up to 6 bits stay
+// bytes: in 16-bit mode q = 256 high + low, a plane of bytes each.
 template <int N, bool Eight, int Bits>
 [[gnu::always_inline]] inline void dot_packed(VI& sum, const VB (&codes)[8], int first, const uint8_t* x) {
-  constexpr int kRun = code_class(Eight, Bits);
+  constexpr int kRun = code_class(true, Bits);
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;
     unroll<N / kSome>([&](auto run) GRETA_INLINE {
       const int group = first + run * kSome;
-      dot_bytes<1, kSome>(
-          &sum, [&](int i) GRETA_INLINE { return codes[group + i]; }, x + group * 4);
+      const auto from = [&](int i) GRETA_INLINE { return codes[group + i]; };
+      dot_bytes<1, kSome, Eight ? 1 : 256>(&sum, from, x + group * 4);
+      if constexpr (!Eight) dot_bytes<1, kSome, 1>(&sum, from, x + 32 + group * 4);
     });
   } else {
-    x += Eight ? 32 : 0;
+    x += Eight ? 32 : 64;
     unroll<N>([&](auto i) {
       const Words w = words_of(codes[first + i]);
       const __m256i x02 = broadcast_word(x + (first + i) * 8), x13 = broadcast_word(x + (first + i) * 8 + 4);
@@ -291,7 +296,7 @@ template <int R, int T, int N, bool Eight, int Bits>
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;
     for (int group = first; group < first + N; group += kSome)
-      dot_bytes<T, kSome>(
+      dot_bytes<T, kSome, 1>(
           sum, [&](int i) { return loadb(codes + 64 * (group + i)); }, x + group * T * 4);
   } else {
     codes += first * 128;
@@ -309,32 +314,35 @@ template <int R, int T, int N, bool Eight, int Bits>
   }
 }
 
+// 16 integers that fit a byte, in their order.
+inline __m128i bytes_of(VI q) {
+  const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q.a, q.b), _mm256_setzero_si256());
+  return _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
+}
+
 // Writes the 32 integers of one unit and token (t of T) in the order that the products read (kXBytes).
 template <bool Eight>
 inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
   const __m256i even_first = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4,
                                               5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+  const auto put = [](uint8_t* to, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), v); };
+  uint8_t* words = unit + (Eight ? 32 * tokens : tokens == 1 ? 64 : 0);
   unroll<2>([&](auto half) {
     const VI q = half == 0 ? a : b;
-    // k4-groups 0, 2 | 1, 3 of this half
-    const __m256i words = _mm256_shuffle_epi8(_mm256_packs_epi32(q.a, q.b), even_first);
-    const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
-    if constexpr (Eight) {  // bytes k0 .. k15 of this half, four of each group
-      const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q.a, q.b), _mm256_setzero_si256());
-      const __m128i groups =
-          _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
-      alignas(16) uint8_t four[16];
-      _mm_store_si128(reinterpret_cast<__m128i*>(four), groups);
-      for (int i = 0; i < 4; ++i) __builtin_memcpy(unit + ((half * 4 + i) * tokens + t) * 4, four + 4 * i, 4);
+    alignas(16) uint8_t bytes[32];
+    if constexpr (Eight) {
+      put(bytes, bytes_of(q));
+      for (int i = 0; i < 4; ++i)
+        __builtin_memcpy(unit + ((half * 4 + i) * tokens + t) * 4, bytes + 4 * i, 4);
+    } else if (tokens == 1) {  // q = 256 high + low, low = the signed last byte
+      put(unit + half * 16, bytes_of(sar<8>(addi(q, set1i(128)))));
+      put(unit + 32 + half * 16, bytes_of(sar<24>(shl<24>(q))));
     }
-    const auto put = [&](int i, __m128i two, bool upper) {
-      auto* to = unit + (Eight ? 32 * tokens : 0) + ((half * 4 + i) * tokens + t) * 8;
-      const int64_t eight = upper ? _mm_extract_epi64(two, 1) : _mm_cvtsi128_si64(two);
-      __builtin_memcpy(to, &eight, 8);
-    };
-    put(0, low, false);
-    put(1, high, false);
-    put(2, low, true);
-    put(3, high, true);
+    // k4-groups 0, 2 | 1, 3 of this half
+    const __m256i groups = _mm256_shuffle_epi8(_mm256_packs_epi32(q.a, q.b), even_first);
+    const __m128i low = _mm256_castsi256_si128(groups), high = _mm256_extracti128_si256(groups, 1);
+    put(bytes, _mm_unpacklo_epi64(low, high));
+    put(bytes + 16, _mm_unpackhi_epi64(low, high));
+    for (int i = 0; i < 4; ++i) __builtin_memcpy(words + ((half * 4 + i) * tokens + t) * 8, bytes + 8 * i, 8);
   });
 }

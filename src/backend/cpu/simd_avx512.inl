@@ -14,6 +14,8 @@ inline constexpr const char* kIsaName = "avx512";
 // [k / 4][T][4] bytes.
 template <bool Eight>
 inline constexpr int kXBytes = Eight ? 32 : 64;
+template <bool Eight>
+inline constexpr int kXBytesOfOne = kXBytes<Eight>;
 
 inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 

@@ -18,6 +18,8 @@ inline constexpr const char* kIsaName = "portable";
 // Rounded activations of a unit of T tokens: [k / 4][T] of four int16: k0, k2, k1, k3, in both modes.
 template <bool Eight>
 inline constexpr int kXBytes = 64;
+template <bool>
+inline constexpr int kXBytesOfOne = 64;
 
 template <class F>
 inline VF lanes(const F& f) {

@@ -10,7 +10,7 @@
 
 constexpr KernelTable kTable = {
     .name = kIsaName,
-    .x_bytes = {kXBytes<false>, kXBytes<true>},
+    .x_bytes = {kXBytesOfOne<false>, kXBytesOfOne<true>},
     .tile_groups = kTileGroups,
     .tile_tokens = kTileTokens,
     .rmsnorm = rmsnorm,
