@@ -724,8 +724,8 @@ Cut cut_of(const Launch& how, const MatmulCall& call) {
   return cut;
 }
 
-/// As many as there are multiprocessors; but where some blocks have two tiles and others one, a few fewer, for
-/// the launch behind to begin on at once.
+/// As many as there are multiprocessors; but where some blocks have two tiles and others one, a few fewer,
+/// for the launch behind to begin on at once.
 int blocks_of(const Cut& cut, int multiprocessors) {
   constexpr int kLeft = 4;
   if (cut.tiles <= multiprocessors) return cut.tiles;
