@@ -724,18 +724,18 @@ Cut cut_of(const Launch& how, const MatmulCall& call) {
   return cut;
 }
 
-/// As many as there are multiprocessors; but where some blocks have two tiles and others one, a few fewer,
-/// for the launch behind to begin on at once.
-int blocks_of(const Cut& cut, int multiprocessors) {
+/// As many as there are multiprocessors; but where blocks that round their own rows have two tiles or one, a
+/// few fewer, for the launch behind to begin on at once.
+int blocks_of(const Cut& cut, int multiprocessors, bool own) {
   constexpr int kLeft = 4;
-  if (cut.tiles <= multiprocessors) return cut.tiles;
-  return cut.tiles > 2 * (multiprocessors - kLeft) ? multiprocessors : multiprocessors - kLeft;
+  const bool leaves = own && cut.tiles > multiprocessors && cut.tiles <= 2 * (multiprocessors - kLeft);
+  return std::min(cut.tiles, leaves ? multiprocessors - kLeft : multiprocessors);
 }
 
 template <quant::Type T, int kTiles, bool kOwn>
 void launch_few(const Launch& how, const MatmulCall& call) {
   const Cut cut = cut_of<T, kTiles>(how, call);
-  const int blocks = blocks_of(cut, how.multiprocessors);
+  const int blocks = blocks_of(cut, how.multiprocessors, kOwn);
   static const std::string name = kernel_name<T>("matmul_few");
   launch(
       how, name.c_str(), matmul_few<T, kTiles, kOwn>, Grid{static_cast<unsigned>(blocks)},
