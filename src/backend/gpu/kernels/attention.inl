@@ -237,56 +237,94 @@ struct OwnRow {
 // ---- merging splits that were apart
 // ---------------------------------------------------------------------------
 
-/// A wave: the row (of q) `at` that sees `keys`. M after each split is the largest m so far, so a lane each
-/// finds the factors of a split; then L and O go through the splits in ascending order.
-template <class S>
-GRETA_DEVICE void merge_row(const AttentionCall& call, int64_t at, const Keys& keys) {
+/// A row that is merged: where it lies in q, and the splits that it sees; none, where it is not there.
+struct Merged {
+  int64_t at = 0;
+  int first = 0;
+  int count = 0;
+};
+
+/// A wave: kRows rows at once. M after each split is the largest m so far, so a lane each finds the factors
+/// of a split; then L and O go through the splits in ascending order. The first values are asked for with the
+/// numbers.
+template <class S, int kRows>
+GRETA_DEVICE void merge_rows(const AttentionCall& call, const Merged (&rows)[kRows]) {
   constexpr int kColumns = (S::kSlabs * S::kSlab + kWave - 1) / kWave;
+  constexpr int kAtOnce = 4;  // splits whose values are on their way together
   const int head_dim = call.cache.head_dim, lane = lane_index();
-  float largest = float_of(kMinusInfinity), sum = 0.0f, o[kColumns] = {};
-  const int last = keys.last / kSplit;
-  for (int first = keys.first / kSplit; first <= last; first += kWave) {
-    const int count = last - first + 1 < kWave ? last - first + 1 : kWave;
-    const float* numbers = partial_numbers(call, at * call.splits + first + lane);
-    const float m = lane < count ? numbers[0] : float_of(kMinusInfinity);
-    const float l = lane < count ? numbers[1] : 0.0f;
-    float upto = m;
-    GRETA_UNROLL
-    for (int back = 1; back < kWave; back *= 2) {
-      const float other = shuffle(upto, lane < back ? lane : lane - back);
-      upto = larger(upto, other);
-    }
-    const float earlier = shuffle(upto, lane == 0 ? 0 : lane - 1);
-    const Merging merge = merging(lane == 0 ? largest : larger(largest, earlier), m);
-    largest = larger(largest, shuffle(upto, kWave - 1));
-    const float* values = partial_values(call, at * call.splits + first);
-    constexpr int kAtOnce = 4;  // splits whose values are on their way together
-    for (int i = 0; i < count; i += kAtOnce) {
-      float v[kAtOnce][kColumns];
+  float largest[kRows], sum[kRows] = {}, o[kRows][kColumns] = {};
+  int most = 0;
+  GRETA_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    largest[r] = float_of(kMinusInfinity);
+    most = most < rows[r].count ? rows[r].count : most;
+  }
+  for (int done = 0; done < most; done += kWave) {
+    float m[kRows], l[kRows], v[kRows][kAtOnce][kColumns];
+    const auto ask = [&](int from) {
       GRETA_UNROLL
-      for (int u = 0; u < kAtOnce; ++u) {
+      for (int r = 0; r < kRows; ++r) {
+        const float* values = partial_values(call, rows[r].at * call.splits + rows[r].first + from);
         GRETA_UNROLL
-        for (int c = 0; c < kColumns; ++c) {
-          const int d = lane + c * kWave;
-          v[u][c] =
-              i + u < count && d < head_dim ? values[(i + u) * static_cast<int64_t>(head_dim) + d] : 0.0f;
+        for (int u = 0; u < kAtOnce; ++u) {
+          GRETA_UNROLL
+          for (int c = 0; c < kColumns; ++c) {
+            const int d = lane + c * kWave;
+            v[r][u][c] = from + u < rows[r].count && d < head_dim
+                             ? values[u * static_cast<int64_t>(head_dim) + d]
+                             : 0.0f;
+          }
         }
       }
+    };
+    GRETA_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const bool there = done + lane < rows[r].count;
+      const float* numbers =
+          partial_numbers(call, rows[r].at * call.splits + rows[r].first + (there ? done + lane : 0));
+      m[r] = there ? numbers[0] : float_of(kMinusInfinity);
+      l[r] = there ? numbers[1] : 0.0f;
+    }
+    ask(done);
+    Merging merge[kRows];
+    GRETA_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      float upto = m[r];
       GRETA_UNROLL
-      for (int u = 0; u < kAtOnce; ++u) {
-        if (i + u >= count) break;
-        const float a = shuffle(merge.a, i + u), b = shuffle(merge.b, i + u);
-        sum = fused(sum, a, shuffle(l, i + u) * b);
-        GRETA_UNROLL
-        for (int c = 0; c < kColumns; ++c) o[c] = fused(o[c], a, v[u][c] * b);
+      for (int back = 1; back < kWave; back *= 2) {
+        const float other = shuffle(upto, lane < back ? lane : lane - back);
+        upto = larger(upto, other);
       }
+      const float earlier = shuffle(upto, lane == 0 ? 0 : lane - 1);
+      merge[r] = merging(lane == 0 ? largest[r] : larger(largest[r], earlier), m[r]);
+      largest[r] = larger(largest[r], shuffle(upto, kWave - 1));
+    }
+    for (int i = 0;;) {
+      GRETA_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        GRETA_UNROLL
+        for (int u = 0; u < kAtOnce; ++u) {
+          if (done + i + u >= rows[r].count) break;
+          const float a = shuffle(merge[r].a, i + u), b = shuffle(merge[r].b, i + u);
+          sum[r] = fused(sum[r], a, shuffle(l[r], i + u) * b);
+          GRETA_UNROLL
+          for (int c = 0; c < kColumns; ++c) o[r][c] = fused(o[r][c], a, v[r][u][c] * b);
+        }
+      }
+      i += kAtOnce;
+      if (i >= kWave || done + i >= most) break;
+      ask(done + i);
     }
   }
-  const float inverse = divide(1.0f, sum);
   GRETA_UNROLL
-  for (int c = 0; c < kColumns; ++c) {
-    const int d = lane + c * kWave;
-    if (d < head_dim) call.out[at * head_dim + d] = o[c] * inverse;
+  for (int r = 0; r < kRows; ++r) {
+    if (rows[r].count == 0) continue;
+    const float inverse = divide(1.0f, sum[r]);
+    GRETA_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      const int d = lane + c * kWave;
+      if (d < head_dim) call.out[rows[r].at * head_dim + d] = o[r][c] * inverse;
+    }
   }
 }
 
@@ -298,8 +336,18 @@ GRETA_DEVICE void merge_if_last(const Block<S>& block, int splits_each) {
   const int blocks = work.any.last / kSplit / splits_each - work.any.first / kSplit / splits_each + 1;
   if (!last_to_arrive(call.arrivals + block_y() * grid_x() + block_x(), static_cast<uint32_t>(blocks)))
     return;
-  for (int pair = wave_index(); pair < work.pairs; pair += S::kWaves)
-    merge_row<S>(call, work.at(pair, call.heads), visible_at(work.position(pair), call.window));
+  const auto row = [&](int pair) {
+    if (pair >= work.pairs) return Merged{};
+    const Keys keys = visible_at(work.position(pair), call.window);
+    return Merged{work.at(pair, call.heads), keys.first / kSplit,
+                  keys.last / kSplit - keys.first / kSplit + 1};
+  };
+  if (work.pairs <= S::kWaves) {
+    if (wave_index() < work.pairs) merge_rows<S, 1>(call, {row(wave_index())});
+    return;
+  }
+  for (int pair = wave_index(); pair < work.pairs; pair += 2 * S::kWaves)
+    merge_rows<S, 2>(call, {row(pair), row(pair + S::kWaves)});
 }
 
 // ---- a block

@@ -306,6 +306,8 @@ constexpr int kOwnHeld = 24;
 static_assert(kOwnBytes / 2 <= kOwnHeld * kNormLanes);
 /// Of a norm's weights, which lie in registers beside the row: more would not fit.
 constexpr int kNormHeld = 16;
+/// Of rows without a norm that have code of their own.
+constexpr int kShortHeld = 12;
 
 /// The row's largest magnitude of the threads' own.
 GRETA_DEVICE float largest_of_row(float value, int lane, OwnShared& shared) {
@@ -354,7 +356,7 @@ GRETA_DEVICE void norm_own_row(OwnRow<kHeld>& row, const OwnRow<kHeld>& weight, 
 /// kernels before. A barrier follows.
 template <int kHeld>
 GRETA_DEVICE void round_held_rows(const MatmulCall& call, OwnShared& shared, int stride, int lane) {
-  constexpr bool kNorms = kHeld <= kNormHeld;
+  constexpr bool kNorms = kHeld <= kNormHeld && kHeld != kShortHeld;
   const int cols = static_cast<int>(call.products[0].weight.cols);
   const OwnRows& own = call.own;
   OwnRow<kHeld> weight;
@@ -384,6 +386,8 @@ GRETA_DEVICE void round_own_rows(const MatmulCall& call, OwnShared& shared, int 
     round_held_rows<8>(call, shared, stride, lane);
   } else if (cols <= kNormHeld * kNormLanes && call.own.norm != nullptr) {
     round_held_rows<kNormHeld>(call, shared, stride, lane);
+  } else if (cols <= kShortHeld * kNormLanes) {
+    round_held_rows<kShortHeld>(call, shared, stride, lane);
   } else {
     round_held_rows<kOwnHeld>(call, shared, stride, lane);
   }
@@ -655,6 +659,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     barrier();  // `turns` and the meeting are there
     if (rounds) {
       round_own_rows(call, own, cut.own_stride, thread_index() - kFirstRowThread);
+      wave.held = {};  // so that its registers may be the row's until here
       wave.load_first();
     } else {
       if (works) wave.unpack_first();
@@ -719,10 +724,18 @@ Cut cut_of(const Launch& how, const MatmulCall& call) {
   return cut;
 }
 
+/// As many as there are multiprocessors; but where blocks that round their own rows have two tiles or one, a
+/// few fewer, for the launch behind to begin on at once.
+int blocks_of(const Cut& cut, int multiprocessors, bool own) {
+  constexpr int kLeft = 4;
+  const bool leaves = own && cut.tiles > multiprocessors && cut.tiles <= 2 * (multiprocessors - kLeft);
+  return std::min(cut.tiles, leaves ? multiprocessors - kLeft : multiprocessors);
+}
+
 template <quant::Type T, int kTiles, bool kOwn>
 void launch_few(const Launch& how, const MatmulCall& call) {
   const Cut cut = cut_of<T, kTiles>(how, call);
-  const int blocks = std::min(cut.tiles, how.multiprocessors);
+  const int blocks = blocks_of(cut, how.multiprocessors, kOwn);
   static const std::string name = kernel_name<T>("matmul_few");
   launch(
       how, name.c_str(), matmul_few<T, kTiles, kOwn>, Grid{static_cast<unsigned>(blocks)},
