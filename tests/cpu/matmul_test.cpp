@@ -155,6 +155,28 @@ TEST_P(CpuMatmul, SameBitsForAnyNumberOfRowsThreadsAndPath) {
   }
 }
 
+// Past the tokens that a kernel carries through K together, of one thread (several share them): two blocks of
+// them for integer weights, three for float.
+TEST_P(CpuMatmul, SameBitsInSeveralBlocksOfTokens) {
+  const auto [type, activations] = GetParam();
+  const int64_t n = 40, k = 768, rows = cpu::kBlockTokens + 19;
+  const Source source = random_weight(type, n, k, 31);
+  const std::vector<float> x = random_rows(rows * k, 37);
+  std::vector<float> expected;  // each row alone
+  for (const Isa isa : isas()) {
+    const auto device = backend(isa, 1, activations);
+    const auto weight = device->load(source.source, WeightUse::matmul);
+    if (expected.empty()) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const std::vector<float> one =
+            product(*device, *weight, {x.begin() + r * k, x.begin() + (r + 1) * k}, 1);
+        expected.insert(expected.end(), one.begin(), one.end());
+      }
+    }
+    EXPECT_TRUE(same_bits(product(*device, *weight, x, rows), expected)) << name_of(isa);
+  }
+}
+
 TEST_P(CpuMatmul, RoutesNameTheKernelThatRan) {
   const auto [type, activations] = GetParam();
   const int64_t k = 256;
