@@ -19,9 +19,8 @@ struct AttentionState {
   float* c;  // [queries] the factor of what came before the page
   float* k;  // a page as FP32, where several tiles read it: [head_dim][64]
   float* v;  // [64][padded]
-  int32_t*
-      begin;  // [queries] the keys of the page that a query sees: begin .. end - 1, none where they are equal
-  int32_t* end;
+  // [queries] the keys of the page that a query sees: begin .. end - 1, none where they are equal
+  int32_t *begin, *end;
   int64_t padded;
 
   bool none(int query) const { return begin[query] == end[query]; }

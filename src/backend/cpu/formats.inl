@@ -95,25 +95,30 @@ inline VI byte_of(VI word) {
   return B == 3 ? down : andi(down, set1i(255));
 }
 
-template <int F, int Unit>
-inline void unit_scales(const StepScales<F>& s, VF (&scale)[2][1], VF (&addend)[2][1]) {
+// Units of a step are unrolled by four: so many words of scales, bytes of which are constants, four units
+// fill.
+inline constexpr int kUnrolledUnits = 4;
+
+// Of unit `unit` of the step, the unrolled one `Place`: [sub-block].
+template <int F, int Place>
+inline void unit_scales(const StepScales<F>& s, int unit, VF (&scale)[2], VF (&addend)[2]) {
   if constexpr (!kFormats[F].super) {
-    const uint8_t* p = s.p + Unit * kFormats[F].scales;
-    scale[0][0] = load_f16(p);
-    if constexpr (kFormats[F].minima) addend[0][0] = load_f16(p + 32);
+    const uint8_t* p = s.p + unit * kFormats[F].scales;
+    scale[0] = load_f16(p);
+    if constexpr (kFormats[F].minima) addend[0] = load_f16(p + 32);
   } else {
     constexpr int kSubs = kUnit / kFormats[F].sub;
     unroll<kSubs>([&](auto h) {
-      constexpr int kSub = kSubs * Unit + h.value;
-      const VI word = s.word[kSub / 4];
+      constexpr int kByte = (kSubs * Place + h.value) % 4;
+      const int index = (kSubs * unit + h) / 4;
+      const VI word = s.word[index];
       if constexpr (F == kQ6_K) {  // signed
-        scale[h][0] = mul(s.d, to_float(sar<24>(shl<24 - kSub % 4 * 8>(word))));
+        scale[h] = mul(s.d, to_float(sar<24>(shl<24 - kByte * 8>(word))));
       } else {
-        const VI byte = byte_of<kSub % 4>(word);
-        scale[h][0] = mul(s.d, to_float(F == kQ3_K ? subi(byte, set1i(32)) : byte));
+        const VI byte = byte_of<kByte>(word);
+        scale[h] = mul(s.d, to_float(F == kQ3_K ? subi(byte, set1i(32)) : byte));
       }
-      if constexpr (kFormats[F].minima)
-        addend[h][0] = mul(s.dmin, to_float(byte_of<kSub % 4>(s.word[4 + kSub / 4])));
+      if constexpr (kFormats[F].minima) addend[h] = mul(s.dmin, to_float(byte_of<kByte>(s.word[4 + index])));
     });
   }
 }
@@ -151,18 +156,22 @@ template <int F, class Body>
   }
 }
 
-// body(Index<unit of the step>{}, its quants, the step's scales) for every unit of a step in ascending order.
+// body(Index<place among the unrolled>{}, unit of the step, its quants, the step's scales) for every unit of
+// a step in ascending order.
 template <int F, class Body>
 [[gnu::always_inline]] inline void each_unit(const uint8_t* step, int count, const Body& body) {
   constexpr int kUnitBytes = static_cast<int>(step_bytes<F>(kStepUnits) / kStepUnits);
   const StepScales<F> scales = step_scales<F>(step + count * kFormats[F].quants);
-  unroll<kStepUnits>([&](auto u) GRETA_INLINE {
-    if (u >= count) return;
-    const uint8_t* ahead = step + u * kUnitBytes;
-    unroll<(kUnitBytes + 63) / 64>([&](auto line) {
-      __builtin_prefetch(ahead + kFar + 64 * line, 0, 2);
-      __builtin_prefetch(ahead + kNear + 64 * line);
+  for (int first = 0; first < count; first += kUnrolledUnits) {
+    unroll<kUnrolledUnits>([&](auto place) GRETA_INLINE {
+      const int u = first + place;
+      if (u >= count) return;
+      const uint8_t* ahead = step + u * kUnitBytes;
+      unroll<(kUnitBytes + 63) / 64>([&](auto line) {
+        __builtin_prefetch(ahead + kFar + 64 * line, 0, 2);
+        __builtin_prefetch(ahead + kNear + 64 * line);
+      });
+      body(place, u, step + u * kFormats[F].quants, scales);
     });
-    body(u, step + u * kFormats[F].quants, scales);
-  });
+  }
 }
