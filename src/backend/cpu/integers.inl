@@ -49,7 +49,7 @@ inline void store_outputs(const IntegerJob& job, int64_t group, int64_t token, V
 template <int F, bool Eight, int Place>
 [[gnu::always_inline]] inline void one_unit(const IntegerJob& job, int64_t cell, int unit,
                                             const uint8_t* quants, const StepScales<F>& scales,
-                                            VF (&acc)[1][1]) {
+                                            const Ahead<F, Place>& ahead, VF (&acc)[1][1]) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
   const Activation& x = *job.x;
   VF scale[2], addend[2];
@@ -59,8 +59,8 @@ template <int F, bool Eight, int Place>
   unroll<kSubs>([&](auto h) GRETA_INLINE {
     const VF row_scale[1] = {scale[h]}, row_addend[1] = {addend[h]};
     const auto add_products = [&](VI(&sum)[1][1]) GRETA_INLINE {
-      dot_packed<8 / kSubs, Eight, kFormats[F].bits>(sum[0][0], codes, h.value * 8 / kSubs,
-                                                     x.q + cell * kXBytesOfOne<Eight>);
+      dot_packed<h.value * 8 / kSubs, 8 / kSubs, Eight, kFormats[F].bits>(
+          sum[0][0], codes, x.q + cell * kXBytesOfOne<Eight>, ahead);
     };
     sub_block<F, 1, 1, h.value>(acc, row_scale, row_addend, x.scale + cell,
                                 static_cast<const int32_t*>(job.extra) + cell * kSubs, add_products);
@@ -69,15 +69,15 @@ template <int F, bool Eight, int Place>
 
 template <int F, bool Eight>
 void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
-  for (int i = 0; i < kFar; i += 64) __builtin_prefetch(job.packed + group0 * job.group_bytes + i, 0, 2);
   for (int64_t group = group0; group < group1; ++group) {
     VF acc[1][1] = {{zero()}};
     const uint8_t* packed = job.packed + group * job.group_bytes;
     each_step<F>(packed, job.x->units, [&](const uint8_t* step, int64_t first, int count) {
       each_unit<F>(step, count,
-                   [&](auto place, int u, const uint8_t* quants, const auto& scales) GRETA_INLINE {
-                     one_unit<F, Eight, place.value>(job, first + u, u, quants, scales, acc);
-                   });
+                   [&](auto place, int u, const uint8_t* quants, const auto& scales, auto ahead)
+                       GRETA_INLINE {
+                         one_unit<F, Eight, place.value>(job, first + u, u, quants, scales, ahead, acc);
+                       });
     });
     store_outputs(job, group, 0, acc[0][0]);
   }
@@ -101,19 +101,22 @@ template <int F, bool Eight>
 inline void unpack_step(const uint8_t* step, int count, const Panel<F, Eight>& panel) {
   constexpr int kSubs = kUnit / kFormats[F].sub;
   constexpr int kBits = kFormats[F].bits;
-  each_unit<F>(step, count, [&](auto place, int u, const uint8_t* quants, const auto& scales) GRETA_INLINE {
-    VF scale[2], addend[2];
-    unit_scales<F, place.value>(scales, u, scale, addend);
-    VB codes[8];
-    unit_codes<F>(quants, codes);
-    unroll<8>([&](auto i) {
-      store_codes<Eight, kBits>(panel.codes + u * kCodeBytes<Eight, kBits>, i.value, codes[i]);
-    });
-    unroll<kSubs>([&](auto h) {
-      store(panel.scale + (u * kSubs + h) * kLanes, scale[h]);
-      if constexpr (kFormats[F].minima) store(panel.addend + (u * kSubs + h) * kLanes, addend[h]);
-    });
-  });
+  each_unit<F>(step, count,
+               [&](auto place, int u, const uint8_t* quants, const auto& scales, auto ahead) GRETA_INLINE {
+                 VF scale[2], addend[2];
+                 unit_scales<F, place.value>(scales, u, scale, addend);
+                 VB codes[8];
+                 unit_codes<F>(quants, codes);
+                 unroll<8>([&](auto i) {
+                   ahead(i);
+                   store_codes<Eight, kBits>(panel.codes + u * kCodeBytes<Eight, kBits>, i.value, codes[i]);
+                 });
+                 unroll<kSubs>([&](auto h) {
+                   store(panel.scale + (u * kSubs + h) * kLanes, scale[h]);
+                   if constexpr (kFormats[F].minima)
+                     store(panel.addend + (u * kSubs + h) * kLanes, addend[h]);
+                 });
+               });
 }
 
 // The T tokens from `token` on times the panels of R groups, one behind the other, of `count` units, `first`

@@ -248,26 +248,30 @@ template <int T, int N, int Factor, class Codes>
   });
 }
 
-// sum += the exact integer products of N k4-groups of one token, codes[first] on. Codes of up to 6 bits stay
-// bytes: in 16-bit mode q = 256 high + low, a plane of bytes each.
-template <int N, bool Eight, int Bits>
-[[gnu::always_inline]] inline void dot_packed(VI& sum, const VB (&codes)[8], int first, const uint8_t* x) {
+// sum += the exact integer products of N k4-groups of one token, codes[First] on. Codes of up to 6 bits stay
+// bytes: in 16-bit mode q = 256 high + low, a plane of bytes each. between(Index<group>{}) is called with
+// each.
+template <int First, int N, bool Eight, int Bits, class Between>
+[[gnu::always_inline]] inline void dot_packed(VI& sum, const VB (&codes)[8], const uint8_t* x,
+                                              const Between& between) {
   constexpr int kRun = code_class(true, Bits);
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;
     unroll<N / kSome>([&](auto run) GRETA_INLINE {
-      const int group = first + run * kSome;
-      const auto from = [&](int i) GRETA_INLINE { return codes[group + i]; };
-      dot_bytes<1, kSome, Eight ? 1 : 256>(&sum, from, x + group * 4);
-      if constexpr (!Eight) dot_bytes<1, kSome, 1>(&sum, from, x + 32 + group * 4);
+      constexpr int kGroup = First + run.value * kSome;
+      const auto from = [&](int i) GRETA_INLINE { return codes[kGroup + i]; };
+      dot_bytes<1, kSome, Eight ? 1 : 256>(&sum, from, x + kGroup * 4);
+      if constexpr (!Eight) dot_bytes<1, kSome, 1>(&sum, from, x + 32 + kGroup * 4);
+      unroll<kSome>([&](auto i) GRETA_INLINE { between(Index<kGroup + i.value>{}); });
     });
   } else {
     x += Eight ? 32 : 64;
-    unroll<N>([&](auto i) {
-      const Words w = words_of(codes[first + i]);
-      const __m256i x02 = broadcast_word(x + (first + i) * 8), x13 = broadcast_word(x + (first + i) * 8 + 4);
+    unroll<N>([&](auto i) GRETA_INLINE {
+      const Words w = words_of(codes[First + i]);
+      const __m256i x02 = broadcast_word(x + (First + i) * 8), x13 = broadcast_word(x + (First + i) * 8 + 4);
       sum.a = add_madd(add_madd(sum.a, w.even_a, x02), w.odd_a, x13);
       sum.b = add_madd(add_madd(sum.b, w.even_b, x02), w.odd_b, x13);
+      between(Index<First + i.value>{});
     });
   }
 }

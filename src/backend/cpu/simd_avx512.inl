@@ -165,22 +165,26 @@ inline VI broadcast_word(const uint8_t* p) {
 }
 
 // sum + the products of the codes and four bytes of x, which the instruction spreads itself: GCC 12 would
-// load them by one of its own.
+// load them by one of its own. Volatile, so that what is asked for between products stays between them.
 inline VI dot_four(VI sum, VB codes, const uint8_t* x) {
   typedef uint8_t Four[4];
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const Four*>(x)));
+  asm volatile("vpdpbusd %2%{1to16%}, %1, %0"
+               : "+v"(sum)
+               : "v"(codes), "m"(*reinterpret_cast<const Four*>(x)));
   return sum;
 }
 
-// sum += the exact integer products of N k4-groups of one token, codes[first] on. 16 bits: q = 256 high + low
-// by two chains, each of which would wait for its latency alone.
-template <int N, bool Eight, int Bits>
-[[gnu::always_inline]] inline void dot_packed(VI& sum, const VB (&codes)[8], int first, const uint8_t* x) {
-  x += first * 4;
+// sum += the exact integer products of N k4-groups of one token, codes[First] on. 16 bits: q = 256 high + low
+// by two chains, each of which would wait for its latency alone. between(Index<group>{}) is called with each.
+template <int First, int N, bool Eight, int Bits, class Between>
+[[gnu::always_inline]] inline void dot_packed(VI& sum, const VB (&codes)[8], const uint8_t* x,
+                                              const Between& between) {
+  x += First * 4;
   VI high = Eight ? sum : zeroi();
-  unroll<N>([&](auto i) {
-    high = dot_four(high, codes[first + i], x + i * 4);
-    if constexpr (!Eight) sum = dot_four(sum, codes[first + i], x + 32 + i * 4);
+  unroll<N>([&](auto i) GRETA_INLINE {
+    high = dot_four(high, codes[First + i], x + i * 4);
+    if constexpr (!Eight) sum = dot_four(sum, codes[First + i], x + 32 + i * 4);
+    between(Index<First + i.value>{});
   });
   sum = Eight ? high : _mm512_add_epi32(_mm512_slli_epi32(high, 8), sum);
 }

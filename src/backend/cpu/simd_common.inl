@@ -17,6 +17,19 @@ template <int N, int I = 0, class Body>
   }
 }
 
+// A line is asked for. Volatile: the compiler may not bring several together (formats.inl: Ahead).
+#if defined(__x86_64__)
+[[gnu::always_inline]] inline void fetch_to_first(const void* p) {
+  asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(p)));
+}
+[[gnu::always_inline]] inline void fetch_to_second(const void* p) {
+  asm volatile("prefetcht1 %0" : : "m"(*static_cast<const char*>(p)));
+}
+#else
+inline void fetch_to_first(const void* p) { __builtin_prefetch(p); }
+inline void fetch_to_second(const void* p) { __builtin_prefetch(p, 0, 2); }
+#endif
+
 // Half-precision bits, as base/half.h has them (which may not be included here: see kernels.h).
 [[maybe_unused]] inline float widen_f16_bits(uint32_t h) {
   const uint32_t sign = (h & 0x8000u) << 16;

@@ -228,10 +228,11 @@ inline void dot(VI* sum, const Source& source, int first, const uint8_t* x) {
   }
 }
 
-template <int N, bool Eight, int Bits>
-inline void dot_packed(VI& sum, const VB (&codes)[8], int first, const uint8_t* x) {
+template <int First, int N, bool Eight, int Bits, class Between>
+inline void dot_packed(VI& sum, const VB (&codes)[8], const uint8_t* x, const Between& between) {
+  unroll<N>([&](auto i) { between(Index<First + i.value>{}); });
   dot<1, N, Eight>(
-      &sum, [&](int i) { return codes[i]; }, first, x);
+      &sum, [&](int i) { return codes[i]; }, First, x);
 }
 // Unpacked codes: bytes, as they come.
 constexpr int code_class(bool, int) { return 8; }
