@@ -1,43 +1,40 @@
 // Packed integer weights to codes and scales, in registers. A unit is 32 elements of K of 16 rows: 8 vectors
 // of codes, vector i holding k = 4 i + j of row r in byte 4 r + j.
 
-// Nibble plane: vector i (of 4) has group i in the low and group i + 4 in the high nibbles.
-inline void nibbles(const uint8_t* p, VB (&codes)[8]) {
-  unroll<4>([&](auto i) {
-    const VB v = loadb(p + 64 * i);
-    codes[i] = shift_mask<0, 0x0f>(v);
-    codes[i + 4] = shift_mask<-4, 0x0f>(v);
-  });
+// Group I of a nibble plane: vector i (of 4) has group i in the low and group i + 4 in the high nibbles.
+template <int I>
+inline VB nibble(const uint8_t* p) {
+  return shift_mask < I < 4 ? 0 : -4, 0x0f > (loadb(p + 64 * (I % 4)));
 }
-// One vector of 8 bit planes: bit i belongs to group i; it is moved to bit `To` of the code.
-template <int To>
-inline void or_bits(const uint8_t* p, VB (&codes)[8]) {
-  const VB v = loadb(p);
-  unroll<8>([&](auto i) { codes[i] = or_shift_mask<To - i.value, 1 << To>(codes[i], v); });
+// A vector of 8 bit planes: bit I belongs to group I; it is moved to bit `To` of the code.
+template <int I, int To>
+inline VB or_bit(const uint8_t* p, VB code) {
+  return or_shift_mask<To - I, 1 << To>(code, loadb(p));
 }
-// Four groups of 6 bits in three vectors: three have the low bits of one vector each, the fourth the two bits
-// above them, its highest in the first vector.
-inline void sixes(const uint8_t* p, VB* codes) {
-  const VB x = loadb(p), y = loadb(p + 64), z = loadb(p + 128);
-  codes[0] = shift_mask<0, 0x3f>(x);
-  codes[1] = shift_mask<0, 0x3f>(y);
-  codes[2] = shift_mask<0, 0x3f>(z);
-  codes[3] = or_shift_mask<-6, 0x03>(or_shift_mask<-4, 0x0c>(shift_mask<-2, 0x30>(x), y), z);
+// Group I of four groups of 6 bits in three vectors: three have the low bits of one vector each, the fourth
+// the two bits above them, its highest in the first vector.
+template <int I>
+inline VB six(const uint8_t* p) {
+  if constexpr (I < 3) return shift_mask<0, 0x3f>(loadb(p + 64 * I));
+  return or_shift_mask<-6, 0x03>(or_shift_mask<-4, 0x0c>(shift_mask<-2, 0x30>(loadb(p)), loadb(p + 64)),
+                                 loadb(p + 128));
 }
 
-template <int F>
-inline void unit_codes(const uint8_t* p, VB (&codes)[8]) {
+// Group I of a unit's codes. What several groups have in common the compiler loads once, if it has registers.
+template <int F, int I>
+inline VB unit_code(const uint8_t* p) {
   if constexpr (F == kQ8_0) {
-    unroll<8>([&](auto i) { codes[i] = loadb(p + 64 * i); });
+    return loadb(p + 64 * I);
   } else if constexpr (F == kQ2_K || F == kQ3_K) {
-    unroll<8>([&](auto i) { codes[i] = shift_mask<-2 * (i.value % 4), 3>(loadb(p + 64 * (i.value / 4))); });
-    if constexpr (F == kQ3_K) or_bits<2>(p + 128, codes);
+    const VB two = shift_mask<-2 * (I % 4), 3>(loadb(p + 64 * (I / 4)));
+    if constexpr (F == kQ2_K) return two;
+    return or_bit<I, 2>(p + 128, two);
   } else if constexpr (F == kQ6_K) {
-    sixes(p, codes);
-    sixes(p + 192, codes + 4);
+    return six<I % 4>(p + I / 4 * 192);
+  } else if constexpr (F == kQ5_0 || F == kQ5_1 || F == kQ5_K) {
+    return or_bit<I, 4>(p + 256, nibble<I>(p));
   } else {
-    nibbles(p, codes);
-    if constexpr (F == kQ5_0 || F == kQ5_1 || F == kQ5_K) or_bits<4>(p + 256, codes);
+    return nibble<I>(p);
   }
 }
 

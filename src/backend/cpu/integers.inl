@@ -54,8 +54,7 @@ template <int F, bool Eight, int Place>
   const Activation& x = *job.x;
   VF scale[2], addend[2];
   unit_scales<F, Place>(scales, unit, scale, addend);
-  VB codes[8];
-  unit_codes<F>(quants, codes);
+  const auto codes = [&](auto group) GRETA_INLINE { return unit_code<F, group.value>(quants); };
   unroll<kSubs>([&](auto h) GRETA_INLINE {
     const VF row_scale[1] = {scale[h]}, row_addend[1] = {addend[h]};
     const auto add_products = [&](VI(&sum)[1][1]) GRETA_INLINE {
@@ -105,8 +104,8 @@ inline void unpack_step(const uint8_t* step, int count, const Panel<F, Eight>& p
                [&](auto place, int u, const uint8_t* quants, const auto& scales, auto ahead) GRETA_INLINE {
                  VF scale[2], addend[2];
                  unit_scales<F, place.value>(scales, u, scale, addend);
-                 VB codes[8];
-                 unit_codes<F>(quants, codes);
+                 VB codes[8];  // before anything is stored: the compiler cannot know that it lies elsewhere
+                 unroll<8>([&](auto i) { codes[i] = unit_code<F, i.value>(quants); });
                  unroll<8>([&](auto i) {
                    ahead(i);
                    store_codes<Eight, kBits>(panel.codes + u * kCodeBytes<Eight, kBits>, i.value, codes[i]);

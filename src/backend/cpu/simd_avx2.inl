@@ -223,11 +223,11 @@ constexpr int code_class(bool eight, int bits) {
 }
 static_assert(8 * 15 * 256 < 32768 && 4 * 31 * 256 < 32768 && 2 * 63 * 256 < 32768);
 
-// sum[t] += Factor times the exact integer products of N k4-groups, at most as many as int16 holds: codes(i)
-// are the bytes of group i, x: [N][T][4].
-template <int T, int N, int Factor, class Codes>
+// sum[t] += the exact integer products of N k4-groups, at most as many as int16 holds: codes(i) are the bytes
+// of group i, x: [N][T][4].
+template <int T, int N, class Codes>
 [[gnu::always_inline]] inline void dot_bytes(VI* sum, const Codes& codes, const uint8_t* x) {
-  const __m256i factor = _mm256_set1_epi16(Factor);
+  const __m256i ones = _mm256_set1_epi16(1);
   VI part[T];
   const VB w = codes(0);
   unroll<T>([&](auto t) {
@@ -243,35 +243,51 @@ template <int T, int N, int Factor, class Codes>
     });
   });
   unroll<T>([&](auto t) {
-    sum[t].a = add_madd(sum[t].a, part[t].a, factor);
-    sum[t].b = add_madd(sum[t].b, part[t].b, factor);
+    sum[t].a = add_madd(sum[t].a, part[t].a, ones);
+    sum[t].b = add_madd(sum[t].b, part[t].b, ones);
   });
 }
 
-// sum += the exact integer products of N k4-groups of one token, codes[First] on. Codes of up to 6 bits stay
-// bytes: in 16-bit mode q = 256 high + low, a plane of bytes each. between(Index<group>{}) is called with
+// sum += the exact integer products of N k4-groups of one token, group First on: codes(Index<group>{}). Codes
+// of up to 6 bits stay bytes: in 16-bit mode q = 256 high + low, a plane of bytes each. Group i + 4 of a unit
+// comes with group i, with which it shares its bytes in most formats. between(Index<group>{}) is called with
 // each.
-template <int First, int N, bool Eight, int Bits, class Between>
-[[gnu::always_inline]] inline void dot_packed(VI& sum, const VB (&codes)[8], const uint8_t* x,
+template <int First, int N, bool Eight, int Bits, class Codes, class Between>
+[[gnu::always_inline]] inline void dot_packed(VI& sum, const Codes& codes, const uint8_t* x,
                                               const Between& between) {
   constexpr int kRun = code_class(true, Bits);
+  const auto each = [&](const auto& body) GRETA_INLINE {
+    unroll<N>([&](auto i) GRETA_INLINE {
+      constexpr Index<N == 8 ? i.value % 2 * 4 + i.value / 2 : First + i.value> kGroup;
+      body(i, kGroup, codes(kGroup));
+      between(kGroup);
+    });
+  };
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;
-    unroll<N / kSome>([&](auto run) GRETA_INLINE {
-      constexpr int kGroup = First + run.value * kSome;
-      const auto from = [&](int i) GRETA_INLINE { return codes[kGroup + i]; };
-      dot_bytes<1, kSome, Eight ? 1 : 256>(&sum, from, x + kGroup * 4);
-      if constexpr (!Eight) dot_bytes<1, kSome, 1>(&sum, from, x + 32 + kGroup * 4);
-      unroll<kSome>([&](auto i) GRETA_INLINE { between(Index<kGroup + i.value>{}); });
+    constexpr int kPlanes = Eight ? 1 : 2;
+    VI part[kPlanes];
+    each([&](auto i, auto group, VB q) GRETA_INLINE {
+      unroll<kPlanes>([&](auto plane) GRETA_INLINE {
+        const __m256i four = broadcast_word(x + plane * 32 + group * 4);
+        VI& p = part[plane];
+        const __m256i a = _mm256_maddubs_epi16(q.a, four), b = _mm256_maddubs_epi16(q.b, four);
+        p.a = i % kSome == 0 ? a : add_words(p.a, a);
+        p.b = i % kSome == 0 ? b : add_words(p.b, b);
+        if constexpr (i.value % kSome == kSome - 1) {
+          const __m256i factor = _mm256_set1_epi16(kPlanes == 2 && plane.value == 0 ? 256 : 1);
+          sum.a = add_madd(sum.a, p.a, factor);
+          sum.b = add_madd(sum.b, p.b, factor);
+        }
+      });
     });
   } else {
     x += Eight ? 32 : 64;
-    unroll<N>([&](auto i) GRETA_INLINE {
-      const Words w = words_of(codes[First + i]);
-      const __m256i x02 = broadcast_word(x + (First + i) * 8), x13 = broadcast_word(x + (First + i) * 8 + 4);
+    each([&](auto, auto group, VB q) GRETA_INLINE {
+      const Words w = words_of(q);
+      const __m256i x02 = broadcast_word(x + group * 8), x13 = broadcast_word(x + group * 8 + 4);
       sum.a = add_madd(add_madd(sum.a, w.even_a, x02), w.odd_a, x13);
       sum.b = add_madd(add_madd(sum.b, w.even_b, x02), w.odd_b, x13);
-      between(Index<First + i.value>{});
     });
   }
 }
@@ -300,7 +316,7 @@ template <int R, int T, int N, bool Eight, int Bits>
   if constexpr (kRun > 0) {
     constexpr int kSome = N < kRun ? N : kRun;
     for (int group = first; group < first + N; group += kSome)
-      dot_bytes<T, kSome, 1>(
+      dot_bytes<T, kSome>(
           sum, [&](int i) { return loadb(codes + 64 * (group + i)); }, x + group * T * 4);
   } else {
     codes += first * 128;

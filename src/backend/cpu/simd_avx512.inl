@@ -174,17 +174,20 @@ inline VI dot_four(VI sum, VB codes, const uint8_t* x) {
   return sum;
 }
 
-// sum += the exact integer products of N k4-groups of one token, codes[First] on. 16 bits: q = 256 high + low
-// by two chains, each of which would wait for its latency alone. between(Index<group>{}) is called with each.
-template <int First, int N, bool Eight, int Bits, class Between>
-[[gnu::always_inline]] inline void dot_packed(VI& sum, const VB (&codes)[8], const uint8_t* x,
+// sum += the exact integer products of N k4-groups of one token, group First on: codes(Index<group>{}). 16
+// bits: q = 256 high + low by two chains, each of which would wait for its latency alone.
+// between(Index<group>{}) is called with each.
+template <int First, int N, bool Eight, int Bits, class Codes, class Between>
+[[gnu::always_inline]] inline void dot_packed(VI& sum, const Codes& codes, const uint8_t* x,
                                               const Between& between) {
   x += First * 4;
   VI high = Eight ? sum : zeroi();
   unroll<N>([&](auto i) GRETA_INLINE {
-    high = dot_four(high, codes[First + i], x + i * 4);
-    if constexpr (!Eight) sum = dot_four(sum, codes[First + i], x + 32 + i * 4);
-    between(Index<First + i.value>{});
+    constexpr Index<First + i.value> kGroup;
+    const VB q = codes(kGroup);
+    high = dot_four(high, q, x + i * 4);
+    if constexpr (!Eight) sum = dot_four(sum, q, x + 32 + i * 4);
+    between(kGroup);
   });
   sum = Eight ? high : _mm512_add_epi32(_mm512_slli_epi32(high, 8), sum);
 }

@@ -228,11 +228,16 @@ inline void dot(VI* sum, const Source& source, int first, const uint8_t* x) {
   }
 }
 
-template <int First, int N, bool Eight, int Bits, class Between>
-inline void dot_packed(VI& sum, const VB (&codes)[8], const uint8_t* x, const Between& between) {
-  unroll<N>([&](auto i) { between(Index<First + i.value>{}); });
+template <int First, int N, bool Eight, int Bits, class Codes, class Between>
+inline void dot_packed(VI& sum, const Codes& codes, const uint8_t* x, const Between& between) {
+  VB all[8];
+  unroll<N>([&](auto i) {
+    constexpr Index<First + i.value> kGroup;
+    all[kGroup] = codes(kGroup);
+    between(kGroup);
+  });
   dot<1, N, Eight>(
-      &sum, [&](int i) { return codes[i]; }, First, x);
+      &sum, [&](int i) { return all[i]; }, First, x);
 }
 // Unpacked codes: bytes, as they come.
 constexpr int code_class(bool, int) { return 8; }
