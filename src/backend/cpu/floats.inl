@@ -82,20 +82,14 @@ inline constexpr int kPanelRows = 8, kPanelK = 512, kTogetherRows = 32, kFloatBl
 static_assert((kPanelRows * kPanelK + kTogetherRows * kFloatBlock * kLanes) * 4 <= kMatmulScratch);
 static_assert(kPanelRows % kFloatRows == 0 && kFloatBlock % kFloatTokens == 0);
 
-// `vectors` of K; panel: [vectors][R][16], x: [vectors][T][16], sums: [R][kFloatBlock][16]. Meanwhile a part
-// of the next tile's x, from `next` on, is asked for: the passes of a panel share its lines evenly.
+// `vectors` of K; panel: [vectors][R][16], x: [vectors][T][16], sums: [R][kFloatBlock][16].
 template <int R, int T>
-inline constexpr int kLinesAhead = (T * R + kPanelRows - 1) / kPanelRows;
-template <int R, int T>
-[[gnu::noinline]] void panel_tile(const float* panel, const float* x, const float* next, int vectors,
-                                  bool first, float* sums) {
+[[gnu::noinline]] void panel_tile(const float* panel, const float* x, int vectors, bool first, float* sums) {
   VF acc[R][T];
   unroll<R>([&](auto r) {
     unroll<T>([&](auto t) { acc[r][t] = first ? zero() : load(sums + (r * kFloatBlock + t) * kLanes); });
   });
   for (int i = 0; i < vectors; ++i) {
-    unroll<kLinesAhead<R, T>>([&](auto line) { __builtin_prefetch(next + line * kLanes); });
-    next += kLinesAhead<R, T> * kLanes;
     fma_outer<R, T>(acc, panel, x);
     panel += R * kLanes;
     x += T * kLanes;
@@ -157,14 +151,10 @@ inline void float_block(const FloatJob& job, int64_t row, int rows, int64_t toke
         }
         for_tokens<kFloatTokens>(tokens - t < kFloatTokens ? tokens - t : kFloatTokens, [&](auto some) {
           const float* x = job.x + (token + t) * padded_k(job) + k * some;
-          const float* next = x + some * padded_k(job);
           const int vectors = (count + kLanes - 1) / kLanes;
-          for (int r = first; r < end; r += R) {
-            const int pass = (r - first) / R;
-            panel_tile<R, some.value>(panel + (r - first) * kPanelK, x,
-                                      next + pass * vectors * kLinesAhead<R, some.value> * kLanes, vectors,
-                                      k == 0, sums + (r * kFloatBlock + t) * kLanes);
-          }
+          for (int r = first; r < end; r += R)
+            panel_tile<R, some.value>(panel + (r - first) * kPanelK, x, vectors, k == 0,
+                                      sums + (r * kFloatBlock + t) * kLanes);
         });
       }
     }

@@ -139,10 +139,7 @@ template <int F, bool Eight, int R, int T>
   VF acc[R][T];
   unroll<R>(
       [&](auto r) { unroll<T>([&](auto t) { acc[r][t] = first == 0 ? zero() : load(sums_of(r, t)); }); });
-  const uint8_t* next = q + T * count * kXBytes<Eight>;  // the next tile's, which is asked for meanwhile
   for (int unit = 0; unit < count; ++unit) {
-    unroll<T * kXBytes<Eight> / 64>([&](auto i) { __builtin_prefetch(next + 64 * i); });
-    next += T * kXBytes<Eight>;
     unroll<kSubs>([&](auto h) {
       VF scales[R], minima[R];
       unroll<R>([&](auto r) {
