@@ -102,14 +102,13 @@ template <int R, int T>
 // zeros.
 template <FloatType W, int R>
 inline void fill_panel(const FloatJob& job, int64_t row, int64_t k, int count, float* panel) {
-  for (int r = 0; r < R; ++r) {
-    const std::byte* w = job.w + (row + r) * job.row_bytes + k * kElement<W>;
-    for (int i = 0; i < count; i += kLanes) {
-      const std::byte* p = w + i * kElement<W>;
-      store(panel + i * R + r * kLanes,
-            i + kLanes <= count ? load_weights<W>(p) : load_weights_n<W>(p, count - i));
-    }
-  }
+  const std::byte* w = job.w + row * job.row_bytes + k * kElement<W>;
+  const auto at = [&](int r, int i) { return w + r * job.row_bytes + i * kElement<W>; };
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    unroll<R>([&](auto r) { store(panel + i * R + r * kLanes, load_weights<W>(at(r, i))); });
+  if (i < count)
+    unroll<R>([&](auto r) { store(panel + i * R + r * kLanes, load_weights_n<W>(at(r, i), count - i)); });
 }
 
 // body(Index<tokens>{}), Least <= tokens <= T.
