@@ -4,7 +4,7 @@
 // Group I of a nibble plane: vector i (of 4) has group i in the low and group i + 4 in the high nibbles.
 template <int I>
 inline VB nibble(const uint8_t* p) {
-  return shift_mask < I < 4 ? 0 : -4, 0x0f > (loadb(p + 64 * (I % 4)));
+  return shift_mask<(I < 4 ? 0 : -4), 0x0f>(loadb(p + 64 * (I % 4)));
 }
 // A vector of 8 bit planes: bit I belongs to group I; it is moved to bit `To` of the code.
 template <int I, int To>
