@@ -146,7 +146,7 @@ inline void float_block(const FloatJob& job, int64_t row, int rows, int64_t toke
       const std::byte* ahead = panel_after<W>(job, row, end, rows, k);
       for (int t = 0; t < tokens; t += kFloatTokens, ahead += kPiece) {
         for (int r = 0; r < kPanelRows; ++r) {
-          for (int line = 0; line < kPiece; line += 64) __builtin_prefetch(ahead + r * job.row_bytes + line);
+          for (int line = 0; line < kPiece; line += 64) fetch_to_first(ahead + r * job.row_bytes + line);
         }
         for_tokens<kFloatTokens>(tokens - t < kFloatTokens ? tokens - t : kFloatTokens, [&](auto some) {
           const float* x = job.x + (token + t) * padded_k(job) + k * some;
