@@ -130,7 +130,7 @@ class RoundedRoom {
   void check(const Lab& lab, int64_t row, std::span<const double> from, Check& check) const;
 
  private:
-  DeviceMemory data_, scale_;
+  DeviceMemory data_, scale_, sums_;
   RoundedRows rows_;
 };
 

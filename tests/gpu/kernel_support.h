@@ -99,22 +99,29 @@ class Rounded {
   Rounded(const Machine& machine, const std::vector<float>& x, int64_t rows, bool tiled = false)
       : width_(static_cast<int64_t>(x.size()) / rows),
         tiled_rows_(tiled ? multiple_of(rows, kTiledRows) : 0),
-        data_(machine, std::max(rows, tiled_rows_) * multiple_of(width_, kChunkK), uint16_t{0x7e00}),
-        scale_(machine, rows, -1.0f) {
+        held_(std::max(rows, tiled_rows_)),
+        data_(machine, data_size(), uint16_t{0x7e00}),
+        scale_(machine, rows, -1.0f),
+        sums_(machine, data_size() / kChunkK * kSumsOfChunk, uint16_t{0x7e00}) {
     const Array<float> from(machine, x);
     machine.kernels().round(machine, {from.data(), rows, width_, rows_of()});
   }
   RoundedRows rows_of() const {
-    return {data_.data(), scale_.data(), multiple_of(width_, kChunkK), tiled_rows_};
+    return {data_.data(), scale_.data(), multiple_of(width_, kChunkK), tiled_rows_, sums_.data()};
   }
   std::vector<uint16_t> data() const { return data_.read(); }
   std::vector<float> scale() const { return scale_.read(); }
+  std::vector<uint16_t> sums() const { return sums_.read(); }
 
  private:
+  int64_t data_size() const { return held_ * multiple_of(width_, kChunkK); }
+
   int64_t width_;
   int64_t tiled_rows_;
+  int64_t held_;
   Array<uint16_t> data_;
   Array<float> scale_;
+  Array<uint16_t> sums_;
 };
 
 /// The same value, NaN for NaN.

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "backend/gpu/kernels/orders.h"
 #include "gpu/kernel_support.h"
 
 namespace greta::gpu::kernel_test {
@@ -78,7 +79,7 @@ TEST_P(Matmul, PackingLosesNothing) {
     for (const int64_t cols :
          {int64_t{256}, quant::traits(type).block == 256 ? int64_t{768} : int64_t{608}}) {
       const HostMatrix m = random_matrix(type, 37, cols, 1);
-      expect_rows(Packed(machine, m, type), m.values(), type == Type::F16, name_of(type));
+      expect_rows(Packed(machine, m, type), m.values(), type == Type::F16 || sums_codes(type), name_of(type));
     }
   }
 }
@@ -112,17 +113,19 @@ TEST_P(Matmul, PackingKeepsUnusualScales) {
           put_half(m, block + b * bytes + static_cast<size_t>(fields.minimum), unusual[r / 9]);
       }
     }
-    // An infinite d or dmin makes NaN of its super-block, and that is told.
+    // An infinite d or dmin makes NaN of its super-block, and that is told; but for types whose sums are of
+    // codes.
     std::vector<float> expected = m.values();
     uint64_t lost = 0;
     for (size_t i = 0; i < expected.size() && quant::traits(type).block == 256; ++i) {
       const size_t r = i / 256;
+      if (sums_codes(type)) break;
       if (!std::isinf(unusual[r % 9]) && (fields.minimum < 0 || !std::isinf(unusual[r / 9]))) continue;
       expected[i] = kNan;
       ++lost;
     }
     const Packed packed(machine, m, type);
-    expect_rows(packed, expected, false, name_of(type));
+    expect_rows(packed, expected, sums_codes(type), name_of(type));
     EXPECT_EQ(packed.inexact(), lost) << name_of(type);
   }
 }
@@ -272,6 +275,25 @@ TEST_P(Matmul, EmbedsRowsOfEveryType) {
 
 // ---- activations
 
+/// A row's sums of 32 in two f16, 2^-5 of them and 2^6 of what that leaves: five additions in FP32 and a
+/// second f16 off what the rounded elements say.
+void expect_sums(const Rounded& rounded, const std::vector<uint16_t>& data, int64_t row, int64_t stride) {
+  const std::vector<uint16_t> sums = rounded.sums();
+  for (int64_t block = 0; block < stride / kSumOf; ++block) {
+    double sum = 0.0, magnitude = 0.0;
+    for (int64_t k = block * kSumOf; k < (block + 1) * kSumOf; ++k) {
+      const double x = f16_to_f32(data[static_cast<size_t>(row * stride + k)]);
+      sum += x;
+      magnitude += std::fabs(x);
+    }
+    const auto at =
+        static_cast<size_t>(row * (stride / kChunkK * kSumsOfChunk) + block / 8 * kSumsOfChunk + block % 8);
+    const double got = 32.0 * f16_to_f32(sums[at]) + f16_to_f32(sums[at + 8]) / 64.0;
+    ASSERT_TRUE(rows_test::near(got, sum, 5 * 0x1p-24 * magnitude + 0x1p-23 * std::fabs(sum)))
+        << row << " " << block;
+  }
+}
+
 TEST_P(Matmul, RoundsActivationsAsPublished) {
   for (const int64_t width : {33, 80, 256, 576, 1500}) {
     constexpr int64_t kRows = 9;
@@ -299,20 +321,33 @@ TEST_P(Matmul, RoundsActivationsAsPublished) {
         ASSERT_TRUE(same_value(got, k < width ? static_cast<float>(expected[static_cast<size_t>(k)]) : 0.0f))
             << width << " " << r << " " << k << " " << got;
       }
+      if (r != 5 && r != 6) expect_sums(rounded, data, r, stride);
     }
   }
 }
 
 // ---- products
 
+/// The matrix's values without its minima.
+std::vector<float> without_minima(HostMatrix m) {
+  const auto bytes = static_cast<size_t>(quant::traits(m.type).bytes);
+  for (size_t block = 0; block < m.bytes.size(); block += bytes)
+    put_half(m, block + static_cast<size_t>(half_fields(m.type).minimum), 0.0f);
+  return m.values();
+}
+
 /// Every element of y against FP64 on the same rounded operands: gamma_d(2^-23) of the sum of the terms'
-/// magnitudes, d = 256 + 16 (F32: twice that) + chunks + 2, and the bias' rounding.
+/// magnitudes, d = 256 + 16 (F32: twice that) + chunks + 2, and the bias' rounding. Where sums are of codes
+/// (orders.h) weights are not rounded, minima are terms of their own, and d is 3 more (FP32 values here, d S
+/// - dmin M there).
 void expect_product(const HostMatrix& m, Type kernel_type, const Call& call, const std::vector<float>& y,
                     const std::string& what) {
   const std::vector<float> w = m.values();
   const double chunks = static_cast<double>(multiple_of(m.cols, kChunkK) / kChunkK);
   const bool two = kernel_type == Type::F32;
-  const double d = (two ? 2.0 : 1.0) * (256 + 16) + chunks + 2;
+  const bool codes = sums_codes(kernel_type);
+  const std::vector<float> products = codes ? without_minima(m) : w;
+  const double d = (two ? 2.0 : 1.0) * (256 + 16) + chunks + (codes ? 5 : 2);
   std::vector<std::vector<double>> x;
   for (int64_t r = 0; r < static_cast<int64_t>(call.x.size()) / m.cols; ++r) {
     const std::vector<float> row = row_of(call.x, r, m.cols);
@@ -322,8 +357,9 @@ void expect_product(const HostMatrix& m, Type kernel_type, const Call& call, con
   }
   for (int64_t o = 0; o < m.rows; ++o) {
     const std::vector<float> row = row_of(w, o, m.cols);
-    const int e = kernel_type == Type::F16 && m.type == Type::F16 ? 0 : row_exponent(row);
-    const std::vector<double> operand = operand_row(row, e, two);
+    const int e = codes || (kernel_type == Type::F16 && m.type == Type::F16) ? 0 : row_exponent(row);
+    const std::vector<double> operand =
+        codes ? std::vector<double>(row.begin(), row.end()) : operand_row(row, e, two);
     for (int64_t r = 0; r < call.rows; ++r) {
       const auto& in = x[static_cast<size_t>(call.x_rows.empty() ? r : call.x_rows[static_cast<size_t>(r)])];
       double sum = 0.0;
@@ -331,6 +367,10 @@ void expect_product(const HostMatrix& m, Type kernel_type, const Call& call, con
       for (size_t k = 0; k < operand.size(); ++k) {
         sum += std::ldexp(operand[k], -e) * in[k];
         terms += std::fabs(std::ldexp(operand[k], -e) * in[k]);
+        if (!codes) continue;
+        const double product = products[static_cast<size_t>(o * m.cols) + k];
+        terms +=
+            (std::fabs(product) + std::fabs(operand[k] - product) - std::fabs(operand[k])) * std::fabs(in[k]);
       }
       const double bias = call.bias.empty() ? 0.0 : call.bias[static_cast<size_t>(o)];
       const int64_t to = call.y_rows.empty() ? r : call.y_rows[static_cast<size_t>(r)];
@@ -338,8 +378,9 @@ void expect_product(const HostMatrix& m, Type kernel_type, const Call& call, con
       const float got = y[static_cast<size_t>(to * m.rows + o)];
       if (!std::isfinite(sum + bias)) {
         ASSERT_FALSE(std::isfinite(got)) << what << " row " << r << " output " << o;
-        // Two operands may be an infinity less another.
-        if (!std::isnan(sum) && !two) ASSERT_EQ(got, sum + bias) << what << " row " << r << " output " << o;
+        // Two operands may be an infinity less another, and a code may be 0 where its weight is not.
+        if (!std::isnan(sum) && !two && !codes)
+          ASSERT_EQ(got, sum + bias) << what << " row " << r << " output " << o;
       } else {
         ASSERT_TRUE(rows_test::near(got, sum + bias, bound)) << what << " row " << r << " output " << o;
       }

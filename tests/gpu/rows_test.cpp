@@ -74,11 +74,13 @@ struct Rounded {
   Rounded(const Machine& machine, int64_t rows, int64_t width)
       : stride((width + kChunkK - 1) / kChunkK * kChunkK),
         data(machine, rows * stride, uint16_t{0xabcd}),
-        scale(machine, rows, -1.0f) {}
-  RoundedRows view() const { return {data.data(), scale.data(), stride}; }
+        scale(machine, rows, -1.0f),
+        sums(machine, rows * stride / kChunkK * kSumsOfChunk, uint16_t{0xabcd}) {}
+  RoundedRows view() const { return {data.data(), scale.data(), stride, 0, sums.data()}; }
   int64_t stride;
   Array<uint16_t> data;
   Array<float> scale;
+  Array<uint16_t> sums;
 };
 
 void expect_rounded(const Machine& machine, const Array<float>& x, const Rounded& got, int64_t rows,
@@ -87,6 +89,7 @@ void expect_rounded(const Machine& machine, const Array<float>& x, const Rounded
   machine.kernels().round(machine, {x.data(), rows, width, expected.view()});
   EXPECT_TRUE(same_bits(got.data.read(), expected.data.read())) << width;
   EXPECT_TRUE(same_bits(got.scale.read(), expected.scale.read())) << width;
+  EXPECT_TRUE(same_bits(got.sums.read(), expected.sums.read())) << width;
 }
 
 TEST_P(GpuRows, RmsnormRoundsAndAddsAsTheOperatorsApart) {

@@ -32,9 +32,13 @@ MatmulArithmetic GpuArithmetic::matmul(quant::Type file_type, int64_t k) const {
   const bool as_stored = weights == WeightMode::stored && file_type == quant::Type::F16;
   MatmulArithmetic how;
   how.operand = OperandRounding::f16_row;
-  how.weight = wide ? WeightRounding::f16_pair : as_stored ? WeightRounding::none : WeightRounding::f16_row;
+  const bool codes = weights == WeightMode::stored && sums_codes(file_type);
+  how.weight = wide                 ? WeightRounding::f16_pair
+               : as_stored || codes ? WeightRounding::none
+                                    : WeightRounding::f16_row;
   if (weights == WeightMode::stored && file_type == quant::Type::BF16) how.resident = WeightRounding::f16_row;
-  const int chain = kChunkK + kChunkK / 16;
+  // d S - dmin M: a product and a fused operation more.
+  const int chain = kChunkK + kChunkK / 16 + (codes ? 2 : 0);
   how.roundings = (wide ? 2 : 1) * chain + static_cast<int>(ceil_div(k, kChunkK)) + 1;
   return how;
 }

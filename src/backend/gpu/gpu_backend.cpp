@@ -454,10 +454,14 @@ RoundedRows GpuBackend::rounded_room(const View& of, int64_t rows, bool tiles) {
   to.stride = stride_of(of.width);
   to.tiled_rows = tiles && kernels_.wants_tiles(*this, rows) ? ceil_div(rows, kTiledRows) * kTiledRows : 0;
   const int64_t held = std::max(rows, to.tiled_rows);
-  const auto data = static_cast<size_t>(ceil_div(held * to.stride * 2, int64_t{256}) * 256);
-  reserve(rounded_, data + static_cast<size_t>(rows) * sizeof(float));
+  const auto bytes = [](int64_t elements) {
+    return static_cast<size_t>(ceil_div(elements * 2, int64_t{256}) * 256);
+  };
+  const size_t data = bytes(held * to.stride), sums = bytes(held * to.stride / kChunkK * kSumsOfChunk);
+  reserve(rounded_, data + sums + static_cast<size_t>(rows) * sizeof(float));
   to.data = rounded_.data<uint16_t>();
-  to.scale = reinterpret_cast<float*>(rounded_.data() + data);
+  to.sums = reinterpret_cast<uint16_t*>(rounded_.data() + data);
+  to.scale = reinterpret_cast<float*>(rounded_.data() + data + sums);
   rounded_of_ = of;
   rounded_count_ = rows;
   rounded_tiles_ = tiles;

@@ -47,6 +47,9 @@ struct RoundedRows {
   float* scale = nullptr;
   int64_t stride = 0;      ///< elements: cols rounded up to kChunkK, zeros behind cols
   int64_t tiled_rows = 0;  ///< in tiles: of so many rows, a multiple of kTiledRows; else 0
+  /// The sums of a row's 32 elements each, of f16(x 2^e), in two parts (kernels/rounding.h, sums_at()): a
+  /// 16th of what `data` has.
+  uint16_t* sums = nullptr;
 };
 inline constexpr int64_t kTiledRows = 128;
 
@@ -278,5 +281,9 @@ struct Kernels {
 /// K is summed in chunks of so many, each an ascending walk of k16 steps from zero; the chunks' sums are
 /// added in ascending order, the first as it is. Every kernel keeps to this, whatever the number of rows.
 inline constexpr int kChunkK = 256;
+/// Elements of RoundedRows::sums a sum, f16 of a chunk: `high` of all eight, then `low`.
+inline constexpr int kSumOf = 32;
+inline constexpr int kSumsOfChunk = 2 * kChunkK / kSumOf;
+static_assert(kSumsOfChunk == 16);
 
 }  // namespace greta::gpu

@@ -230,4 +230,32 @@ GRETA_DEVICE void warpgroup_multiply(float (&c)[32], const FragmentA& a, uint64_
 #endif
 }
 
+/// Of sums of rows (kernels/rounding.h, sums_at()), f16 [n][16] in pieces of 8 x 8 without a swizzle, two
+/// side by side in k: as B [k 16, n], from row 64 `half` on. 16-byte aligned.
+GRETA_DEVICE uint64_t sums_tile(uint32_t address, int half) {
+  const uint32_t leading = 128 >> 4, stride = 256 >> 4;  // to the next 8 of k, of n
+  const uint32_t start = (address + static_cast<uint32_t>(half) * 8 * 256) & 0x3ffffu;
+  return uint64_t{stride} << 32 | (start >> 4 | leading << 16);
+}
+/// c [64, 64] = a b.
+GRETA_DEVICE void warpgroup_product(float (&c)[32], const FragmentA& a, uint64_t b) {
+#ifdef GRETA_WARPGROUP_CODE
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u64 p, %36, %36;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n"
+      "}\n"
+      : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]), "=f"(c[5]), "=f"(c[6]), "=f"(c[7]),
+        "=f"(c[8]), "=f"(c[9]), "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]), "=f"(c[15]),
+        "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]), "=f"(c[20]), "=f"(c[21]), "=f"(c[22]),
+        "=f"(c[23]), "=f"(c[24]), "=f"(c[25]), "=f"(c[26]), "=f"(c[27]), "=f"(c[28]), "=f"(c[29]),
+        "=f"(c[30]), "=f"(c[31])
+      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "l"(b));
+#endif
+}
+
 }  // namespace greta::gpu::cuda

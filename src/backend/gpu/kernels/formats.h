@@ -7,6 +7,9 @@
 // exact in FP32 (11 bits of d, at most 12 of scale and code together), so that d * code + m may be one fused
 // operation, and d * (code - offset) the same one with m = -offset * d. Where d is an f16 and there is no
 // minimum (kHalfScale), d 2^e is one too, and its product with the code is one operation on two f16.
+//
+// Where code times scale code is an operand (kSumsCodes), it is exact, no row has a power of two, and d, dmin
+// and the minima's codes come behind a chunk's sums (ChunkEnds).
 #include "backend/gpu/kernels/packed.h"
 #include "backend/gpu/kernels/rounding.h"
 
@@ -58,7 +61,7 @@ struct Rest {
                                : kCount * F::kHighWords < kStepsK64 ? 1
                                                                     : kCount * F::kHighWords / kStepsK64;
   static constexpr int kParams = kCount * F::kParamWords;
-  static constexpr int kHeads = !F::kSuper ? 0 : F::kMinimum ? kRowsA : 1;
+  static constexpr int kHeads = !F::kSuper || kSumsCodes<T> ? 0 : F::kMinimum ? kRowsA : 1;
   uint32_t high[kHigh == 0 ? 1 : kHigh];
   uint32_t params[kRowsA][kParams == 0 ? 1 : kParams];
   uint32_t heads[kHeads == 0 ? 1 : kHeads];
@@ -86,7 +89,7 @@ GRETA_DEVICE void load_rest(const From& tile, int first, Rest<T, kCount>& piece)
       load_words<P::kParams>(
           tile + row0 * kRowBytes + (F::kParamsAt + i * kNextRow * kRowBytes + 4 * F::kParamWords * first),
           piece.params[i]);
-    if constexpr (F::kSuper && F::kMinimum)
+    if constexpr (P::kHeads > 0 && F::kMinimum)
       load_words<1>(tile + row0 * 4 + (F::kHeadsAt + i * kNextRow * 4), piece.heads + i);
   }
   if constexpr (F::kSuper && !F::kMinimum) {
@@ -116,13 +119,13 @@ GRETA_DEVICE void load_piece(const From& tile, int first, Piece<T, kCount>& piec
 /// For one k64 step, by sub-block and parity o of the pair. Codes are read as f16 subnormals: q 2^-24, where
 /// they are in odd pairs of less than 8 bits q 2^-20. d makes up for that, so that a weight is what is read *
 /// d[b][o] + m[b][o].
-template <quant::Type T, bool = kHalfScale<T>>
+template <quant::Type T, bool = kHalfScale<T> || kSumsCodes<T>>
 struct Scales {
   static constexpr int kBlocks = Format<T>::kCodes ? 64 / Format<T>::kBlock : 1;
   float d[kBlocks][2];
   float m[kBlocks][2];
 };
-/// d, twice in a word.
+/// d, or the scale's code times 2^10, in odd pairs 2^6, so that it makes 2^-14 of the codes: twice in a word.
 template <quant::Type T>
 struct Scales<T, true> {
   static constexpr int kBlocks = 2;
@@ -140,6 +143,18 @@ GRETA_DEVICE float times_byte(uint32_t word, int i, float scale) {
   return fused(float_with_byte(word, i), scale, -kWithByte * scale);
 }
 
+/// An integer of 64 to 2047, negative, as f16, twice in a word.
+GRETA_DEVICE constexpr uint32_t minus_f16(int n) {
+  int exponent = 6;
+  while (n >> (exponent + 1) != 0) ++exponent;
+  const auto bits = static_cast<uint32_t>(0x8000 | (exponent + 15) << 10 | ((n << 10 >> exponent) & 0x3ff));
+  return bits | bits << 16;
+}
+
+/// Powers of two, twice in a word.
+inline constexpr uint32_t kOneF16 = 0x3c003c00u, kSixteenthF16 = 0x2c002c00u, kTwo6F16 = 0x54005400u,
+                          kTwo10F16 = 0x64006400u;
+
 /// Of a chunk, what the codes of a row's d and of its minimum (of its offset) are multiplied by, for each of
 /// a lane's rows: of a K type the super-block's, else powers of two.
 template <quant::Type T>
@@ -156,7 +171,7 @@ GRETA_DEVICE Heads<T> heads_of(const Rest<T, kCount>& piece, const float (&up)[k
   for (int i = 0; i < kRowsA; ++i) {  // with two rows, the pairs of parity i are row i's
     heads.d[i] = (i == 1 ? up[i] * kOddPair<T> : up[i]) * kSubnormal;
     heads.m[i] = up[i];
-    if constexpr (F::kSuper) {
+    if constexpr (F::kSuper && !kSumsCodes<T>) {
       const uint32_t head = F::kMinimum ? piece.heads[i] : piece.heads[0] >> (16 * i);
       heads.d[i] = low_f16(head) * heads.d[i];
       heads.m[i] =
@@ -203,10 +218,13 @@ template <quant::Type T, int kCount>
 GRETA_DEVICE Scales<T> scales_of(const Piece<T, kCount>& piece, int local, const Heads<T>& heads) {
   using F = Format<T>;
   Scales<T> scales = {};
-  if constexpr (kHalfScale<T>) {
+  if constexpr (kHalfScale<T> || kSumsCodes<T>) {
     GRETA_UNROLL
     for (int o = 0; o < 2; ++o) {
-      const uint32_t both = piece.params[kRowsA == 2 ? o : 0][local];
+      uint32_t both = piece.params[kRowsA == 2 ? o : 0][local];
+      if constexpr (kSumsCodes<T>)  // bytes 0 and 2
+        both = fused_f16(fused_f16(f16_with_bytes(both, 0), kOneF16, minus_f16(1024)),
+                         o == 0 ? kTwo10F16 : kTwo6F16, 0);
       scales.d[0][o] = (both & 0xffffu) | both << 16;
       scales.d[1][o] = both >> 16 | (both & 0xffff0000u);
     }
@@ -259,27 +277,18 @@ GRETA_DEVICE uint32_t codes_of(const Piece<T, kCount>& piece, int first, int loc
   return q;
 }
 
-/// An integer of 64 to 2047, negative, as f16, twice in a word.
-GRETA_DEVICE constexpr uint32_t minus_f16(int n) {
-  int exponent = 6;
-  while (n >> (exponent + 1) != 0) ++exponent;
-  const auto bits = static_cast<uint32_t>(0x8000 | (exponent + 15) << 10 | ((n << 10 >> exponent) & 0x3ff));
-  return bits | bits << 16;
-}
-
 /// codes_of() less the type's offset, as two f16: with a mantissa's bits above them codes are 1024 + q, in
 /// odd pairs of less than 8 bits 1024 + 16 q.
 template <quant::Type T, int kCount>
 GRETA_DEVICE uint32_t centred_codes(const Piece<T, kCount>& piece, int first, int local, int pair) {
   using F = Format<T>;
-  constexpr uint32_t kOne = 0x3c003c00u, kSixteenth = 0x2c002c00u;
   if constexpr (F::kLowBits == 8) {
     const int p = local * kPairsK64 + pair;
-    return fused_f16(f16_with_bytes(piece.low[p / 2], p % 2), kOne, minus_f16(1024 + F::kOffset));
+    return fused_f16(f16_with_bytes(piece.low[p / 2], p % 2), kOneF16, minus_f16(1024 + F::kOffset));
   } else {
     const uint32_t above = codes_of(piece, first, local, pair) | kF16With;
-    return pair % 2 == 0 ? fused_f16(above, kOne, minus_f16(1024 + F::kOffset))
-                         : fused_f16(above, kSixteenth, minus_f16(64 + F::kOffset));
+    return pair % 2 == 0 ? fused_f16(above, kOneF16, minus_f16(1024 + F::kOffset))
+                         : fused_f16(above, kSixteenthF16, minus_f16(64 + F::kOffset));
   }
 }
 
@@ -326,9 +335,11 @@ GRETA_DEVICE void unpack_k16(const Piece<T, kCount>& piece, const Scales<T>& sca
       const uint32_t high = pack_f16(even, odd);
       to.part[0].word[w] = high;
       to.part[1].word[w] = pack_f16(even - low_f16(high), odd - high_f16(high));
-    } else if constexpr (kHalfScale<T>) {
+    } else if constexpr (kHalfScale<T> || kSumsCodes<T>) {
       const uint32_t d = scales.d[pair / kPairs * 16 / Format<T>::kBlock][pair % 2];
-      to.part[0].word[w] = fused_f16(centred_codes(piece, first, local, pair), d, 0);
+      const uint32_t codes =
+          kHalfScale<T> ? centred_codes(piece, first, local, pair) : codes_of(piece, first, local, pair);
+      to.part[0].word[w] = fused_f16(codes, d, 0);
     } else {
       float even, odd;
       code_values(piece, scales, first, local, pair, even, odd);
@@ -345,5 +356,56 @@ GRETA_DEVICE void unpack_k64(const Piece<T, kCount>& piece, const float (&up)[kR
   GRETA_UNROLL
   for (int step = 0; step < 4; ++step) unpack_k16(piece, scales, up, first, local, step, to[step]);
 }
+
+// ---- behind a chunk's sums, where operands are codes
+// -----------------------------------------------------------------------
+
+/// What the operands are less than code times scale code.
+inline constexpr float kCodePower = 0x1p-14f;
+/// Rows of C that a lane has elements of.
+inline constexpr int kRowsC = c_row(0, 0) == c_row(0, 1) ? 2 : 4;
+static_assert(kFragmentC == 4 && c_row(0, 1) - c_row(0, 0) == (kRowsC == 2 ? 0 : 1));
+
+/// The minima of a chunk as an operand, 16 rows by the chunk's sums of rows (sums_at()), and d and dmin of
+/// the lane's rows of C.
+template <quant::Type T>
+struct ChunkEnds {
+  uint32_t params[2];  ///< of pair 0 or 2, 1 or 3 of the operand
+  uint32_t heads[kRowsC];
+
+  template <class From>
+  GRETA_DEVICE void load(const From& tile) {
+    const int lane = lane_index();
+    GRETA_UNROLL
+    for (int i = 0; i < 2; ++i)
+      params[i] = stream_word(tile + (a_row(lane, 2 * i) * kStepsK64 + a_k(lane, 2 * i) % 8 / 2) * 4 +
+                              Format<T>::kParamsAt);
+    GRETA_UNROLL
+    for (int i = 0; i < kRowsC; ++i)
+      heads[i] = stream_word(tile + c_row(lane, i * (4 / kRowsC)) * 4 + Format<T>::kHeadsAt);
+  }
+  /// Bytes 1 and 3 of a k64 step's word; those that meet a sum's `low`, behind 2^-11.
+  GRETA_DEVICE FragmentA minima() const {
+    FragmentA a;
+    GRETA_UNROLL
+    for (int w = 0; w < kPairs; ++w) {
+      const uint32_t codes = fused_f16(f16_with_bytes(params[w % 2], 1), kOneF16, minus_f16(1024));
+      const uint32_t power = a_k(lane_index(), 2 * w) < kSumsOfChunk / 2 ? kOneF16 : kInverseLowPower;
+      a.word[w] = fused_f16(codes, power, 0);
+    }
+    return a;
+  }
+  /// d S - dmin M of element i of C.
+  GRETA_DEVICE float sum(int i, float codes, float minima) const {
+    const uint32_t head = heads[i / (4 / kRowsC)];
+    const float m = minima * (high_f16(head) * (-1.0f / kSumPower));
+    return fused(codes, low_f16(head) * (1.0f / kCodePower), m);
+  }
+
+ private:
+  static constexpr uint32_t kInverseLowPower = 0x10001000u;  ///< 2^-11
+};
+// Words w and w + 2 have the same parameters.
+static_assert(kPairs == 2 || (a_row(0, 0) == a_row(0, 4) && a_k(0, 4) == a_k(0, 0) + 8));
 
 }  // namespace greta::gpu::GRETA_GPU_TARGET

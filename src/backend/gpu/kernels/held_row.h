@@ -67,6 +67,20 @@ struct HeldRow {
       }
     }
   }
+  /// f(which four of the thread's), as long as the block's first one is below `end`.
+  template <class F>
+  GRETA_DEVICE static void each_group(int end, const F& f) {
+    GRETA_UNROLL
+    for (int g = 0; g < kHeld / 4; ++g) {
+      if (g * kEvery >= end) break;
+      f(g);
+    }
+  }
+  /// Four g of the thread, which begins at element `first`; zeros behind the row's end.
+  GRETA_DEVICE void four(int g, int /*first*/, int /*width*/, float (&to)[4]) const {
+    GRETA_UNROLL
+    for (int e = 0; e < 4; ++e) to[e] = v[4 * g + e];
+  }
   /// four(i, held values i .. i + 3) where those are there and lie on 16 bytes, else one(i, held value).
   template <class Four, class One>
   GRETA_DEVICE void each_four(int thread, int width, const Four& four, const One& one) {
@@ -86,7 +100,16 @@ struct HeldRow {
 };
 template <int kThreads>
 struct HeldRow<kThreads, 0, false> {
+  static constexpr int kEvery = 4 * kThreads;
   const float* again;  ///< where the row has been left
+  template <class F>
+  GRETA_DEVICE static void each_group(int end, const F& f) {
+    for (int g = 0; g * kEvery < end; ++g) f(g);
+  }
+  GRETA_DEVICE void four(int /*g*/, int first, int width, float (&to)[4]) const {
+    GRETA_UNROLL
+    for (int e = 0; e < 4; ++e) to[e] = again != nullptr && first + e < width ? again[first + e] : 0.0f;
+  }
   template <class Four, class One>
   GRETA_DEVICE void each_four(int thread, int width, const Four& /*four*/, const One& one) {
     each(thread, width, [&](int i, float v, int /*e*/) { one(i, v); });
@@ -101,21 +124,30 @@ struct HeldRow<kThreads, 0, false> {
   }
 };
 
-/// Leaves the row rounded, `amax` being the largest magnitude of the thread's elements. `largest` has an
-/// element for each wave.
+/// Leaves the row rounded, `amax` being the largest magnitude of the thread's elements, and its sums of 32.
+/// `largest` has an element for each wave.
 template <int kThreads, int kHeld>
 GRETA_DEVICE void round_row(HeldRow<kThreads, kHeld>& held, int64_t row, int width, float amax,
                             const RoundedRows& to, const SharedArray<float>& largest) {
   const float up = row_power(block_largest(amax, largest));
   if (thread_index() == 0) to.scale[row] = inverse_power(up);
-  held.each_four(
-      thread_index(), width,
-      [&](int i, const float* v) {
-        *reinterpret_cast<Words2*>(to.data + rounded_at(to, row, i)) = {pack_f16(v[0] * up, v[1] * up),
-                                                                        pack_f16(v[2] * up, v[3] * up)};
-      },
-      [&](int i, float v) { to.data[rounded_at(to, row, i)] = to_f16(v * up); });
-  for (int64_t i = width + thread_index(); i < to.stride; i += kThreads) to.data[rounded_at(to, row, i)] = 0;
+  const int lane = thread_index(), stride = static_cast<int>(to.stride);
+  // All of a wave are within the stride or none: it is made of chunks.
+  static_assert(kChunkK % (4 * kWave) == 0);
+  held.each_group(stride, [&](int g) {
+    const int first = g * HeldRow<kThreads, kHeld>::kEvery + 4 * lane;
+    if (first >= stride) return;
+    float v[4];
+    held.four(g, first, width, v);
+    const Words2 words = {pack_f16(v[0] * up, v[1] * up), pack_f16(v[2] * up, v[3] * up)};
+    *reinterpret_cast<Words2*>(to.data + rounded_at(to, row, first)) = words;
+    const float sum = sum_of_fours(four_sum(words.x, words.y));
+    if (lane % (kSumOf / 4) != 0) return;
+    const SumParts parts(sum);
+    const int chunk = first / kChunkK, i = first % kChunkK / kSumOf;
+    to.sums[sums_at(to, row, chunk, i)] = parts.high;
+    to.sums[sums_at(to, row, chunk, i + kSumsOfChunk / 2)] = parts.low;
+  });
 }
 
 /// r = 1 / sqrt(mean + eps) of a row's Lanes sums of squares, in the order of orders.h. The threads that

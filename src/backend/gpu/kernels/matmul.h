@@ -4,6 +4,10 @@
 // The one order of a product, in every kernel: chunks of kChunkK of K; a chunk's sum starts from zero and
 // takes its k16 steps in ascending order, for F32 weights in each step the high part before the low one; the
 // chunks' sums are added in ascending order, the first as it is; y = (total * row_scale) * x_scale, + bias.
+//
+// Of types whose operands are codes (orders.h, sums_codes) a chunk's sum is S = the walk over code times
+// scale code, M = one k16 step from zero over the minima's codes times the rows' sums of 32 (rounding.h), and
+// then fma(d, S, -dmin M) with the powers of two that operands are behind.
 #include "backend/gpu/kernels/elementary.inl"
 #include "backend/gpu/kernels/formats.h"
 #include "backend/gpu/kernels/launchers.h"

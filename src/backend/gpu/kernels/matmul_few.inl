@@ -5,6 +5,7 @@
 // every block repeats, and that spares a launch. Some waves have the rows for that; the others unpack their
 // first chunk meanwhile, and while the kernel before ends.
 #include <algorithm>
+#include <type_traits>
 
 #include "backend/gpu/kernels/held_row.h"
 #include "backend/gpu/kernels/matmul.h"
@@ -34,6 +35,10 @@ constexpr int kOutputStride = kTileRows + 4;
 constexpr int kOwnBytes = 24 * 1024;
 /// Elements between two rows in shared memory: fragments of B are read without bank conflicts.
 inline int own_stride(int64_t cols) { return static_cast<int>((cols + kChunkK - 1) / kChunkK) * kChunkK + 8; }
+/// The same of their sums.
+inline int sums_stride(int64_t cols) {
+  return static_cast<int>((cols + kChunkK - 1) / kChunkK) * kSumsOfChunk + 8;
+}
 
 /// k64 steps that a lane has in registers or on their way.
 template <quant::Type T>
@@ -51,7 +56,8 @@ struct Cut {
   int tiles;       ///< of all products
   int ends[2];     ///< the tiles behind the first product, behind the second
   int own_stride;  ///< of the rows that a block rounds itself
-  int unpacking;   ///< waves that unpack their first chunk before they can multiply it
+  int sums_stride;
+  int unpacking;  ///< waves that unpack their first chunk before they can multiply it
 
   /// The product of tile `tile` of all, which becomes the one within it.
   GRETA_DEVICE int product_of(int& tile) const {
@@ -72,9 +78,16 @@ struct Place {
   }
 };
 
+/// What comes behind a chunk's sums, if anything does.
+struct NoEnds {
+  GRETA_DEVICE void load(const std::byte*) {}
+};
+template <quant::Type T>
+using Ends = std::conditional_t<kSumsCodes<T>, ChunkEnds<T>, NoEnds>;
+
 /// A chunk's weights, in registers or on their way.
 template <quant::Type T>
-struct Held {
+struct Held : Ends<T> {
   Piece<T, kFewPiece<T>> piece;
   float row_scale[kRowsA];
   const std::byte* data;  ///< for the parts that are still to be loaded
@@ -112,6 +125,7 @@ GRETA_DEVICE void load_row_scale(const Chunk& chunk, float (&row_scale)[kRowsA])
 template <int kTiles>
 struct RowsInMemory {
   const uint32_t* row[kTiles];
+  const uint32_t* row_sums[kTiles];
 
   GRETA_DEVICE explicit RowsInMemory(const MatmulCall& call) {
     const int lane = lane_index();
@@ -120,7 +134,17 @@ struct RowsInMemory {
       const int token = tile * kTileN + b_n(lane, 0);
       const int x_row = x_row_of(call, token < call.rows ? token : static_cast<int>(call.rows) - 1);
       row[tile] = reinterpret_cast<const uint32_t*>(call.x.data + x_row * call.x.stride) + b_k(lane, 0) / 2;
+      row_sums[tile] =
+          reinterpret_cast<const uint32_t*>(call.x.sums + sums_at(call.x, x_row, 0, 0)) + b_k(lane, 0) / 2;
     }
+  }
+  /// Of a tile, the chunk's sums of the rows.
+  GRETA_DEVICE FragmentB sums(int tile, int chunk) const {
+    FragmentB b;
+    GRETA_UNROLL
+    for (int i = 0; i < 2; ++i)
+      b.word[i] = row_sums[tile][chunk * (kSumsOfChunk / 2) + (b_k(0, 2 * i) - b_k(0, 0)) / 2];
+    return b;
   }
   /// Of a tile, the four k16 steps of k64 step `j` of a chunk.
   GRETA_DEVICE void fragments(int tile, int chunk, int j, FragmentB (&b)[4]) const {
@@ -141,19 +165,28 @@ static_assert(b_is_as_stated());
 /// Those that the block has rounded itself: of each k64 step, first the eight words of a lane of B that has
 /// the lowest k, then those of the next.
 struct OwnRounded {
-  SharedArray<uint16_t> rows;
-  int at;
+  SharedArray<uint16_t> rows, row_sums;
+  int at, sums_at;
 
   GRETA_DEVICE static int place(int k) {
     const auto at = static_cast<unsigned>(k);
     const int of_16 = static_cast<int>(at % 16);
     return static_cast<int>(at / 64 * 64 + at % 64 / 16 * 4) + b_lane(of_16) * 16 + b_element(of_16);
   }
-  GRETA_DEVICE OwnRounded(const MatmulCall& call, const Cut& cut, const SharedArray<uint16_t>& own)
-      : rows(own) {
+  GRETA_DEVICE OwnRounded(const MatmulCall& call, const Cut& cut, const SharedArray<uint16_t>& own,
+                          const SharedArray<uint16_t>& own_sums)
+      : rows(own), row_sums(own_sums) {
     const int lane = lane_index();
     const int token = b_n(lane, 0) < call.rows ? b_n(lane, 0) : static_cast<int>(call.rows) - 1;
     at = token * cut.own_stride + b_lane(b_k(lane, 0)) * 16;
+    sums_at = token * cut.sums_stride + b_k(lane, 0);
+  }
+  GRETA_DEVICE FragmentB sums(int /*tile*/, int chunk) const {
+    FragmentB b;
+    GRETA_UNROLL
+    for (int i = 0; i < 2; ++i)
+      b.word[i] = row_sums.word(sums_at + chunk * kSumsOfChunk + b_k(0, 2 * i) - b_k(0, 0));
+    return b;
   }
   GRETA_DEVICE void fragments(int /*tile*/, int chunk, int j, FragmentB (&b)[4]) const {
     GRETA_UNROLL
@@ -173,6 +206,7 @@ GRETA_DEVICE void unpack_chunk(Held<T>& held, bool more, const Chunk& next, cons
   constexpr bool kRest = Format<T>::kCodes;
   static_assert(kPiece == kStepsK64 || !kRest);
   Rest<T, kPiece> next_rest = held.piece;
+  Ends<T> next_ends = held;
   float next_scale[kRowsA], up[kRowsA];
   GRETA_UNROLL
   for (int i = 0; i < kRowsA; ++i) {
@@ -181,6 +215,7 @@ GRETA_DEVICE void unpack_chunk(Held<T>& held, bool more, const Chunk& next, cons
   }
   if (more) {
     if constexpr (kRest) load_rest(next.data, 0, next_rest);
+    next_ends.load(next.data);
     load_row_scale<T>(next, next_scale);
   }
   GRETA_UNROLL
@@ -194,6 +229,7 @@ GRETA_DEVICE void unpack_chunk(Held<T>& held, bool more, const Chunk& next, cons
                   held.piece.low + j % kPiece * Piece<T, 1>::kLowStep);
   }
   static_cast<Rest<T, kPiece>&>(held.piece) = next_rest;
+  static_cast<Ends<T>&>(held) = next_ends;
   GRETA_UNROLL
   for (int i = 0; i < kRowsA; ++i) held.row_scale[i] = next_scale[i];
   held.data = next.data;
@@ -216,6 +252,20 @@ struct ChunkSums {
       for (int step = 0; step < 4; ++step) {
         GRETA_UNROLL
         for (int part = 0; part < kParts<T>; ++part) multiply(c[tile], a[step].part[part], b[step]);
+      }
+    }
+  }
+  /// Behind all of it, of types whose sums are of codes.
+  template <class Rows, class E>
+  GRETA_DEVICE void end(const Rows& x, int chunk, const E& ends) {
+    if constexpr (!std::is_same_v<E, NoEnds>) {
+      const FragmentA a = ends.minima();
+      GRETA_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        float minima[kFragmentC] = {};
+        multiply(minima, a, x.sums(tile, chunk));
+        GRETA_UNROLL
+        for (int i = 0; i < kFragmentC; ++i) c[tile][i] = ends.sum(i, c[tile][i], minima[i]);
       }
     }
   }
@@ -268,15 +318,17 @@ struct Unpacked {
 /// Shared memory of a block that rounds rows itself.
 struct OwnShared {
   SharedArray<uint16_t> rows;  ///< [tokens][own_stride]
+  SharedArray<uint16_t> sums;  ///< [tokens][sums_stride]
   SharedArray<float> scales;   ///< [tokens]
   SharedArray<float> trees;    ///< [kNormLanes / kTree]
   SharedArray<float> largest;  ///< [row threads' waves]
   Meeting meeting;             ///< of the row threads
-  /// But for the rows, each array a multiple of 16 bytes.
+  /// But for the rows and their sums, each array a multiple of 16 bytes.
   static constexpr int kBytes = 4 * (kTileN + kNormLanes / kTree + kRowThreads / kWave) + Meeting::kBytes;
 
   GRETA_DEVICE OwnShared(Shared& shared, const MatmulCall& call, const Cut& cut)
       : rows(shared.array<uint16_t>(static_cast<int>(call.rows) * cut.own_stride)),
+        sums(shared.array<uint16_t>(static_cast<int>(call.rows) * cut.sums_stride)),
         scales(shared.array<float>(kTileN)),
         trees(shared.array<float>(kNormLanes / kTree)),
         largest(shared.array<float>(kRowThreads / kWave)),
@@ -317,9 +369,9 @@ GRETA_DEVICE float largest_of_row(float value, int lane, OwnShared& shared) {
   return wave_largest(shared.largest[lane_index() % (kRowThreads / kWave)]);
 }
 
-/// Rounds the row that the threads hold, as row r.
-template <int kHeld>
-GRETA_DEVICE void round_own_row(OwnRow<kHeld>& row, int lane, int cols, int r, int stride,
+/// Rounds the row that the threads hold, as row r, and sums it where kSums.
+template <bool kSums, int kHeld>
+GRETA_DEVICE void round_own_row(OwnRow<kHeld>& row, int lane, int cols, int r, const Cut& cut,
                                 OwnShared& shared) {
   float amax = 0.0f;
   row.each(lane, cols, [&](int, int, float v, int) { amax = larger(amax, magnitude_of(v)); });
@@ -329,13 +381,30 @@ GRETA_DEVICE void round_own_row(OwnRow<kHeld>& row, int lane, int cols, int r, i
   // apart.
   constexpr int kEvery = OwnRow<kHeld>::Part::kEvery;
   static_assert(kEvery % 64 == 0 && kRowThreads * 4 % 64 == 0);
-  const SharedArray<uint16_t> to = shared.rows.from(r * stride);
+  const SharedArray<uint16_t> to = shared.rows.from(r * cut.own_stride);
   const int first = OwnRounded::place(4 * lane), second = OwnRounded::place(4 * lane + 2);
-  row.each(lane, chunks_of(cols) * kChunkK, [&](int p, int, float v, int e) {
-    if (e % 2 != 0) return;
-    to.put_word((e % 4 == 0 ? first : second) + e / 4 * kEvery + p * kRowThreads * 4,
-                pack_f16(v * up, row.part[p].v[e + 1] * up));
-  });
+  const SharedArray<uint16_t> sums = shared.sums.from(r * cut.sums_stride);
+  GRETA_UNROLL
+  for (int p = 0; p < kLanesEach; ++p) {
+    GRETA_UNROLL
+    for (int g = 0; g < kHeld / 4; ++g) {
+      const int further = g * kEvery + p * kRowThreads * 4;
+      if (further + 4 * lane >= cut.chunks * kChunkK) break;  // all of a wave
+      const float* const v = row.part[p].v + 4 * g;
+      const uint32_t low = pack_f16(v[0] * up, v[1] * up), high = pack_f16(v[2] * up, v[3] * up);
+      to.put_word(first + further, low);
+      to.put_word(second + further, high);
+      if constexpr (kSums) {
+        const float sum = sum_of_fours(four_sum(low, high));
+        if (lane % (kSumOf / 4) != 0) continue;
+        const SumParts parts(sum);
+        const int of_row = (further + 4 * lane) / kSumOf;
+        const int at = of_row + of_row / (kSumsOfChunk / 2) * (kSumsOfChunk / 2);
+        sums[at] = parts.high;
+        sums[at + kSumsOfChunk / 2] = parts.low;
+      }
+    }
+  }
 }
 
 /// Norms the row that the threads hold, as row r.
@@ -354,8 +423,8 @@ GRETA_DEVICE void norm_own_row(OwnRow<kHeld>& row, const OwnRow<kHeld>& weight, 
 
 /// What `own` says, for all rows, of which a lane has at most kHeld elements: the row threads. Waits for the
 /// kernels before. A barrier follows.
-template <int kHeld>
-GRETA_DEVICE void round_held_rows(const MatmulCall& call, OwnShared& shared, int stride, int lane) {
+template <bool kSums, int kHeld>
+GRETA_DEVICE void round_held_rows(const MatmulCall& call, OwnShared& shared, const Cut& cut, int lane) {
   constexpr bool kNorms = kHeld <= kNormHeld && kHeld != kShortHeld;
   const int cols = static_cast<int>(call.products[0].weight.cols);
   const OwnRows& own = call.own;
@@ -371,25 +440,26 @@ GRETA_DEVICE void round_held_rows(const MatmulCall& call, OwnShared& shared, int
     if constexpr (kNorms) {
       if (own.norm != nullptr) norm_own_row(row, weight, own, lane, cols, r, shared);
     }
-    round_own_row(row, lane, cols, r, stride, shared);
+    round_own_row<kSums>(row, lane, cols, r, cut, shared);
     if (++r == call.rows) break;
     row.load(own.x + static_cast<int64_t>(r) * cols, lane, cols);
     shared.meeting.meet();  // `largest` has been read
   }
 }
 /// Short code for short rows: much of its time goes into fetching instructions.
-GRETA_DEVICE void round_own_rows(const MatmulCall& call, OwnShared& shared, int stride, int lane) {
+template <bool kSums>
+GRETA_DEVICE void round_own_rows(const MatmulCall& call, OwnShared& shared, const Cut& cut, int lane) {
   const int64_t cols = call.products[0].weight.cols;
   if (cols <= 4 * kNormLanes) {
-    round_held_rows<4>(call, shared, stride, lane);
+    round_held_rows<kSums, 4>(call, shared, cut, lane);
   } else if (cols <= 8 * kNormLanes) {
-    round_held_rows<8>(call, shared, stride, lane);
+    round_held_rows<kSums, 8>(call, shared, cut, lane);
   } else if (cols <= kNormHeld * kNormLanes && call.own.norm != nullptr) {
-    round_held_rows<kNormHeld>(call, shared, stride, lane);
+    round_held_rows<kSums, kNormHeld>(call, shared, cut, lane);
   } else if (cols <= kShortHeld * kNormLanes) {
-    round_held_rows<kShortHeld>(call, shared, stride, lane);
+    round_held_rows<kSums, kShortHeld>(call, shared, cut, lane);
   } else {
-    round_held_rows<kOwnHeld>(call, shared, stride, lane);
+    round_held_rows<kSums, kOwnHeld>(call, shared, cut, lane);
   }
 }
 /// The other threads, meanwhile.
@@ -541,7 +611,8 @@ struct Wave {
   const Unpacked& room;
   Place here;         ///< the chunk that is to be multiplied next
   int unpacked = -1;  ///< where that lies unpacked in `room`: which of K it is; `held` has the one behind it
-  Held<T> held;       ///< its weights
+  Ends<T> unpacked_ends;
+  Held<T> held;  ///< its weights
 
   GRETA_DEVICE Wave(const MatmulCall& of, const Cut& by, const Unpacked& unpack_to)
       : call(of), cut(by), room(unpack_to), here{block_x(), wave_index()} {
@@ -561,6 +632,7 @@ struct Wave {
     if (!is_there(here)) return;
     const Chunk first = at(here);
     load_piece(first.data, 0, held.piece);
+    held.load(first.data);
     load_row_scale<T>(first, held.row_scale);
     held.data = first.data;
     held.chunk = first.chunk;
@@ -577,6 +649,7 @@ struct Wave {
       if (wave_index() >= cut.unpacking || !is_there(here) || here.tile > last || here.chunk >= cut.slots)
         return;
       unpacked = held.chunk;
+      unpacked_ends = held;
       const Place next = behind();
       unpack_chunk<T>(held, is_there(next), at(next),
                       [&](int j, const Operand<T>(&a)[4]) { room.put(j, a); });
@@ -593,6 +666,7 @@ struct Wave {
       room.take(j, a);
       c.template add<T>(x, unpacked, j, a);
     }
+    c.end(x, unpacked, unpacked_ends);
     c.put(sums.of(here.tile == block_x() ? 0 : 1).from(here.chunk * SumsShared<kTiles>::kSlot));
     here = behind();
   }
@@ -601,9 +675,11 @@ struct Wave {
   GRETA_DEVICE void multiply_next(const Rows& x, const SharedArray<float>& to) {
     here = behind();
     const int chunk = held.chunk;
+    const Ends<T> ends = held;
     ChunkSums<kTiles> sums;
     unpack_chunk<T>(held, is_there(here), at(here),
                     [&](int j, const Operand<T>(&a)[4]) { sums.template add<T>(x, chunk, j, a); });
+    sums.end(x, chunk, ends);
     sums.put(to);
   }
   /// All of them.
@@ -658,7 +734,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     }
     barrier();  // `turns` and the meeting are there
     if (rounds) {
-      round_own_rows(call, own, cut.own_stride, thread_index() - kFirstRowThread);
+      round_own_rows<kSumsCodes<T>>(call, own, cut, thread_index() - kFirstRowThread);
       wave.held = {};  // so that its registers may be the row's until here
       wave.load_first();
     } else {
@@ -668,7 +744,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
     }
     barrier();
     if (works) {
-      const OwnRounded x(call, cut, own.rows);
+      const OwnRounded x(call, cut, own.rows, own.sums);
       wave.multiply_unpacked(x, sums);
       wave.multiply_tiles(x, sums, turns);
     } else {
@@ -692,7 +768,8 @@ GRETA_KERNEL void GRETA_BOUNDS(kFewThreads<kTiles>, 1)
 /// Of shared memory, for a block's own rows.
 int own_bytes(const MatmulCall& call) {
   if (call.own.x == nullptr) return 0;
-  return static_cast<int>(call.rows) * own_stride(call.products[0].weight.cols) * 2 + OwnShared::kBytes;
+  const int64_t cols = call.products[0].weight.cols;
+  return static_cast<int>(call.rows) * (own_stride(cols) + sums_stride(cols)) * 2 + OwnShared::kBytes;
 }
 
 template <int kTiles>
@@ -706,6 +783,7 @@ Cut cut_of(const Launch& how, const MatmulCall& call) {
   Cut cut;
   cut.chunks = static_cast<int>((call.products[0].weight.cols + kChunkK - 1) / kChunkK);
   cut.own_stride = own_stride(call.products[0].weight.cols);
+  cut.sums_stride = sums_stride(call.products[0].weight.cols);
   cut.parts = call.glu == Glu::none ? 1 : 2;
   cut.all = cut.parts * cut.chunks;
   // Rows in memory come through the first cache, which is what shared memory leaves.

@@ -24,6 +24,9 @@ constexpr int kStages = 3;
 /// lie in different banks.
 constexpr int kTokenStride = 64 + 8;
 constexpr int kStageElements = kManyTokens * kTokenStride;
+/// Of the rows' sums, of one chunk, twice.
+constexpr int kSumsElements = kManyTokens * kSumsOfChunk;
+static_assert(kManyTokens * 2 <= kManyThreads);  // a copy of 16 bytes each
 /// 16-byte copies of a thread for one stage.
 constexpr int kCopies = kManyTokens * 8 / kManyThreads;
 
@@ -31,6 +34,8 @@ constexpr int kCopies = kManyTokens * 8 / kManyThreads;
 struct TokenCopies {
   const uint16_t* from[kCopies];  ///< null: a row of zeros
   int at[kCopies];                ///< in a stage
+  const uint16_t* sums_from;      ///< of the rows' sums; null: nothing, or zeros
+  int sums_at;                    ///< -1: nothing
 };
 
 GRETA_DEVICE TokenCopies token_copies(const MatmulCall& call, int token0) {
@@ -42,18 +47,31 @@ GRETA_DEVICE TokenCopies token_copies(const MatmulCall& call, int token0) {
     copies.from[i] = row < 0 ? nullptr : call.x.data + row * call.x.stride + piece % 8 * 8;
     copies.at[i] = piece / 8 * kTokenStride + piece % 8 * 8;
   }
+  const int token = thread_index() / 2, half = thread_index() % 2 * 8;
+  const int row = token < kManyTokens ? x_row_of(call, token0 + token) : -1;
+  copies.sums_from = row < 0 ? nullptr : call.x.sums + sums_at(call.x, row, 0, half);
+  copies.sums_at = token < kManyTokens ? token * kSumsOfChunk + half : -1;
   return copies;
 }
 
-/// Starts the copy of k64 step `step` where there is one; a group of its own in any case.
-GRETA_DEVICE void copy_step(const TokenCopies& copies, const SharedArray<uint16_t>& stages, int step,
-                            int steps) {
+/// Starts the copy of k64 step `step` where there is one; a group of its own in any case. `sums`: of the
+/// chunk that begins there, too.
+template <quant::Type T>
+GRETA_DEVICE void copy_step(const TokenCopies& copies, const SharedArray<uint16_t>& stages,
+                            const SharedArray<uint16_t>& sums, int step, int steps) {
   if (step < steps) {
     const SharedArray<uint16_t> stage = stages.from(step % kStages * kStageElements);
     GRETA_UNROLL
     for (int i = 0; i < kCopies; ++i) {
       const bool valid = copies.from[i] != nullptr;
       copy_async16(stage, copies.at[i], valid ? copies.from[i] + 64 * step : nullptr, valid);
+    }
+    if constexpr (kSumsCodes<T>) {
+      const int chunk = step / kStepsK64;
+      const bool valid = copies.sums_from != nullptr;
+      if (step % kStepsK64 == 0 && copies.sums_at >= 0)
+        copy_async16(sums.from(chunk % 2 * kSumsElements), copies.sums_at,
+                     valid ? copies.sums_from + chunk * kSumsOfChunk : nullptr, valid);
     }
   }
   copy_commit();
@@ -91,6 +109,28 @@ GRETA_DEVICE void multiply_step(const WeightStep<T>& weights, const float (&up)[
           for (int part = 0; part < kParts<T>; ++part) multiply(c[m][n + i], a[m].part[part], b[i]);
         }
       }
+    }
+  }
+}
+
+/// Behind a chunk's sums, of types whose sums are of codes. `tile`: of the weights, the chunk's; `sums`: the
+/// wave's tokens' of the chunk.
+template <quant::Type T>
+GRETA_DEVICE void end_chunk(const std::byte* tile, const SharedArray<uint16_t>& sums,
+                            float (&c)[kTilesN][kFragmentC]) {
+  ChunkEnds<T> ends;
+  ends.load(tile);
+  const FragmentA a = ends.minima();
+  GRETA_UNROLL
+  for (int n = 0; n < kTilesN; n += 2) {
+    FragmentB b[2];
+    fragments_b(sums.from(n * kTileN * kSumsOfChunk), kSumsOfChunk, kTileN * kSumsOfChunk, b);
+    GRETA_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      float minima[kFragmentC] = {};
+      multiply(minima, a, b[i]);
+      GRETA_UNROLL
+      for (int e = 0; e < kFragmentC; ++e) c[n + i][e] = ends.sum(e, c[n + i][e], minima[e]);
     }
   }
 }
@@ -139,6 +179,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
   constexpr int kM = kTilesM<T>;
   Shared shared;
   const SharedArray<uint16_t> stages = shared.array<uint16_t>(kStages * kStageElements);
+  const SharedArray<uint16_t> sums = shared.array<uint16_t>(kSumsCodes<T> ? 2 * kSumsElements : 0);
   const int lane = lane_index();
   const int chunks = chunks_of(call.products[0].weight.cols);
   const int steps = chunks * kStepsK64;
@@ -160,8 +201,8 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
       up[m][i] = inverse_power(call.products[0].weight.row_scale[tile * kTileRows + a_row(lane, 2 * i)]);
   }
 
-  copy_step(copies, stages, 0, steps);
-  copy_step(copies, stages, 1, steps);
+  copy_step<T>(copies, stages, sums, 0, steps);
+  copy_step<T>(copies, stages, sums, 1, steps);
   WeightStep<T> weights[2];
   GRETA_UNROLL
   for (int m = 0; m < kM; ++m) load_piece(tiles[m], 0, weights[0].tile[m]);
@@ -174,7 +215,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
       const int step = chunk * kStepsK64 + j;
       copy_wait<1>();
       barrier();  // stage `step` is there, and nobody reads the one before it any more
-      copy_step(copies, stages, step + 2, steps);
+      copy_step<T>(copies, stages, sums, step + 2, steps);
       const bool last = j + 1 == kStepsK64;
       if (!last || chunk + 1 < chunks) {
         GRETA_UNROLL
@@ -184,6 +225,12 @@ GRETA_KERNEL void GRETA_BOUNDS(kManyThreads, 1) matmul_many(Mark mark, MatmulCal
       }
       multiply_step<T>(weights[j % 2], up, j,
                        stages.from(step % kStages * kStageElements + wave_n * kWaveTokens * kTokenStride), c);
+    }
+    if constexpr (kSumsCodes<T>) {
+      GRETA_UNROLL
+      for (int m = 0; m < kM; ++m)
+        end_chunk<T>(tiles[m], sums.from(chunk % 2 * kSumsElements + wave_n * kWaveTokens * kSumsOfChunk),
+                     c[m]);
     }
     GRETA_UNROLL
     for (int m = 0; m < kM; ++m) tiles[m] += Format<T>::kTileBytes;
@@ -206,7 +253,9 @@ void launch_many(const Launch& how, const MatmulCall& call) {
                     static_cast<unsigned>((call.products[0].weight.rows + kOutputs<T> - 1) / kOutputs<T>)};
     static const std::string name = kernel_name<T>("matmul_many");
     launch(how, name.c_str(), matmul_many<T>, grid, kManyThreads,
-           kStages * kStageElements * static_cast<int>(sizeof(uint16_t)), call);
+           (kStages * kStageElements + (kSumsCodes<T> ? 2 * kSumsElements : 0)) *
+               static_cast<int>(sizeof(uint16_t)),
+           call);
   });
 }
 

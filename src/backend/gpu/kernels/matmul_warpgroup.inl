@@ -41,8 +41,9 @@ struct Brought {
   static constexpr int kSlots = kChunks ? 2 : kStages;
   static constexpr int kTileBytes = kChunks ? Format<T>::kTileBytes : Format<T>::kTileBytes / kStepsK64;
   static constexpr int kSlotBytes = kWaves * kTileBytes;
-  static constexpr int kSharedBytes =
-      1024 + kStages * kRowsBytes + kSlots * kSlotBytes + kTokens * kOutputs * 4 + (2 * kStages + 2) * 8;
+  static constexpr int kSumsBytes = kSumsCodes<T> ? kTokens * kSumsOfChunk * 2 : 0;  ///< of a slot's rows
+  static constexpr int kSharedBytes = 1024 + kStages * kRowsBytes + kSlots * (kSlotBytes + kSumsBytes) +
+                                      kTokens * kOutputs * 4 + (2 * kStages + 2) * 8;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 }  // namespace warpgroup
@@ -52,7 +53,8 @@ struct WarpgroupShared {
   static constexpr int kStages = warpgroup::Brought<T>::kStages;
   SharedArray<std::byte> x;  ///< begins on 1024 bytes
   SharedArray<std::byte> weights;
-  SharedArray<float> totals;  ///< total_at()
+  SharedArray<std::byte> sums;  ///< of rows
+  SharedArray<float> totals;    ///< total_at()
   SharedArray<uint64_t> barriers;
   GRETA_DEVICE SharedBarrier full(int stage) const { return SharedBarrier(barriers, stage); }
   GRETA_DEVICE SharedBarrier empty(int stage) const { return SharedBarrier(barriers, kStages + stage); }
@@ -104,6 +106,8 @@ GRETA_DEVICE void bring(const MatmulCall& call, const WarpgroupShared<T>& shared
   for (int pair = tiles.first(); pair < tiles.pairs; pair += tiles.step()) {
     const std::byte* rows = reinterpret_cast<const std::byte*>(call.x.data) +
                             static_cast<int64_t>(tiles.row_tile(pair)) * kRowsBytes + half;
+    const std::byte* sums = reinterpret_cast<const std::byte*>(call.x.sums) +
+                            tiles.row_tile(pair) * B::kSumsBytes + tiles.second * (B::kSumsBytes / 2);
     const std::byte* weights[kWaves];
     GRETA_UNROLL
     for (int w = 0; w < kWaves; ++w) {
@@ -115,13 +119,18 @@ GRETA_DEVICE void bring(const MatmulCall& call, const WarpgroupShared<T>& shared
       const bool with_weights = !B::kChunks || step % kStepsK64 == 0;
       if (turn.round > 0) shared.empty(turn.stage).wait_idly((turn.round - 1) & 1u);
       const SharedBarrier full = shared.full(turn.stage);
-      full.expect(kRowsBytes + (with_weights ? B::kSlotBytes : 0));
+      full.expect(kRowsBytes + (with_weights ? B::kSlotBytes + B::kSumsBytes : 0));
       if (with_weights) {
         GRETA_UNROLL
         for (int w = 0; w < kWaves; ++w) {
           copy_bulk(shared.weights, slot.stage * B::kSlotBytes + w * B::kTileBytes, weights[w], B::kTileBytes,
                     full);
           weights[w] += B::kTileBytes;
+        }
+        if constexpr (kSumsCodes<T>) {
+          copy_bulk_to(3, shared.sums, slot.stage * B::kSumsBytes + tiles.second * (B::kSumsBytes / 2), sums,
+                       B::kSumsBytes / 2, full);
+          sums += call.x.tiled_rows * (kSumsOfChunk * 2);
         }
         slot.advance();
       }
@@ -140,12 +149,35 @@ GRETA_DEVICE Words4 stream_words4(const HeldTile& from) { return from.bytes.word
 GRETA_DEVICE Words2 stream_words2(const HeldTile& from) { return {from.bytes.word(0), from.bytes.word(4)}; }
 GRETA_DEVICE uint32_t stream_word(const HeldTile& from) { return from.bytes.word(0); }
 
+/// A wave's tile in a slot.
+template <quant::Type T>
+GRETA_DEVICE HeldTile held_tile(const WarpgroupShared<T>& shared, int slot) {
+  using B = warpgroup::Brought<T>;
+  return {shared.weights.from(slot * B::kSlotBytes + (wave_index() - 4) * B::kTileBytes)};
+}
 /// A wave's packed weights of k64 step `step` of a chunk, from the slot that has it.
 template <quant::Type T>
 GRETA_DEVICE void take_piece(const WarpgroupShared<T>& shared, int slot, int step, Piece<T, 1>& piece) {
-  using B = warpgroup::Brought<T>;
-  const HeldTile tile{shared.weights.from(slot * B::kSlotBytes + (wave_index() - 4) * B::kTileBytes)};
-  load_piece<T, 1>(tile, B::kChunks ? step : 0, piece);
+  load_piece<T, 1>(held_tile(shared, slot), warpgroup::Brought<T>::kChunks ? step : 0, piece);
+}
+/// Behind a chunk's products, of types whose sums are of codes: waits for them, and makes `sum` the chunk's.
+template <quant::Type T>
+GRETA_DEVICE void end_sums(const WarpgroupShared<T>& shared, int slot, float (&sum)[warpgroup::kTokens / 2]) {
+  static_assert(kRowsC == kRowsA && warpgroup::kTokens == 128);
+  ChunkEnds<T> ends;
+  ends.load(held_tile(shared, slot));
+  const FragmentA a = ends.minima();
+  const uint32_t rows = shared_address(shared.sums, slot * warpgroup::Brought<T>::kSumsBytes);
+  GRETA_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    float minima[32];
+    warpgroup_begin();
+    warpgroup_product(minima, a, sums_tile(rows, half));
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    GRETA_UNROLL
+    for (int i = 0; i < 32; ++i) sum[32 * half + i] = ends.sum(i % kFragmentC, sum[32 * half + i], minima[i]);
+  }
 }
 
 /// 2^e of a wave's outputs of a tile.
@@ -256,7 +288,11 @@ GRETA_DEVICE void multiply_rows(const MatmulCall& call, const WarpgroupShared<T>
         GRETA_UNROLL
         for (int i = 0; i < kTokens / 2; ++i) total[i] = -0.0f;
       }
-      warpgroup_wait<0>();
+      if constexpr (kSumsCodes<T>) {
+        end_sums<T>(shared, static_cast<int>(turn % 2), sum);
+      } else {
+        warpgroup_wait<0>();
+      }
       release(now.stage);
       now.advance();
       if (!kFree || last) {
@@ -439,8 +475,9 @@ GRETA_KERNEL void GRETA_BOUNDS(warpgroup::kThreads, 1)
   Shared memory;
   const SharedArray<std::byte> x = from_1024(memory.array<std::byte>(1024 + B::kStages * kRowsBytes));
   const SharedArray<std::byte> weights = memory.array<std::byte>(B::kSlots * B::kSlotBytes);
+  const SharedArray<std::byte> sums = memory.array<std::byte>(B::kSlots * B::kSumsBytes);
   const SharedArray<float> totals = memory.array<float>(kTokens * kOutputs);
-  const WarpgroupShared<T> shared{x, weights, totals, memory.array<uint64_t>(2 * B::kStages + 2)};
+  const WarpgroupShared<T> shared{x, weights, sums, totals, memory.array<uint64_t>(2 * B::kStages + 2)};
   if (thread_index() == 0) {
     GRETA_UNROLL
     for (int s = 0; s < B::kStages; ++s) {

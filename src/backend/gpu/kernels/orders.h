@@ -4,6 +4,8 @@
 // host.
 #include <cstdint>
 
+#include "quant/types.h"
+
 namespace greta::gpu {
 
 /// Lanes that share a row of rmsnorm. Lane i squares and adds elements 4 i .. 4 i + 3, then those 4 lanes
@@ -34,6 +36,11 @@ constexpr int value_roundings(int64_t keys, int64_t splits, bool bf16 = false) {
   const int merging = static_cast<int>(4 * splits) + 4;
   return (bf16 ? 2 : 1) * steps * 17 + merging + 1 + 7 + merging;
 }
+
+/// Types whose codes times scale codes are the operands: integers below 2^11, exact in f16. What is the same
+/// for a super-block, its d and dmin, comes behind the sum of its chunk: d S - dmin M, S being the sum of
+/// codes times rows and M that of the minima's codes times the rows' sums of 32 (kernels/matmul.h).
+constexpr bool sums_codes(quant::Type type) { return type == quant::Type::Q4_K || type == quant::Type::Q5_K; }
 
 /// choose_experts: a row's logits stay in the registers of 32 lanes.
 inline constexpr int kMostExperts = 256;

@@ -30,6 +30,7 @@
 #include <string>
 
 #include "backend/gpu/kernels.h"
+#include "backend/gpu/kernels/orders.h"
 #include "quant/types.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
@@ -73,6 +74,9 @@ struct Format;
 /// of two. Exact unless the row has a weight past 2^15 (2^e < 1).
 template <quant::Type T>
 inline constexpr bool kHalfScale = Format<T>::kCodes && !Format<T>::kMinimum && !Format<T>::kSuper;
+/// Types whose operands are code times scale code (orders.h).
+template <quant::Type T>
+inline constexpr bool kSumsCodes = sums_codes(T);
 template <>
 struct Format<quant::Type::F16> : FormatOf<16, 0, 0, false, false, 0, 0> {};
 template <>

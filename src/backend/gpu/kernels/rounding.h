@@ -29,6 +29,39 @@ GRETA_DEVICE int64_t rounded_at(const RoundedRows& rows, int64_t row, int64_t k)
   return piece * 512 + row % 8 * 64 + ((k % 64 / 8) ^ (row % 8)) * 8 + k % 8;
 }
 
+// Sums of 32 elements of a rounded row, for minima (orders.h, sums_codes). A four's sum is (x0 + x1) + (x2 +
+// x3), and the eight fours meet in a tree of neighbours; times 2^-5, below 2^15, it lies in two f16: `high`,
+// and what that leaves, times 2^11, `low`: 2^-23 of it is lost, at most, since none is below the smallest f16
+// that was added.
+inline constexpr float kSumPower = 0x1p-5f;
+inline constexpr float kLowPower = 0x1p11f;
+
+/// Where f16 `i` of a chunk's sums lies. In tiles: [chunk][row / 8][i / 8] pieces of 8 rows x 8.
+GRETA_DEVICE int64_t sums_at(const RoundedRows& rows, int64_t row, int64_t chunk, int i) {
+  if (rows.tiled_rows == 0) return row * (rows.stride / kChunkK * kSumsOfChunk) + chunk * kSumsOfChunk + i;
+  return chunk * rows.tiled_rows * kSumsOfChunk + row / 8 * (8 * kSumsOfChunk) + i / 8 * 64 + row % 8 * 8 +
+         i % 8;
+}
+
+/// Of four elements, two in a word.
+GRETA_DEVICE float four_sum(uint32_t first, uint32_t second) {
+  return (low_f16(first) + high_f16(first)) + (low_f16(second) + high_f16(second));
+}
+/// Of 32 elements, in each of the eight neighbouring lanes that have the sum of a four. All lanes call it.
+GRETA_DEVICE float sum_of_fours(float four) {
+  GRETA_UNROLL
+  for (int mask = 1; mask < kSumOf / 4; mask *= 2) four += shuffle_xor(four, mask);
+  return four;
+}
+/// A sum's two parts.
+struct SumParts {
+  uint16_t high, low;
+  GRETA_DEVICE explicit SumParts(float sum) {
+    high = to_f16(sum * kSumPower);
+    low = to_f16((sum * kSumPower - from_f16(high)) * kLowPower);
+  }
+};
+
 /// The largest of all threads' magnitudes, none a NaN; `shared` has an element for each wave.
 GRETA_DEVICE float block_largest(float value, const SharedArray<float>& shared) {
   value = wave_largest(value);

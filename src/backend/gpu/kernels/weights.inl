@@ -201,8 +201,8 @@ GRETA_DEVICE int int8_code(float w, float inverse) {
 // ---- scales of rows
 // --------------------------------------------------------------------------------------------
 
-/// A block a row, those behind the last too: row_scale = 2^-e.
-GRETA_KERNEL void pack_scales(Mark mark, PackCall call) {
+/// A block a row, those behind the last too: row_scale = 2^-e; `as_stored`: 1.
+GRETA_KERNEL void pack_scales(Mark mark, PackCall call, bool as_stored) {
   entered(mark);
   Shared shared;
   const SharedArray<float> largest = shared.array<float>(kRowThreads / kWave);
@@ -226,7 +226,6 @@ GRETA_KERNEL void pack_scales(Mark mark, PackCall call) {
     }
   }
   amax = block_largest(amax, largest);
-  const bool as_stored = call.to.type == Type::F16 && call.source_type == Type::F16;
   if (thread_index() == 0)
     const_cast<float*>(call.to.row_scale)[row] = as_stored ? 1.0f : inverse_power(row_power(amax));
 }
@@ -350,7 +349,8 @@ GRETA_DEVICE uint32_t head_word(const PackCall& call, int64_t row0, int64_t k0, 
   return low | high << 16;
 }
 
-/// Elements of super-blocks with an infinite d or dmin in `word`: they are read as NaN (times_byte).
+/// Elements of super-blocks with an infinite d or dmin in `word`: where these are multiplied into each
+/// weight, all are read as NaN (times_byte).
 template <Type T>
 GRETA_DEVICE unsigned lost_to_infinity(uint32_t word) {
   const unsigned low = (word & 0x7fffu) == 0x7c00u ? 1 : 0;
@@ -405,7 +405,7 @@ GRETA_KERNEL void pack_tiles(Mark mark, PackCall call) {
       for (int i = thread_index(); i < F::kHeads; i += kPackThreads) {
         const uint32_t word = head_word<T>(call, row0, k0, i);
         tile[F::kHeadsAt / 4 + i] = word;
-        inexact += lost_to_infinity<T>(word);
+        if constexpr (!kSumsCodes<T>) inexact += lost_to_infinity<T>(word);
       }
     }
   }
@@ -440,6 +440,17 @@ GRETA_KERNEL void unpack_row(Mark mark, UnpackCall call) {
       } else if constexpr (T == Type::F32) {
         even = float_of(piece.low[2 * pair]);
         odd = float_of(piece.low[2 * pair + 1]);
+      } else if constexpr (kSumsCodes<T>) {
+        Operand<T> codes;
+        unpack_k16(piece, scales, up, j, 0, pair / kPairs, codes);
+        const uint32_t word = codes.part[0].word[pair % kPairs];
+        const uint32_t head = stream_word(tile + call.row % kTileRows * 4 + F::kHeadsAt);
+        const uint32_t params = piece.params[pair % kRowsA][0];
+        const int block = pair / kPairs * 16 / F::kBlock;
+        const float d = low_f16(head) * (1.0f / kCodePower);
+        const float m = high_f16(head) * -static_cast<float>(params >> (16 * block + 8) & 0xffu);
+        even = fused(low_f16(word), d, m);
+        odd = fused(high_f16(word), d, m);
       } else {
         code_values(piece, scales, j, 0, pair, even, odd);
         if constexpr (kHalfScale<T>) {
@@ -488,8 +499,10 @@ uint64_t packed_matrix_bytes(quant::Type kernel_type, int64_t rows, int64_t cols
 
 void run_pack(const Launch& how, const PackCall& call) {
   const unsigned tiles = pieces(call.to.rows, kTileRows);
+  const bool as_stored =
+      (call.to.type == Type::F16 && call.source_type == Type::F16) || sums_codes(call.to.type);
   launch(how, "pack_scales", pack_scales, Grid{tiles * kTileRows}, kRowThreads,
-         kRowThreads / kWave * static_cast<int>(sizeof(float)), call);
+         kRowThreads / kWave * static_cast<int>(sizeof(float)), call, as_stored);
   for_type(call.to.type, [&]<Type T>() {
     static const std::string name = kernel_name<T>("pack_tiles");
     launch(how, name.c_str(), pack_tiles<T>, Grid{tiles, pieces(call.to.cols, kChunkK)}, kPackThreads,
