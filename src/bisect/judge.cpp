@@ -172,7 +172,7 @@ void Judge::judge(const UnitRows& data, std::span<const RowName> rows, const Lay
 struct Judge::Product {
   const Tensor& tensor;
   MatmulArithmetic how;
-  bool cached;  ///< the stage v: its bound is the cache's rounding, beside which T' is small
+  bool cached;  ///< the stage v: the cache's rounding is in its bound, and fills it; T counts past that alone
   std::vector<float> bias;
   std::vector<double> x, norms, value, magnitude, sum, sum_magnitude;
   int64_t k() const { return tensor.weight.cols; }
@@ -336,8 +336,8 @@ void Judge::judge_products(const Product& p, int64_t r, const StoredRows& got, i
     const double g = got.at(row, output);
     double certain = bound(p, p.magnitude[at], y);
     const double loose = ratio_of(g, y, certain);
-    if (!p.cached && !worst.at.failed() && loose > kNearMatmul && loose <= 1.0)
-      certain = exact_bound(output, y, certain);
+    const bool near = p.cached ? std::abs(g - y) > bound(p, 0.0, y) : loose > kNearMatmul;
+    if (near && !worst.at.failed() && loose <= 1.0) certain = exact_bound(output, y, certain);
     worst.see(output, g, y, certain, certain * likely_share);
   }
   worst.at.values = p.n();

@@ -282,6 +282,28 @@ TEST_P(SampledOutputs, AGrossErrorOutsideTheSampleIsFoundAtItsIndex) {
   }
 }
 
+/// The judge's quick bounds are wide; near them it takes the exact ones, of the stage that lies in the cache
+/// too, where the cache's rounding does not hide the difference.
+TEST_F(Sampled, TheExactBoundDecides) {
+  for (const Mode& mode : {Mode{"Q4_K", quant::Type::Q4_K, ",kv-type=f32"}, Mode{"Q4_K", quant::Type::Q4_K},
+                           Mode{"Q8_0", quant::Type::Q8_0, ",kv-type=f32"}}) {
+    SampledJudge judge(make_model(folder_, mode.type), mode);
+    for (const Stage stage : {Stage::v, Stage::ffn_up}) {
+      const int64_t row = 5;
+      int64_t index = 0;
+      while (judge.unsampled(stage, index) == index) ++index;
+      const Judged exact = judge.definition(stage, row);
+      const double value = exact.value[static_cast<size_t>(index)],
+                   certain = exact.certain[static_cast<size_t>(index)];
+      for (const double share : {1.01, -1.01, 0.99, -0.99}) {
+        judge.set(stage, row, index, value + share * certain);
+        EXPECT_EQ(judge.judge(stage)[static_cast<size_t>(row)].failed(), std::abs(share) > 1.0)
+            << mode.name << mode.keys << " " << name_of(stage) << " " << share;
+      }
+    }
+  }
+}
+
 TEST_P(SampledOutputs, TwoOutputsExchangedAreFound) {
   SampledJudge judge(make_model(folder_, GetParam().type), GetParam());
   const Stage stage = Stage::ffn_gate;

@@ -110,10 +110,6 @@ struct HeldRow<kThreads, 0, false> {
     GRETA_UNROLL
     for (int e = 0; e < 4; ++e) to[e] = again != nullptr && first + e < width ? again[first + e] : 0.0f;
   }
-  template <class Four, class One>
-  GRETA_DEVICE void each_four(int thread, int width, const Four& /*four*/, const One& one) {
-    each(thread, width, [&](int i, float v, int /*e*/) { one(i, v); });
-  }
   template <class F>
   GRETA_DEVICE void each(int thread, int width, const F& f) {
     for (int first = 4 * thread; first < width; first += 4 * kThreads)
