@@ -130,7 +130,7 @@ RoundedRoom::RoundedRoom(const Lab& lab, int64_t rows, int64_t width) {
   rows_.tiled_rows = lab.kernels().wants_tiles(lab, rows) ? ceil_div(rows, kTiledRows) * kTiledRows : 0;
   data_ = lab.room(std::max(rows, rows_.tiled_rows) * rows_.stride * 2);
   scale_ = lab.room(rows * 4);
-  sums_ = lab.room(std::max(rows, rows_.tiled_rows) * rows_.stride / kChunkK * kSumsOfChunk * 2);
+  sums_ = lab.room(sums_elements(std::max(rows, rows_.tiled_rows) * rows_.stride) * 2);
   rows_.data = data_.data<uint16_t>();
   rows_.scale = scale_.data<float>();
   rows_.sums = sums_.data<uint16_t>();

@@ -102,7 +102,7 @@ class Rounded {
         held_(std::max(rows, tiled_rows_)),
         data_(machine, data_size(), uint16_t{0x7e00}),
         scale_(machine, rows, -1.0f),
-        sums_(machine, data_size() / kChunkK * kSumsOfChunk, uint16_t{0x7e00}) {
+        sums_(machine, sums_elements(data_size()), uint16_t{0x7e00}) {
     const Array<float> from(machine, x);
     machine.kernels().round(machine, {from.data(), rows, width_, rows_of()});
   }

@@ -75,7 +75,7 @@ struct Rounded {
       : stride((width + kChunkK - 1) / kChunkK * kChunkK),
         data(machine, rows * stride, uint16_t{0xabcd}),
         scale(machine, rows, -1.0f),
-        sums(machine, rows * stride / kChunkK * kSumsOfChunk, uint16_t{0xabcd}) {}
+        sums(machine, sums_elements(rows * stride), uint16_t{0xabcd}) {}
   RoundedRows view() const { return {data.data(), scale.data(), stride, 0, sums.data()}; }
   int64_t stride;
   Array<uint16_t> data;

@@ -454,10 +454,9 @@ RoundedRows GpuBackend::rounded_room(const View& of, int64_t rows, bool tiles) {
   to.stride = stride_of(of.width);
   to.tiled_rows = tiles && kernels_.wants_tiles(*this, rows) ? ceil_div(rows, kTiledRows) * kTiledRows : 0;
   const int64_t held = std::max(rows, to.tiled_rows);
-  const auto bytes = [](int64_t elements) {
-    return static_cast<size_t>(ceil_div(elements * 2, int64_t{256}) * 256);
-  };
-  const size_t data = bytes(held * to.stride), sums = bytes(held * to.stride / kChunkK * kSumsOfChunk);
+  const int64_t elements = held * to.stride;
+  const size_t data = aligned(static_cast<size_t>(elements) * sizeof(uint16_t));
+  const size_t sums = aligned(static_cast<size_t>(sums_elements(elements)) * sizeof(uint16_t));
   reserve(rounded_, data + sums + static_cast<size_t>(rows) * sizeof(float));
   to.data = rounded_.data<uint16_t>();
   to.sums = reinterpret_cast<uint16_t*>(rounded_.data() + data);

@@ -11,9 +11,6 @@
 namespace greta::gpu {
 namespace {
 
-constexpr size_t kAlign = 256;
-size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-
 size_t scale_bytes(int64_t rows) {
   return aligned(static_cast<size_t>(ceil_div(rows, 16) * 16) * sizeof(float));
 }

@@ -14,6 +14,9 @@
 
 namespace greta::gpu {
 
+/// So many bytes, up to where another array may begin behind them.
+inline size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
 /// Device memory with an owner.
 class DeviceMemory {
  public:

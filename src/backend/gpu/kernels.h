@@ -281,9 +281,12 @@ struct Kernels {
 /// K is summed in chunks of so many, each an ascending walk of k16 steps from zero; the chunks' sums are
 /// added in ascending order, the first as it is. Every kernel keeps to this, whatever the number of rows.
 inline constexpr int kChunkK = 256;
-/// Elements of RoundedRows::sums a sum, f16 of a chunk: `high` of all eight, then `low`.
+/// Elements of a row that RoundedRows::sums has one sum of.
 inline constexpr int kSumOf = 32;
+/// f16 there of a chunk: the first part of each of its sums, then the second ones.
 inline constexpr int kSumsOfChunk = 2 * kChunkK / kSumOf;
 static_assert(kSumsOfChunk == 16);
+/// f16 that RoundedRows::sums has for so many elements of its `data`.
+constexpr int64_t sums_elements(int64_t elements) { return elements / kChunkK * kSumsOfChunk; }
 
 }  // namespace greta::gpu

@@ -237,7 +237,8 @@ GRETA_DEVICE uint64_t sums_tile(uint32_t address, int half) {
   const uint32_t start = (address + static_cast<uint32_t>(half) * 8 * 256) & 0x3ffffu;
   return uint64_t{stride} << 32 | (start >> 4 | leading << 16);
 }
-/// c [64, 64] = a b.
+/// c [64, 64] = a b. Unlike warpgroup_multiply() it reads nothing of c, whose registers need not be set
+/// before.
 GRETA_DEVICE void warpgroup_product(float (&c)[32], const FragmentA& a, uint64_t b) {
 #ifdef GRETA_WARPGROUP_CODE
   asm volatile(
