@@ -11,6 +11,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -45,11 +46,13 @@ struct WeightSource {
   int64_t cols = 0;  ///< n_in: contiguous in the file (GGUF's first dimension)
   std::span<const std::byte> bytes;
   int64_t experts = 1;
+  /// Told once of each part of `bytes` that its weight will not read again. May be empty.
+  std::function<void(std::span<const std::byte>)> release = {};
 
   /// One expert's matrix of a stack, as a tensor of its own.
   WeightSource expert(int64_t index) const {
     const size_t size = bytes.size() / static_cast<size_t>(experts);
-    return {name, type, rows / experts, cols, bytes.subspan(static_cast<size_t>(index) * size, size)};
+    return {name, type, rows / experts, cols, bytes.subspan(static_cast<size_t>(index) * size, size), 1, release};
   }
 };
 
@@ -66,11 +69,14 @@ class Weight {
   int64_t experts = 1;
   int64_t rows_each() const { return rows / experts; }
   uint64_t resident_bytes = 0;  ///< allocated on the device (0 where the file's mapping is used in place)
-  bool file_in_use = true;      ///< false: the file's pages may be dropped, everything is in resident memory
 
   /// Row `row` as FP32, read back through the resident layout: [cols]. For `stored` it is the file's
   /// dequantised row, bit for bit.
   virtual void read_back(int64_t row, float* out) const = 0;
+
+  /// A backend may serve the first calls from the file's bytes and make the resident layout meanwhile; this
+  /// makes the rest of it now, for those who time what comes after. It changes no bit of any result.
+  virtual void settle() const {}
 };
 
 /// Rows of activations in a backend's memory: row-major [rows, width], contiguous; elements are FP32, the

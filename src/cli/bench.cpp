@@ -250,6 +250,7 @@ void bench_model(const Values& values, const std::string& path, int threads, con
   options.chunk = std::max(std::min(options.chunk, options.context.value()), options.sequences);
   const ModelFile model = ModelFile::open(path, values.text("tokenizer"));
   const std::unique_ptr<Engine> engine = load_engine(values, model, options);
+  for (const auto& weight : engine->model().owned) weight->settle();
   const WeightMode mode = options.backend.weights;
   const uint64_t bytes = model_bytes(engine->plan(), mode);
   const std::string name = std::filesystem::path(path).filename().string();

@@ -207,9 +207,9 @@ const Tensor* File::find_tensor(std::string_view name) const {
   return found == tensor_index_.end() ? nullptr : &tensors_[found->second];
 }
 
-void File::drop(const Tensor& tensor) const {
+void File::drop(const Tensor& tensor, std::span<const std::byte> part) const {
   const auto& mapping = parts_.at(static_cast<size_t>(tensor.part));
-  if (mapping) mapping->drop(tensor.bytes);
+  if (mapping) mapping->drop(part);
 }
 
 }  // namespace greta::gguf

@@ -95,8 +95,8 @@ class File {
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const Tensor* find_tensor(std::string_view name) const;
 
-  /// Lets the resident pages of a tensor go (it was repacked).
-  void drop(const Tensor& tensor) const;
+  /// Lets the resident pages of a part of a tensor's bytes go (it was repacked).
+  void drop(const Tensor& tensor, std::span<const std::byte> part) const;
 
  private:
   friend class Reader;

@@ -29,24 +29,78 @@ std::vector<float> read_all(const Weight& weight) {
 
 TEST_P(CpuWeights, ReadBackIsTheFilesRowBitForBit) {
   const quant::Traits& t = quant::traits(GetParam());
-  const auto device = backend(Isa::portable, 2);
-  for (const int64_t rows : {1, 15, 16, 17, 100}) {
-    for (const int64_t blocks : {1, 3, 8, 11}) {
-      const Source source =
-          random_weight(GetParam(), rows, blocks * t.block, static_cast<uint32_t>(rows + blocks));
-      const auto weight = device->load(source.source, WeightUse::matmul);
-      EXPECT_TRUE(same_bits(read_all(*weight), dequantised(source))) << rows << " x " << blocks << " blocks";
-      EXPECT_EQ(weight->resident_bytes,
-                device->resident_bytes(WeightUse::matmul, GetParam(), rows, blocks * t.block));
-      EXPECT_EQ(weight->file_in_use, t.block == 1);
-      const auto groups = static_cast<uint64_t>((rows + 15) / 16);
-      if (t.block == 1) {
-        EXPECT_EQ(weight->resident_bytes, 0u);
-      } else {  // the file's bytes, rows filled up to 16 and a group to 64 bytes: nothing else
-        EXPECT_LT(weight->resident_bytes, groups * (static_cast<uint64_t>(16 * blocks * t.bytes) + 64));
+  for (const Isa isa : isas()) {
+    const auto device = backend(isa, 2);
+    for (const int64_t rows : {1, 15, 16, 17, 100}) {
+      for (const int64_t blocks : {1, 3, 8, 11}) {
+        const Source source =
+            random_weight(GetParam(), rows, blocks * t.block, static_cast<uint32_t>(rows + blocks));
+        const auto weight = device->load(source.source, WeightUse::matmul);
+        const std::vector<float> file = dequantised(source);
+        EXPECT_TRUE(same_bits(read_all(*weight), file)) << name_of(isa) << ' ' << rows << " x " << blocks;
+        weight->settle();
+        EXPECT_TRUE(same_bits(read_all(*weight), file)) << name_of(isa) << ' ' << rows << " x " << blocks;
+        EXPECT_EQ(weight->resident_bytes,
+                  device->resident_bytes(WeightUse::matmul, GetParam(), rows, blocks * t.block));
+        const auto groups = static_cast<uint64_t>((rows + 15) / 16);
+        if (t.block == 1) {
+          EXPECT_EQ(weight->resident_bytes, 0u);
+        } else {  // the file's bytes, rows filled up to 16 and a group to 64 bytes: nothing else
+          EXPECT_LT(weight->resident_bytes, groups * (static_cast<uint64_t>(16 * blocks * t.bytes) + 64));
+        }
       }
     }
   }
+}
+
+/// The first calls take their groups from the file's blocks; then the weight is packed, its file is let go
+/// and not read again. No bit of a product tells when.
+TEST_P(CpuWeights, FirstCallsAreServedFromTheFile) {
+  const bool packed = quant::traits(GetParam()).block > 1;
+  for (const Isa isa : isas()) {
+    for (const auto activations : {Activations::bits16, Activations::bits8}) {
+      for (const int64_t tokens : {1, 3, 40}) {
+        const auto device = backend(isa, 2, activations);
+        Source source = random_weight(GetParam(), 333, 512, 5);
+        int64_t released = 0;
+        source.source.release = [&](std::span<const std::byte> part) {
+          EXPECT_EQ(part.data(), source.bytes.data());
+          released += static_cast<int64_t>(part.size());
+          std::fill(source.bytes.begin(), source.bytes.end(), std::byte{0});
+        };
+        const auto weight = device->load(source.source, WeightUse::matmul);
+        const std::vector<float> x = random_rows(tokens * 512, 6);
+        const std::vector<float> first = product(*device, *weight, x, tokens);
+        EXPECT_EQ(released, 0);
+        int calls = 1;
+        for (; calls < 20 && released == 0; ++calls)
+          EXPECT_TRUE(same_bits(product(*device, *weight, x, tokens), first)) << name_of(isa) << calls;
+        EXPECT_EQ(released, packed ? static_cast<int64_t>(source.bytes.size()) : 0);
+        EXPECT_EQ(calls < 20, packed);
+        EXPECT_TRUE(same_bits(product(*device, *weight, x, tokens), first)) << name_of(isa);
+      }
+    }
+  }
+}
+
+/// Weights that are loaded together are not all packed in the same call.
+TEST(CpuWeightsLoad, PackingIsSpreadOverCalls) {
+  const auto device = backend(Isa::portable);
+  std::vector<Source> sources(16);
+  std::vector<std::unique_ptr<Weight>> weights;
+  int released = 0;
+  for (auto& s : sources) {
+    s = random_weight(quant::Type::Q4_K, 16, 256, 1);
+    s.source.release = [&](std::span<const std::byte>) { ++released; };
+    weights.push_back(device->load(s.source, WeightUse::matmul));
+  }
+  const std::vector<float> x = random_rows(256, 2);
+  std::vector<int> after;
+  while (released < 16 && after.size() < 20) {
+    for (const auto& weight : weights) product(*device, *weight, x, 1);
+    after.push_back(released);
+  }
+  EXPECT_EQ(after, (std::vector<int>{0, 2, 4, 6, 8, 10, 12, 14, 16}));
 }
 
 TEST_P(CpuWeights, ZeroBlocksGiveZero) {

@@ -116,7 +116,7 @@ TEST(Reader, FileOfThePythonPackage) {
   expect_all_tensors(file);
   EXPECT_EQ(file.file_bytes(), fs::file_size(golden("all_types.gguf")));
   EXPECT_EQ(file.sha256(), sha256_hex(MappedFile(golden("all_types.gguf")).bytes()));
-  for (const Tensor& t : file.tensors()) file.drop(t);
+  for (const Tensor& t : file.tensors()) file.drop(t, t.bytes);
   expect_all_tensors(file);  // dropped pages come back
 }
 

@@ -24,6 +24,7 @@ class FakeBackend : public Backend {
   uint64_t available = uint64_t{1} << 40;
   PlainArithmetic plain{0x1p-24};
   uint64_t resident_per_weight = 1;
+  bool copies = false;  ///< embeddings and vectors, too
   uint64_t scratch_per_row = 0;
   std::set<quant::Type> refused;
   std::vector<std::pair<WeightSource, WeightUse>> loaded;
@@ -60,7 +61,7 @@ class FakeBackend : public Backend {
     weight->use = use;
     weight->rows = source.rows;
     weight->cols = source.cols;
-    weight->file_in_use = use != WeightUse::matmul;
+    if (source.release && (copies || use == WeightUse::matmul)) source.release(source.bytes);
     return weight;
   }
 

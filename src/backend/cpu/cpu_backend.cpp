@@ -88,6 +88,7 @@ class CpuBackend : public Backend {
         pool_(options.threads > 0 ? options.threads : usable_cpus()),
         element_(element_of(options.kv_type)),
         element_bytes_(element_ == kF32 ? 4 : 2),
+        maker_{kernels_, pool_, options.weights},
         matmul_(kernels_, pool_, options.activations == Activations::bits8),
         attention_(kernels_, pool_, element_, element_bytes_),
         arithmetic_(options.weights, options.activations, options.kv_type) {
@@ -125,7 +126,7 @@ class CpuBackend : public Backend {
 
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<OwnedBuffer>(bytes); }
   std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) override {
-    return load_weight(source, use, options_.weights, pool_, arena_);
+    return load_weight(source, use, maker_);
   }
 
   void read(const View& view, int64_t first, int64_t count, float* out) const override {
@@ -181,7 +182,7 @@ class CpuBackend : public Backend {
   ThreadPool pool_;
   FloatType element_;
   int64_t element_bytes_;
-  Arena arena_;
+  WeightMaker maker_;
   Matmul matmul_;
   Attention attention_;
   CpuArithmetic arithmetic_;

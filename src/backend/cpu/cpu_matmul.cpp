@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/cpu/packed.h"
 #include "base/checked.h"
 
 namespace greta::cpu {
@@ -90,6 +91,19 @@ void Matmul::tile_floats(const MatmulArgs& args) {
   });
 }
 
+/// The part's product with groups [group0, group1), packed for this call alone where the weight is not yet.
+IntegerJob Matmul::job_of(const Part& part, int64_t group0, int64_t group1, int worker) {
+  IntegerJob job = part.integer;
+  if (!part.packs) return job;
+  Memory& memory = packed_[static_cast<size_t>(worker)];
+  memory.reserve(static_cast<size_t>((group1 - group0) * job.group_bytes));
+  for (int64_t group = group0; group < group1; ++group)
+    part.weight->pack_group(group, memory.data() + (group - group0) * job.group_bytes);
+  job.packed = reinterpret_cast<const uint8_t*>(memory.data());
+  job.first = group0;
+  return job;
+}
+
 Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_groups) const {
   const MatmulOutput& output = args.outputs[static_cast<size_t>(index)];
   Part part;
@@ -102,8 +116,9 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
   part.groups = ceil_div(w.rows, kLanes);
   const bool packed = w.layout == Layout::groups;
   if (packed) {
+    part.packs = w.packs_in_this_call();
     part.integer = {
-        reinterpret_cast<const uint8_t*>(w.data), w.group_size, w.rows, &x_, extra_[index], bias, out};
+        reinterpret_cast<const uint8_t*>(w.data), 0, w.group_size, w.rows, &x_, extra_[index], bias, out};
   } else {
     part.floats = {w.data, w.row_bytes, w.rows, w.cols, floats_, bias, out};
   }
@@ -137,7 +152,7 @@ void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t row
                                      std::min(rows, tiles * (share + 1) / part.token_items * widest),
                                      scratch);
     } else {
-      kernels_.integer_tile[eight_ ? 1 : 0][w.index](part.integer, group0, group1,
+      kernels_.integer_tile[eight_ ? 1 : 0][w.index](job_of(part, group0, group1, worker), group0, group1,
                                                      x_.tiles * share / part.token_items,
                                                      x_.tiles * (share + 1) / part.token_items, scratch);
     }
@@ -163,7 +178,10 @@ void Matmul::run_one(const Part (&parts)[3], int count, int64_t all_groups) {
           const int64_t stop = std::min(group1, part.groups);
           if (group0 < stop) {
             if (w.layout == Layout::groups) {
-              kernels_.integer_one[eight_ ? 1 : 0][w.index](part.integer, group0, stop);
+              const int64_t together = part.packs ? 1 : stop - group0;
+              for (int64_t group = group0; group < stop; group += together)
+                kernels_.integer_one[eight_ ? 1 : 0][w.index](job_of(part, group, group + together, worker),
+                                                              group, group + together);
             } else {
               kernels_.float_matmul[w.index](part.floats, group0 * kLanes, std::min(stop * kLanes, w.rows), 0,
                                              1, scratch_of(worker));
@@ -214,7 +232,8 @@ uint64_t Matmul::scratch_bytes(int64_t rows, int64_t widest) const {
   const int64_t units = ceil_div(widest, kUnit);
   const int64_t tiled = rows * ceil_div(widest, kLanes) * kLanes * 4;
   const int64_t rounded = rows * units * (kernels_.x_bytes[eight_ ? 1 : 0] + 4 + 8 * 4) + 6 * 64;
-  return static_cast<uint64_t>(tiled + rounded + int64_t{kMatmulScratch} * pool_.size());
+  const int64_t packed = kItemGroups * group_bytes(kQ8_0, units);  // the type with the largest groups
+  return static_cast<uint64_t>(tiled + rounded + (kMatmulScratch + packed) * pool_.size());
 }
 
 }  // namespace greta::cpu

@@ -16,7 +16,8 @@ class Matmul {
       : kernels_(kernels),
         pool_(pool),
         eight_(eight),
-        scratch_(static_cast<size_t>(pool.size()) * kMatmulScratch) {}
+        scratch_(static_cast<size_t>(pool.size()) * kMatmulScratch),
+        packed_(static_cast<size_t>(pool.size())) {}
 
   void run(const MatmulArgs& args);
   /// Bytes that run() keeps for calls of this size.
@@ -28,6 +29,7 @@ class Matmul {
     const CpuWeight* weight = nullptr;
     IntegerJob integer;
     FloatJob floats;
+    bool packs = false;       ///< each item packs its groups first
     int64_t groups = 0;       ///< of 16 rows
     int64_t item_groups = 1;  ///< groups of an item
     int64_t row_items = 0;
@@ -39,6 +41,7 @@ class Matmul {
   /// The rows as FloatJob::x.
   void tile_floats(const MatmulArgs& args);
   std::byte* scratch_of(int worker) { return scratch_.data() + worker * int64_t{kMatmulScratch}; }
+  IntegerJob job_of(const Part& part, int64_t group0, int64_t group1, int worker);
   Part make_part(const MatmulArgs& args, int index, int64_t all_groups) const;
   void run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker);
   /// One token: stretches of consecutive groups, long ones first, so that each thread streams through memory.
@@ -54,7 +57,8 @@ class Matmul {
   Memory rounded_;
   const float* floats_ = nullptr;
   Memory tiled_;
-  Memory scratch_;  ///< kMatmulScratch bytes a thread
+  Memory scratch_;              ///< kMatmulScratch bytes a thread
+  std::vector<Memory> packed_;  ///< groups of a call that packs, a thread's own
 };
 
 }  // namespace greta::cpu

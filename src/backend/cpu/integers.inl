@@ -70,7 +70,7 @@ template <int F, bool Eight>
 void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
   for (int64_t group = group0; group < group1; ++group) {
     VF acc[1][1] = {{zero()}};
-    const uint8_t* packed = job.packed + group * job.group_bytes;
+    const uint8_t* packed = job.packed + (group - job.first) * job.group_bytes;
     each_step<F>(packed, job.x->units, [&](const uint8_t* step, int64_t first, int count) {
       each_unit<F>(step, count,
                    [&](auto place, int u, const uint8_t* quants, const auto& scales, auto ahead)
@@ -214,8 +214,8 @@ void integer_tile(const IntegerJob& job, int64_t group0, int64_t group1, int64_t
     for (int64_t first = group0; first < group1; first += most) {
       const int64_t together = group1 - first < most ? group1 - first : most;
       for (int64_t unit = 0; unit < x.units; unit += kStepUnits) {
-        const uint8_t* step =
-            job.packed + first * job.group_bytes + unit / kStepUnits * step_bytes<F>(kStepUnits);
+        const uint8_t* step = job.packed + (first - job.first) * job.group_bytes +
+                              unit / kStepUnits * step_bytes<F>(kStepUnits);
         int64_t g = 0;
         for (; g + kTileGroups <= together; g += kTileGroups)
           block_step<F, Eight, kTileGroups>(job, step + g * job.group_bytes, unit, begin, end, scratch,

@@ -32,6 +32,7 @@ inline constexpr int kFloatTypes = 3;
 /// its scales: `scales` bytes a unit, or once a step where it is a K-quant's super-block. weight = scale *
 /// (code - bias), or scale * code + addend where the format has minima; both by sub-block of `sub` elements.
 struct FormatShape {
+  int file_bytes;  ///< of a block of the file
   int quants;
   int scales;
   bool super;
@@ -41,17 +42,26 @@ struct FormatShape {
   int bits;  ///< of a code
 };
 inline constexpr FormatShape kFormats[kIntegerTypes] = {
-    {256, 32, false, 32, 8, false, 4},    // Q4_0: low nibbles of 4 k4-groups, high nibbles of the next 4; d
-    {256, 64, false, 32, 0, true, 4},     // Q4_1: the same; d, m
-    {320, 32, false, 32, 16, false, 5},   // Q5_0: nibbles, then 8 planes of the fifth bit in one vector; d
-    {320, 64, false, 32, 0, true, 5},     // Q5_1: the same; d, m
-    {512, 32, false, 32, 128, false, 8},  // Q8_0: q + 128; d
-    {128, 320, true, 16, 0, true,
-     2},  // Q2_K: pairs of bits of 4 k4-groups, twice; d, dmin, nibbles of scales, of mins
-    {192, 224, true, 16, 4, false, 3},   // Q3_K: pairs of bits, then planes of the third bit; d, 6-bit scales
-    {256, 256, true, 32, 0, true, 4},    // Q4_K: nibbles; d, dmin, 6-bit scales and mins
-    {320, 256, true, 32, 0, true, 5},    // Q5_K: nibbles and the fifth bit; the same
-    {384, 288, true, 16, 32, false, 6},  // Q6_K: four groups of 6 bits in three; d, 8-bit scales
+    // Q4_0: low nibbles of 4 k4-groups, high nibbles of the next 4; d
+    {18, 256, 32, false, 32, 8, false, 4},
+    // Q4_1: the same; d, m
+    {20, 256, 64, false, 32, 0, true, 4},
+    // Q5_0: nibbles, then 8 planes of the fifth bit in one vector; d
+    {22, 320, 32, false, 32, 16, false, 5},
+    // Q5_1: the same; d, m
+    {24, 320, 64, false, 32, 0, true, 5},
+    // Q8_0: q + 128; d
+    {34, 512, 32, false, 32, 128, false, 8},
+    // Q2_K: pairs of bits of 4 k4-groups, twice; d, dmin, nibbles of scales, of mins
+    {84, 128, 320, true, 16, 0, true, 2},
+    // Q3_K: pairs of bits, then planes of the third bit; d, 6-bit scales
+    {110, 192, 224, true, 16, 4, false, 3},
+    // Q4_K: nibbles; d, dmin, 6-bit scales and mins
+    {144, 256, 256, true, 32, 0, true, 4},
+    // Q5_K: nibbles and the fifth bit; the same
+    {176, 320, 256, true, 32, 0, true, 5},
+    // Q6_K: four groups of 6 bits in three; d, 8-bit scales
+    {210, 384, 288, true, 16, 32, false, 6},
 };
 
 /// Rows of activations rounded to integers, in token tiles as even as they come, so that a tile of one token
@@ -72,9 +82,10 @@ struct Activation {
   int32_t* sum = nullptr;
 };
 
-/// One product with integer weights. `packed` is laid out by packed.h.
+/// One product with integer weights.
 struct IntegerJob {
-  const uint8_t* packed = nullptr;
+  const uint8_t* packed = nullptr;  ///< packed.h; group `first` and those behind it
+  int64_t first = 0;
   int64_t group_bytes = 0;
   int64_t rows = 0;
   const Activation* x = nullptr;
@@ -147,6 +158,10 @@ struct KernelTable {
   /// Rows [row0, row1) x tokens [token0, token1), whole tiles; scratch: kMatmulScratch bytes.
   void (*float_matmul[kFloatTypes])(const FloatJob& job, int64_t row0, int64_t row1, int64_t token0,
                                     int64_t token1, std::byte* scratch);
+  /// Packs up to 16 rows of file blocks, `row_bytes` apart (15 row_bytes < 2^31), the lanes past `count`
+  /// being zero rows. to: group_bytes() of packed.h.
+  void (*pack_group[kIntegerTypes])(const uint8_t* first_row, int64_t row_bytes, int count, int64_t units,
+                                    uint8_t* to);
   /// Rounds one tile of rows, x: [tokens, k] from the tile's first token on.
   void (*round_tile[2])(const float* x, int64_t k, Activation& to, int64_t tile);
   /// extra[] of one tile for a weight type: -bias * sum as int32, or float(sum) * scale.

@@ -20,6 +20,7 @@ namespace {
 #include "backend/cpu/rows.inl"
 #include "backend/cpu/floats.inl"
 #include "backend/cpu/formats.inl"
+#include "backend/cpu/pack.inl"
 #include "backend/cpu/integers.inl"
 #include "backend/cpu/attention.inl"
 #include "backend/cpu/table.inl"

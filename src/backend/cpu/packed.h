@@ -1,9 +1,9 @@
 #pragma once
 // Integer weights as the kernels read them: groups of 16 rows (a last group is filled up with zero rows), one
 // row a SIMD lane; same bits, other order. A group is steps of 256 elements of K (the last may be shorter); a
-// step is the quants of its 32-element units, then its scales (kernels.h: FormatShape; formats.inl reads it,
-// packed.cpp writes it and reads it back). Lossless: Q8_0's quants are stored + 128, everything else in its
-// own bits.
+// step is the quants of its 32-element units, then its scales (kernels.h: FormatShape; pack.inl writes it,
+// formats.inl reads it; packed.cpp reads it, too, row by row). Lossless: Q8_0's quants are stored + 128,
+// everything else in its own bits.
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -18,10 +18,6 @@ std::optional<int> integer_type(quant::Type type);
 
 /// Bytes of one packed group of rows with `units` units: 16 rows of the file, rounded up to 64.
 int64_t group_bytes(int type, int64_t units);
-
-/// Packs up to 16 rows of file blocks. `rows`: first byte of each row, null for a zero row. `to`:
-/// group_bytes().
-void pack_group(int type, const std::byte* const (&rows)[kLanes], int64_t units, std::byte* to);
 
 /// Row `lane` of a packed group as FP32, [cols], bit for bit what dequantize() makes of the file's row.
 void unpack_row(int type, const std::byte* group, int lane, int64_t units, int64_t cols, float* out);

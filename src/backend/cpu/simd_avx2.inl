@@ -171,7 +171,23 @@ inline float reduce_max(VF x) {
 
 inline VB loadb(const void* p) { return loadi(p); }
 inline void storeb(void* p, VB x) { storei(p, x); }
-inline VB orb(VB a, VB b) { return ori(a, b); }
+// Four bytes of each of `count` rows that are `stride` bytes apart, 15 * stride < 2^31; the other lanes are
+// zero.
+inline VB gather_bytes(const uint8_t* p, int64_t stride, int count) {
+  const __m256i eight = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i by = _mm256_set1_epi32(static_cast<int32_t>(stride)), rows = _mm256_set1_epi32(count);
+  const auto half = [&](__m256i lanes) {
+    return _mm256_mask_i32gather_epi32(_mm256_setzero_si256(), reinterpret_cast<const int*>(p),
+                                       _mm256_mullo_epi32(lanes, by), _mm256_cmpgt_epi32(rows, lanes), 1);
+  };
+  return {half(eight), half(_mm256_add_epi32(eight, _mm256_set1_epi32(8)))};
+}
+// The lower halves of the words.
+inline void store_halves(void* p, VI x) {
+  const __m256i low = _mm256_set1_epi32(0xffff);
+  const __m256i both = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(both, 0xd8));
+}
 template <int S, int Mask>
 inline VB shift_mask(VB x) {
   if constexpr (S > 0) x = {_mm256_slli_epi16(x.a, S), _mm256_slli_epi16(x.b, S)};
@@ -183,7 +199,7 @@ inline VB shift_mask(VB x) {
 // base, and the bits of x so shifted and masked
 template <int S, int Mask>
 inline VB or_shift_mask(VB base, VB x) {
-  return orb(base, shift_mask<S, Mask>(x));
+  return ori(base, shift_mask<S, Mask>(x));
 }
 inline VI as_words(VB x) { return x; }
 

@@ -139,7 +139,17 @@ inline float reduce_max(VF x) {
 
 inline VB loadb(const void* p) { return _mm512_loadu_si512(p); }
 inline void storeb(void* p, VB x) { _mm512_storeu_si512(p, x); }
-inline VB orb(VB a, VB b) { return _mm512_or_si512(a, b); }
+// Four bytes of each of `count` rows that are `stride` bytes apart, 15 * stride < 2^31; the other lanes are
+// zero.
+inline VB gather_bytes(const uint8_t* p, int64_t stride, int count) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i at = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int32_t>(stride)));
+  return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), first_lanes(count), at, p, 1);
+}
+// The lower halves of the words.
+inline void store_halves(void* p, VI x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
+}
 // Every byte shifted left by S (right by -S), then masked; the mask takes away what crossed from the
 // neighbour.
 template <int S, int Mask>

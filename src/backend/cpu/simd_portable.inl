@@ -188,6 +188,18 @@ inline VB loadb(const void* p) {
   return r;
 }
 inline void storeb(void* p, VB x) { __builtin_memcpy(p, &x, sizeof x); }
+// Four bytes of each of `count` rows that are `stride` bytes apart; the other lanes are zero.
+inline VB gather_bytes(const uint8_t* p, int64_t stride, int count) {
+  VB r = {};
+  for (int i = 0; i < count; ++i) __builtin_memcpy(r.v + 4 * i, p + i * stride, 4);
+  return r;
+}
+// The lower halves of the words.
+inline void store_halves(void* p, VI x) {
+  uint16_t half[16];
+  for (int i = 0; i < 16; ++i) half[i] = static_cast<uint16_t>(x.v[i]);
+  __builtin_memcpy(p, half, sizeof half);
+}
 inline VB orb(VB a, VB b) {
   for (int i = 0; i < 64; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] | b.v[i]);
   return a;

@@ -57,29 +57,41 @@ void to_int8(const WeightSource& source, int64_t row, int64_t units, std::vector
   }
 }
 
-void pack(const WeightSource& source, WeightMode mode, CpuWeight& weight, ThreadPool& pool) {
-  const int64_t groups = ceil_div(source.rows, kLanes);
-  const bool int8 = mode == WeightMode::int8;
-  const int64_t row_bytes = int8 ? weight.units * 34 : file_row_bytes(source.type, source.cols);
-  pool.parallel_for(
-      groups, std::max<int64_t>(1, groups / (pool.size() * 8)), [&](int64_t begin, int64_t end, int) {
-        std::vector<float> values(int8 ? static_cast<size_t>(source.cols) : 0);
-        std::vector<std::byte> blocks(int8 ? static_cast<size_t>(row_bytes) * kLanes : 0);
-        for (int64_t group = begin; group < end; ++group) {
-          const std::byte* rows[kLanes] = {};
-          for (int64_t r = 0; r < kLanes && group * kLanes + r < source.rows; ++r) {
-            const int64_t row = group * kLanes + r;
-            rows[r] = int8 ? blocks.data() + r * row_bytes : source.bytes.data() + row * row_bytes;
-            if (int8) to_int8(source, row, weight.units, values, blocks.data() + r * row_bytes);
-          }
-          pack_group(weight.index, rows, weight.units, weight.memory.get() + group * weight.group_size);
-        }
-      });
+/// All groups, each made in `to` by make(group, to).
+template <class Make>
+std::shared_ptr<std::byte> make_groups(const CpuWeight& weight, WeightMaker& maker, const Make& make) {
+  const int64_t groups = ceil_div(weight.rows, kLanes);
+  auto memory = maker.arena.allocate(static_cast<size_t>(groups * weight.group_size));
+  maker.pool.parallel_for(groups, std::max<int64_t>(1, groups / (maker.pool.size() * 8)),
+                          [&](int64_t begin, int64_t end, int) {
+                            for (int64_t group = begin; group < end; ++group)
+                              make(group, memory.get() + group * weight.group_size);
+                          });
+  return memory;
 }
 
-void widen(const WeightSource& source, CpuWeight& weight, ThreadPool& pool) {
+void pack_rows(const CpuWeight& weight, const KernelTable& kernels, const std::byte* rows, int64_t count,
+               std::byte* to) {
+  kernels.pack_group[weight.index](reinterpret_cast<const uint8_t*>(rows), weight.row_bytes,
+                                   static_cast<int>(std::min<int64_t>(kLanes, count)), weight.units,
+                                   reinterpret_cast<uint8_t*>(to));
+}
+
+void make_int8(const WeightSource& source, CpuWeight& weight, WeightMaker& maker) {
+  weight.memory = make_groups(weight, maker, [&](int64_t group, std::byte* to) {
+    thread_local std::vector<float> values;
+    thread_local std::vector<std::byte> blocks;
+    values.resize(static_cast<size_t>(source.cols));
+    blocks.resize(static_cast<size_t>(weight.row_bytes) * kLanes);
+    const int64_t first = group * kLanes, count = std::min<int64_t>(kLanes, source.rows - first);
+    for (int64_t r = 0; r < count; ++r)
+      to_int8(source, first + r, weight.units, values, blocks.data() + r * weight.row_bytes);
+    pack_rows(weight, maker.kernels, blocks.data(), count, to);
+  });
+}
+
+void widen(const WeightSource& source, float* to, ThreadPool& pool) {
   const int64_t row_bytes = file_row_bytes(source.type, source.cols);
-  auto* to = reinterpret_cast<float*>(weight.memory.get());
   pool.parallel_for(source.rows, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row)
       quant::dequantize(source.type, source.bytes.data() + row * row_bytes, source.cols,
@@ -99,12 +111,14 @@ uint64_t weight_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t col
 
 namespace {
 
+/// A first call from the file, and up to so many more: weights are not all packed before the second token.
+constexpr int64_t kSpread = 8;
+
 /// One expert after the other.
-std::unique_ptr<CpuWeight> load_stack(const WeightSource& source, WeightMode mode, ThreadPool& pool,
-                                      Arena& arena) {
+std::unique_ptr<CpuWeight> load_stack(const WeightSource& source, WeightMaker& maker) {
   auto stack = std::make_unique<CpuWeight>();
   for (int64_t e = 0; e < source.experts; ++e) {
-    stack->each.push_back(load_weight(source.expert(e), WeightUse::matmul, mode, pool, arena));
+    stack->each.push_back(load_weight(source.expert(e), WeightUse::matmul, maker));
     stack->resident_bytes += stack->each.back()->resident_bytes;
   }
   const CpuWeight& first = *stack->each.front();
@@ -113,45 +127,71 @@ std::unique_ptr<CpuWeight> load_stack(const WeightSource& source, WeightMode mod
   stack->file_type = source.type;
   stack->kernel_type = first.kernel_type;
   stack->resident = first.resident;
-  stack->file_in_use = first.file_in_use;
   stack->rows = source.rows;
   stack->cols = source.cols;
   stack->experts = source.experts;
   return stack;
 }
 
+void load_groups(const WeightSource& source, CpuWeight& weight, WeightMaker& maker) {
+  const bool int8 = maker.mode == WeightMode::int8;
+  weight.units = ceil_div(source.cols, kUnit);
+  weight.group_size = group_bytes(weight.index, weight.units);
+  weight.row_bytes =
+      weight.units / (kFormats[weight.index].super ? kStepUnits : 1) * kFormats[weight.index].file_bytes;
+  weight.resident = fmt::format("{}/16-row groups", int8 ? "int8" : quant::traits(weight.kernel_type).name);
+  if (int8) return make_int8(source, weight, maker);
+  weight.maker = &maker;
+  weight.source = source;
+  weight.calls_from_file = 1 + maker.put_off++ % kSpread;
+}
+
 }  // namespace
 
-std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMode mode,
-                                       ThreadPool& pool, Arena& arena) {
-  if (use == WeightUse::experts) return load_stack(source, mode, pool, arena);
+std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMaker& maker) {
+  if (use == WeightUse::experts) return load_stack(source, maker);
   auto weight = std::make_unique<CpuWeight>();
   begin_weight(source, use, *weight);
-  weight->layout = layout_of(use, source.type, mode);
-  weight->kernel_type = kernel_type_of(use, source.type, mode);
+  weight->layout = layout_of(use, source.type, maker.mode);
+  weight->kernel_type = kernel_type_of(use, source.type, maker.mode);
   weight->index = integer_type(weight->kernel_type).value_or(float_type(weight->kernel_type));
-  weight->resident_bytes = weight_bytes(use, source.type, source.rows, source.cols, mode);
-  const std::string_view type = quant::traits(weight->kernel_type).name;
-  if (weight->resident_bytes == 0) {
-    weight->data = source.bytes.data();
-    weight->row_bytes = file_row_bytes(source.type, source.cols);
-    weight->resident = fmt::format("{} in place", type);
-    return weight;
-  }
-  weight->memory = arena.allocate(weight->resident_bytes);
-  weight->data = weight->memory.get();
-  weight->file_in_use = false;
+  weight->resident_bytes = weight_bytes(use, source.type, source.rows, source.cols, maker.mode);
   if (weight->layout == Layout::groups) {
-    weight->units = ceil_div(source.cols, kUnit);
-    weight->group_size = group_bytes(weight->index, weight->units);
-    weight->resident = fmt::format("{}/16-row groups", mode == WeightMode::int8 ? "int8" : type);
-    pack(source, mode, *weight, pool);
-  } else {
+    load_groups(source, *weight, maker);
+  } else if (weight->resident_bytes > 0) {
     weight->row_bytes = source.cols * static_cast<int64_t>(sizeof(float));
     weight->resident = "F32";
-    widen(source, *weight, pool);
+    weight->memory = maker.arena.allocate(weight->resident_bytes);
+    widen(source, reinterpret_cast<float*>(weight->memory.get()), maker.pool);
+  } else {
+    weight->data = source.bytes.data();
+    weight->row_bytes = file_row_bytes(source.type, source.cols);
+    weight->resident = fmt::format("{} in place", quant::traits(weight->kernel_type).name);
+    return weight;
   }
+  weight->data = weight->memory.get();
+  if (weight->data != nullptr && source.release) source.release(source.bytes);
   return weight;
+}
+
+bool CpuWeight::packs_in_this_call() const {
+  if (data != nullptr) return false;
+  if (calls_from_file-- > 0) return true;
+  settle();
+  return false;
+}
+
+void CpuWeight::pack_group(int64_t group, std::byte* to) const {
+  const int64_t first = group * kLanes;
+  pack_rows(*this, maker->kernels, source.bytes.data() + first * row_bytes, rows - first, to);
+}
+
+void CpuWeight::settle() const {
+  for (const auto& one : each) one->settle();
+  if (maker == nullptr || data != nullptr) return;
+  memory = make_groups(*this, *maker, [&](int64_t group, std::byte* to) { pack_group(group, to); });
+  data = memory.get();
+  if (source.release) source.release(source.bytes);
 }
 
 void CpuWeight::read_back(int64_t row, float* out) const {
@@ -159,11 +199,14 @@ void CpuWeight::read_back(int64_t row, float* out) const {
     each[static_cast<size_t>(row / rows_each())]->read_back(row % rows_each(), out);
     return;
   }
-  if (layout == Layout::groups) {
-    unpack_row(index, data + row / kLanes * group_size, static_cast<int>(row % kLanes), units, cols, out);
-  } else {
+  if (layout != Layout::groups) {
     quant::dequantize(layout == Layout::blocks ? file_type : kernel_type, data + row * row_bytes, cols, out);
+    return;
   }
+  std::vector<std::byte> packed(data == nullptr ? static_cast<size_t>(group_size) : 0);
+  if (data == nullptr) pack_group(row / kLanes, packed.data());
+  const std::byte* group = data == nullptr ? packed.data() : data + row / kLanes * group_size;
+  unpack_row(index, group, static_cast<int>(row % kLanes), units, cols, out);
 }
 
 }  // namespace greta::cpu

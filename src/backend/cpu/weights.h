@@ -16,24 +16,45 @@ enum class Layout {
   blocks,  ///< the file's blocks in its mapping: an embedding, looked up by row
 };
 
+/// What the weights of a backend are made with.
+struct WeightMaker {
+  const KernelTable& kernels;
+  ThreadPool& pool;
+  WeightMode mode;
+  Arena arena = {};
+  int64_t put_off = 0;  ///< weights so far whose packing was put off
+};
+
+/// Integer weights as stored are not packed as they are loaded: that would hold the first token up. Their
+/// first calls pack each group into a thread's cache, use it and forget it; a few calls later, each weight at
+/// its own, they are packed for good and the file's pages go.
 struct CpuWeight : Weight {
   Layout layout = Layout::floats;
   quant::Type kernel_type = quant::Type::F32;  ///< what the kernel sees: the file's, Q8_0 for int8, F32
   int index = 0;                               ///< FloatType or IntegerType of kernel_type
-  const std::byte* data = nullptr;
-  int64_t row_bytes = 0;  ///< floats, blocks
-  int64_t units = 0;      ///< groups: ceil(cols / 32)
+  int64_t row_bytes = 0;                       ///< floats, blocks; of the file's rows behind groups
+  int64_t units = 0;                           ///< groups: ceil(cols / 32)
   int64_t group_size = 0;
-  std::shared_ptr<std::byte> memory;
+  mutable const std::byte* data = nullptr;  ///< null: groups that are not packed yet
+  mutable std::shared_ptr<std::byte> memory;
   std::vector<std::unique_ptr<CpuWeight>> each;  ///< a stack's matrices; the members above are then unused
 
+  // Groups whose packing was put off.
+  WeightMaker* maker = nullptr;
+  WeightSource source;
+  mutable int64_t calls_from_file = 0;  ///< yet to come
+
+  /// Asked once a call: true where it is to pack what it needs with pack_group(), else `data` is there.
+  bool packs_in_this_call() const;
+  /// Group `group` of the file's rows, to group_size bytes.
+  void pack_group(int64_t group, std::byte* to) const;
+  void settle() const override;
   void read_back(int64_t row, float* out) const override;
 };
 
 /// Errors: a size that does not fit the type, a byte count unlike the shape, int8 weights that are not finite
 /// or past f16.
-std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMode mode,
-                                       ThreadPool& pool, Arena& arena);
+std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMaker& maker);
 
 /// Bytes that load_weight() allocates.
 uint64_t weight_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols, WeightMode mode);

@@ -102,7 +102,6 @@ std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse
                                            ReadBack& reader) {
   auto weight = std::make_unique<GpuWeight>();
   begin_weight(source, use, *weight);
-  weight->file_in_use = false;
   weight->reader = &reader;
   switch (use) {
     case WeightUse::matmul:
@@ -126,6 +125,7 @@ std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse
       break;
   }
   weight->resident_bytes = weight->memory.bytes();
+  if (source.release) source.release(source.bytes);
   return weight;
 }
 
