@@ -59,7 +59,7 @@ int main(int argc, char** argv) {
   BackendOptions options;
   options.threads = argc > 1 ? std::stoi(argv[1]) : 2;
   const std::string isa = argc > 2 ? argv[2] : "auto";
-  for (const Isa i : {Isa::avx512, Isa::avx2, Isa::portable}) {
+  for (const Isa i : kIsas) {
     if (isa == name_of(i)) options.isa = i;
   }
   const std::string wanted = argc > 3 ? argv[3] : "q8_0,q4_k,q6_k,q4_1,f16";

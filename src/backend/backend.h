@@ -52,7 +52,8 @@ struct WeightSource {
   /// One expert's matrix of a stack, as a tensor of its own.
   WeightSource expert(int64_t index) const {
     const size_t size = bytes.size() / static_cast<size_t>(experts);
-    return {name, type, rows / experts, cols, bytes.subspan(static_cast<size_t>(index) * size, size), 1, release};
+    return {name, type,   rows / experts, cols, bytes.subspan(static_cast<size_t>(index) * size, size),
+            1,    release};
   }
 };
 
@@ -351,6 +352,8 @@ class Backend {
   virtual std::unique_ptr<Buffer> allocate(size_t bytes) = 0;
   virtual std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) = 0;
 
+  /// Where a view's elements can be read as they lie: FP32 in the host's memory. Else null.
+  virtual const float* in_place(const View&) const { return nullptr; }
   /// Rows [first, first + count) of a view, as FP32 (the reference rounds) or FP64 (exact).
   virtual void read(const View& view, int64_t first, int64_t count, float* out) const = 0;
   virtual void read(const View& view, int64_t first, int64_t count, double* out) const = 0;
@@ -413,7 +416,7 @@ class Backend {
   Route route_;
 };
 
-enum class Isa { automatic, avx512, avx2, portable };
+enum class Isa { automatic, avx512, avxvnni, avx2, portable };
 
 /// What is the same for every device.
 struct BackendOptions {

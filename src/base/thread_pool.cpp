@@ -4,6 +4,8 @@
 #include <exception>
 #include <utility>
 
+#include "base/error.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -22,9 +24,13 @@ void pause_briefly() {
 #endif
 }
 
+uint64_t pack(uint64_t first, uint64_t last) { return first << 32 | last; }
+uint64_t first_of(uint64_t left) { return left >> 32; }
+uint64_t last_of(uint64_t left) { return left & 0xffffffffu; }
+
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : stretches_(static_cast<size_t>(std::max(threads, 1))) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -85,6 +91,56 @@ void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
     failed_.store(false);
     std::rethrow_exception(std::exchange(error_, nullptr));
   }
+}
+
+bool ThreadPool::take_front(Stretch& stretch, int64_t least, int64_t* begin, int64_t* end) {
+  uint64_t left = stretch.left.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint64_t first = first_of(left), last = last_of(left);
+    if (first >= last) return false;
+    const uint64_t next = std::min(first + std::max(static_cast<uint64_t>(least), (last - first) / 3), last);
+    if (!stretch.left.compare_exchange_weak(left, pack(next, last), std::memory_order_relaxed)) continue;
+    *begin = static_cast<int64_t>(first);
+    *end = static_cast<int64_t>(next);
+    return true;
+  }
+}
+
+/// Moves the second half of the longest stretch that is left to `own`, which is empty.
+bool ThreadPool::steal_into(Stretch& own) {
+  for (;;) {
+    Stretch* longest = nullptr;
+    uint64_t most = 0, seen = 0;
+    for (Stretch& other : stretches_) {
+      const uint64_t left = other.left.load(std::memory_order_relaxed);
+      if (first_of(left) >= last_of(left) || last_of(left) - first_of(left) <= most) continue;
+      longest = &other;
+      most = last_of(left) - first_of(left);
+      seen = left;
+    }
+    if (longest == nullptr) return false;
+    const uint64_t middle = first_of(seen) + most / 2;
+    if (!longest->left.compare_exchange_strong(seen, pack(first_of(seen), middle), std::memory_order_relaxed))
+      continue;
+    own.left.store(pack(middle, last_of(seen)), std::memory_order_relaxed);
+    return true;
+  }
+}
+
+void ThreadPool::parallel_walk(int64_t count, int64_t least, const Body& body) {
+  if (count > int64_t{0xffffffff}) fail("{} items in one loop; expected less than 2^32", count);
+  const int64_t threads = size();
+  for (int64_t i = 0; i < threads; ++i)
+    stretches_[static_cast<size_t>(i)].left.store(
+        pack(static_cast<uint64_t>(count * i / threads), static_cast<uint64_t>(count * (i + 1) / threads)),
+        std::memory_order_relaxed);
+  parallel_for(threads, 1, [&](int64_t mine, int64_t, int worker) {
+    Stretch& own = stretches_[static_cast<size_t>(mine)];
+    int64_t begin = 0, end = 0;
+    do {
+      while (take_front(own, std::max<int64_t>(least, 1), &begin, &end)) body(begin, end, worker);
+    } while (steal_into(own));
+  });
 }
 
 }  // namespace greta

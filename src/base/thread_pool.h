@@ -26,11 +26,25 @@ class ThreadPool {
   using Body = std::function<void(int64_t begin, int64_t end, int worker)>;
   void parallel_for(int64_t count, int64_t grain, const Body& body);
 
+  /// The same for items that stream through memory: each thread walks a stretch of its own in ascending
+  /// order, a third of what is left at a time but at least `least` items, and when that is done takes the
+  /// second half of what another has left.
+  void parallel_walk(int64_t count, int64_t least, const Body& body);
+
  private:
+  /// Items [first, last) that nobody has begun, in one word, so that an owner who takes from the front and a
+  /// thief who takes from the back cannot both have one.
+  struct alignas(64) Stretch {
+    std::atomic<uint64_t> left{0};
+  };
+  static bool take_front(Stretch& stretch, int64_t least, int64_t* begin, int64_t* end);
+  bool steal_into(Stretch& own);
+
   void work(int worker);
   void take_items(int worker);
 
   std::vector<std::thread> workers_;
+  std::vector<Stretch> stretches_;
   std::atomic<uint32_t> generation_{0};  ///< raised once for each loop: wakes the workers
   std::atomic<bool> open_{false};        ///< a loop is on: its fields below are set, workers may enter
   std::atomic<int> active_{0};           ///< workers that may be inside a loop

@@ -3,6 +3,7 @@
 #include <charconv>
 #include <vector>
 
+#include "backend/cpu/cpu_backend.h"
 #include "base/error.h"
 
 namespace greta {
@@ -31,7 +32,7 @@ std::vector<std::string> parts_of(std::string_view text) {
 
 template <class T>
 T choice(const std::string& subject, const std::string& key, const std::string& value,
-         std::initializer_list<std::pair<std::string_view, T>> known) {
+         const std::vector<std::pair<std::string_view, T>>& known) {
   std::vector<std::string_view> names;
   for (const auto& [name, result] : known) {
     if (name == value) return result;
@@ -53,11 +54,9 @@ void set_key(Subject& s, const std::string& key, const std::string& value) {
     if (value.empty()) fail("subject {}: file= without a path", s.text);
     s.file = value;
   } else if (key == "isa") {
-    s.backend.isa = choice<Isa>(s.text, key, value,
-                                {{"auto", Isa::automatic},
-                                 {"avx512", Isa::avx512},
-                                 {"avx2", Isa::avx2},
-                                 {"portable", Isa::portable}});
+    std::vector<std::pair<std::string_view, Isa>> names{{"auto", Isa::automatic}};
+    for (const Isa isa : kIsas) names.emplace_back(name_of(isa), isa);
+    s.backend.isa = choice<Isa>(s.text, key, value, names);
   } else if (key == "weights") {
     s.backend.weights = choice<WeightMode>(
         s.text, key, value,

@@ -184,7 +184,7 @@ void verify_isa(Audit& audit) {
   const auto prompt = mixed_prompt(audit, kIsaTokens);
   std::optional<BitComparison> comparison;
   std::string names;
-  for (const Isa isa : {Isa::avx512, Isa::avx2, Isa::portable}) {
+  for (const Isa isa : kIsas) {
     if (!has_isa(isa)) continue;
     EngineOptions options = audit.engine(static_cast<int64_t>(prompt.ids.size()));
     options.backend.isa = isa;

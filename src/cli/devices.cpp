@@ -21,8 +21,8 @@ using Json = nlohmann::ordered_json;
 /// The instruction sets that the cpu device has here, best first.
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const Isa isa : {Isa::avx512, Isa::avx2, Isa::portable})
-    if (static_cast<int>(isa) >= static_cast<int>(best_isa())) names.emplace_back(name_of(isa));
+  for (const Isa isa : kIsas)
+    if (has_isa(isa)) names.emplace_back(name_of(isa));
   return names;
 }
 

@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "backend/cpu/cpu_backend.h"
 #include "backend/gpu/targets.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -23,11 +24,7 @@ std::string device_of(const Values& values) {
 
 BackendOptions backend_options(const Values& values) {
   BackendOptions options;
-  const std::string isa = values.text("isa");
-  options.isa = isa == "avx512"     ? Isa::avx512
-                : isa == "avx2"     ? Isa::avx2
-                : isa == "portable" ? Isa::portable
-                                    : Isa::automatic;
+  options.isa = isa_named(values.text("isa"));
   const std::string weights = values.text("weights");
   options.weights = weights == "f32"    ? WeightMode::f32
                     : weights == "int8" ? WeightMode::int8

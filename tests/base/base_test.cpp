@@ -84,6 +84,34 @@ TEST_P(Pool, CoversEveryItemOnce) {
   }
 }
 
+TEST_P(Pool, AWalkCoversEveryItemOnce) {
+  ThreadPool pool(GetParam());
+  for (int round = 0; round < 300; ++round) {
+    for (const int64_t count : {0, 1, 2, 7, 200}) {
+      std::vector<std::atomic<int>> seen(static_cast<size_t>(count));
+      pool.parallel_walk(count, 1 + round % 3, [&](int64_t begin, int64_t end, int worker) {
+        ASSERT_TRUE(worker >= 0 && worker < pool.size());
+        for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+      });
+      for (const auto& times : seen) ASSERT_EQ(times.load(), 1);
+    }
+  }
+}
+
+/// The last items wait for one another's threads: a thread that is held up does not hold its stretch.
+TEST_P(Pool, AWalkTakesWhatASlowThreadHasLeft) {
+  ThreadPool pool(GetParam());
+  if (pool.size() == 1) return;
+  std::atomic<int> others{0};
+  pool.parallel_walk(100, 1, [&](int64_t begin, int64_t end, int) {
+    others += static_cast<int>(end - begin);
+    if (begin > 0) return;
+    ASSERT_LE(end, 100 / pool.size() / 3 + 1);
+    while (others.load() < 100) std::this_thread::yield();  // for ever, were the rest of its stretch its own
+  });
+  EXPECT_EQ(others.load(), 100);
+}
+
 TEST_P(Pool, ManyShortLoopsSeeEachOthersWrites) {
   ThreadPool pool(GetParam());
   std::vector<int64_t> values(64, 0);

@@ -18,17 +18,13 @@ namespace greta::cpu_test {
 /// The instruction sets that this machine can run.
 inline std::vector<Isa> isas() {
   std::vector<Isa> found;
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : kIsas) {
     if (has_isa(isa)) found.push_back(isa);
   }
   return found;
 }
 
-inline const cpu::KernelTable& kernels(Isa isa) {
-  return isa == Isa::avx512 ? cpu::kernels_avx512()
-         : isa == Isa::avx2 ? cpu::kernels_avx2()
-                            : cpu::kernels_portable();
-}
+inline const cpu::KernelTable& kernels(Isa isa) { return cpu::kernels_of(isa); }
 
 inline std::unique_ptr<Backend> backend(Isa isa, int threads = 1,
                                         Activations activations = Activations::bits16,

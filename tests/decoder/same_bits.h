@@ -150,8 +150,8 @@ inline void SameBits::chunk_phase_batch_and_threads() const {
 inline void SameBits::instruction_sets(size_t tokens) const {
   std::vector<TokenId> ids;
   std::map<std::string, Hashes> seen;
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
-    if (isa < best_isa()) continue;  // the enumeration goes from the best down
+  for (const Isa isa : kIsas) {
+    if (!has_isa(isa)) continue;
     for (const int64_t chunk : {1, 64}) {
       auto o = options(chunk, 1, 2);
       o.backend.isa = isa;

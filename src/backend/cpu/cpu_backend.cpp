@@ -72,7 +72,7 @@ const KernelTable& kernels_for(Isa isa) {
   if (!has_isa(chosen))
     fail("this machine has no {} instructions; expected portable or at most {}", name_of(chosen),
          name_of(best_isa()));
-  return chosen == Isa::avx512 ? kernels_avx512() : chosen == Isa::avx2 ? kernels_avx2() : kernels_portable();
+  return kernels_of(chosen);
 }
 
 const float* floats(const View& view) { return static_cast<const float*>(view.data); }
@@ -129,6 +129,7 @@ class CpuBackend : public Backend {
     return load_weight(source, use, maker_);
   }
 
+  const float* in_place(const View& view) const override { return floats(view); }
   void read(const View& view, int64_t first, int64_t count, float* out) const override {
     std::memcpy(out, floats(view) + first * view.width,
                 static_cast<size_t>(count * view.width) * sizeof(float));

@@ -1,6 +1,7 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "backend/backend.h"
 
@@ -9,11 +10,21 @@ namespace greta {
 /// The fast CPU backend. Errors: `isa` not present on this machine.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 
-/// Whether this machine can run the kernels of an instruction set. avx512 stands for F, BW, DQ, VL and VNNI;
-/// avx2 for AVX2, FMA and F16C.
+/// The instruction sets that there are kernels for, the best first. avx512 stands for F, BW, DQ, VL and VNNI;
+/// avx2 for AVX2, FMA and F16C; avxvnni for those and AVX-VNNI.
+inline constexpr Isa kIsas[] = {Isa::avx512, Isa::avxvnni, Isa::avx2, Isa::portable};
+/// Whether this machine can run the kernels of an instruction set.
 bool has_isa(Isa isa);
-/// avx512, avx2 or portable: the best that this machine has.
+/// The best that this machine has.
 Isa best_isa();
 std::string_view name_of(Isa isa);
+/// Of a name, "auto" too. Errors: another name.
+Isa isa_named(std::string_view name);
+
+namespace cpu {
+struct KernelTable;
+/// isa: one of kIsas.
+const KernelTable& kernels_of(Isa isa);
+}  // namespace cpu
 
 }  // namespace greta

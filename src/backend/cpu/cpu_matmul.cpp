@@ -11,8 +11,10 @@ namespace {
 /// Float rows of one item: they are read once for every block of tokens and should stay in a core's own
 /// cache.
 constexpr int64_t kFloatBytes = 384 << 10;
-/// The shortest stretch of groups of a one-token call, in bytes of weights.
-constexpr int64_t kStreamBytes = 48 << 10;
+/// What a thread takes at once of its stretch of a one-token call: bytes of weights, and rows of float
+/// weights at least (a kernel's rows side by side).
+constexpr int64_t kStreamBytes = 16 << 10;
+constexpr int64_t kFloatPiece = 8;
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
@@ -123,12 +125,11 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
     part.floats = {w.data, w.row_bytes, w.rows, w.cols, floats_, bias, out};
   }
   const int64_t threads = pool_.size();
-  const int64_t streamed = packed ? w.group_size : w.row_bytes * kLanes;
-  const int64_t wanted = args.rows == 1 ? kStreamBytes / streamed
-                         : packed       ? kItemGroups
-                                        : kFloatBytes / streamed;
-  part.item_groups = std::clamp<int64_t>(wanted, 1, kItemGroups);
+  part.streamed = packed ? w.group_size : w.row_bytes * kLanes;
+  part.piece_rows = packed ? kLanes : kFloatPiece;
+  part.pieces = ceil_div(w.rows, part.piece_rows);
   if (args.rows == 1) return part;
+  part.item_groups = std::clamp<int64_t>(packed ? kItemGroups : kFloatBytes / part.streamed, 1, kItemGroups);
   part.item_groups = std::clamp<int64_t>(all_groups / (threads * 4), 1, part.item_groups);
   if (packed) part.item_groups = ceil_div(part.item_groups, kernels_.tile_groups) * kernels_.tile_groups;
   part.row_items = ceil_div(part.groups, part.item_groups);
@@ -159,38 +160,34 @@ void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t row
   }
 }
 
-void Matmul::run_one(const Part (&parts)[3], int count, int64_t all_groups) {
-  int64_t shortest = 1;
-  for (int i = 0; i < count; ++i) shortest = std::max(shortest, parts[i].item_groups);
-  stretch_.clear();
-  for (int64_t group = 0; group < all_groups;) {
-    stretch_.push_back(group);
-    group += std::max(shortest, (all_groups - group) / (2 * pool_.size()));
+void Matmul::run_one(const Part (&parts)[3], int count) {
+  int64_t all = 0, least = 1;
+  for (int i = 0; i < count; ++i) {
+    all += parts[i].pieces;
+    least = std::max(least, kStreamBytes / (parts[i].streamed * parts[i].piece_rows / kLanes));
   }
-  stretch_.push_back(all_groups);
-  pool_.parallel_for(
-      static_cast<int64_t>(stretch_.size()) - 1, 1, [&](int64_t begin, int64_t end, int worker) {
-        int64_t group0 = stretch_[static_cast<size_t>(begin)];
-        int64_t group1 = std::min(stretch_[static_cast<size_t>(end)], all_groups);
-        for (int i = 0; i < count && group1 > 0; ++i) {
-          const Part& part = parts[i];
-          const CpuWeight& w = *part.weight;
-          const int64_t stop = std::min(group1, part.groups);
-          if (group0 < stop) {
-            if (w.layout == Layout::groups) {
-              const int64_t together = part.packs ? 1 : stop - group0;
-              for (int64_t group = group0; group < stop; group += together)
-                kernels_.integer_one[eight_ ? 1 : 0][w.index](job_of(part, group, group + together, worker),
-                                                              group, group + together);
-            } else {
-              kernels_.float_matmul[w.index](part.floats, group0 * kLanes, std::min(stop * kLanes, w.rows), 0,
-                                             1, scratch_of(worker));
-            }
-          }
-          group0 = std::max<int64_t>(group0 - part.groups, 0);
-          group1 -= part.groups;
-        }
-      });
+  pool_.parallel_walk(all, least, [&](int64_t begin, int64_t end, int worker) {
+    for (int i = 0; i < count && end > 0; ++i) {
+      const Part& part = parts[i];
+      const int64_t stop = std::min(end, part.pieces);
+      if (begin < stop) run_pieces(part, begin, stop, worker);
+      begin = std::max<int64_t>(begin - part.pieces, 0);
+      end -= part.pieces;
+    }
+  });
+}
+
+void Matmul::run_pieces(const Part& part, int64_t first, int64_t last, int worker) {
+  const CpuWeight& w = *part.weight;
+  if (w.layout != Layout::groups) {
+    kernels_.float_matmul[w.index](part.floats, first * part.piece_rows,
+                                   std::min(last * part.piece_rows, w.rows), 0, 1, scratch_of(worker));
+    return;
+  }
+  const int64_t together = part.packs ? 1 : last - first;
+  for (int64_t group = first; group < last; group += together)
+    kernels_.integer_one[eight_ ? 1 : 0][w.index](job_of(part, group, group + together, worker), group,
+                                                  group + together);
 }
 
 void Matmul::run(const MatmulArgs& args) {
@@ -212,7 +209,7 @@ void Matmul::run(const MatmulArgs& args) {
     end_of[i] = items;
   }
   if (args.rows == 1) {
-    run_one(parts, args.count, all_groups);
+    run_one(parts, args.count);
     return;
   }
   pool_.parallel_for(items, 1, [&](int64_t begin, int64_t end, int worker) {

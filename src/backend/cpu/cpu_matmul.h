@@ -29,9 +29,12 @@ class Matmul {
     const CpuWeight* weight = nullptr;
     IntegerJob integer;
     FloatJob floats;
-    bool packs = false;       ///< each item packs its groups first
+    bool packs = false;      ///< each item packs its groups first
+    int64_t streamed = 0;    ///< bytes of 16 rows
+    int64_t piece_rows = 0;  ///< the least that a thread takes of a one-token call
+    int64_t pieces = 0;
     int64_t groups = 0;       ///< of 16 rows
-    int64_t item_groups = 1;  ///< groups of an item
+    int64_t item_groups = 1;  ///< groups of an item of a call of more tokens
     int64_t row_items = 0;
     int64_t token_items = 1;
     int64_t items() const { return row_items * token_items; }
@@ -44,15 +47,15 @@ class Matmul {
   IntegerJob job_of(const Part& part, int64_t group0, int64_t group1, int worker);
   Part make_part(const MatmulArgs& args, int index, int64_t all_groups) const;
   void run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker);
-  /// One token: stretches of consecutive groups, long ones first, so that each thread streams through memory.
-  void run_one(const Part (&parts)[3], int count, int64_t all_groups);
+  /// One token: each thread streams through memory.
+  void run_one(const Part (&parts)[3], int count);
+  void run_pieces(const Part& part, int64_t first, int64_t last, int worker);
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
   bool eight_;
   Activation x_;
   std::vector<int32_t> tile_start_;
-  std::vector<int64_t> stretch_;  ///< first groups of run_one()'s stretches, over all outputs
   const void* extra_[3] = {};
   Memory rounded_;
   const float* floats_ = nullptr;

@@ -1,9 +1,13 @@
 #include <cpuid.h>
+#include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
+#include <string>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/kernels.h"
+#include "base/error.h"
 
 namespace greta {
 
@@ -16,6 +20,21 @@ int64_t attention_scratch(int queries, int head_dim) {
   return floats * static_cast<int64_t>(sizeof(float)) + 64;
 }
 
+const KernelTable& kernels_of(Isa isa) {
+  switch (isa) {
+    case Isa::avx512:
+      return kernels_avx512();
+    case Isa::avxvnni:
+      return kernels_avxvnni();
+    case Isa::avx2:
+      return kernels_avx2();
+    case Isa::automatic:
+    case Isa::portable:
+      break;
+  }
+  return kernels_portable();
+}
+
 }  // namespace cpu
 
 namespace {
@@ -24,6 +43,12 @@ namespace {
 bool has_f16c() {
   unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+/// Leaf 7, subleaf 1, EAX bit 4 (Intel's Software Developer's Manual, volume 2, CPUID).
+bool has_vex_vnni() {
+  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
 }
 
 }  // namespace
@@ -35,6 +60,8 @@ bool has_isa(Isa isa) {
       return true;
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    case Isa::avxvnni:
+      return has_isa(Isa::avx2) && has_vex_vnni();
     case Isa::avx512:
       return has_isa(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -43,7 +70,7 @@ bool has_isa(Isa isa) {
   return false;
 }
 
-Isa best_isa() { return has_isa(Isa::avx512) ? Isa::avx512 : has_isa(Isa::avx2) ? Isa::avx2 : Isa::portable; }
+Isa best_isa() { return *std::find_if(std::begin(kIsas), std::end(kIsas), has_isa); }
 
 std::string_view name_of(Isa isa) {
   switch (isa) {
@@ -51,12 +78,24 @@ std::string_view name_of(Isa isa) {
       return "auto";
     case Isa::avx512:
       return "avx512";
+    case Isa::avxvnni:
+      return "avxvnni";
     case Isa::avx2:
       return "avx2";
     case Isa::portable:
       break;
   }
   return "portable";
+}
+
+Isa isa_named(std::string_view name) {
+  std::string names = std::string(name_of(Isa::automatic));
+  if (name == names) return Isa::automatic;
+  for (const Isa isa : kIsas) {
+    if (name == name_of(isa)) return isa;
+    names += fmt::format(", {}", name_of(isa));
+  }
+  fail("no instruction set is called {}; expected one of {}", name, names);
 }
 
 }  // namespace greta

@@ -1,0 +1,35 @@
+// The kernels compiled for avxvnni. Everything is in an unnamed namespace: this file is built with its own -m
+// flags, so no name of it may be shared with another translation unit, and it includes no header with inline
+// functions of ours.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/cpu/kernels.h"
+
+namespace greta::cpu {
+namespace {
+
+// Each file builds on those before it.
+// clang-format off
+#include "backend/cpu/simd_common.inl"
+#include "backend/cpu/simd_avx2.inl"
+#include "backend/cpu/simd_avxvnni.inl"
+#include "backend/cpu/products_vnni.inl"
+#include "backend/cpu/simd_plain.inl"
+#include "backend/cpu/math.inl"
+#include "backend/cpu/rows.inl"
+#include "backend/cpu/floats.inl"
+#include "backend/cpu/formats.inl"
+#include "backend/cpu/pack.inl"
+#include "backend/cpu/integers.inl"
+#include "backend/cpu/attention.inl"
+#include "backend/cpu/table.inl"
+// clang-format on
+
+}  // namespace
+
+const KernelTable& kernels_avxvnni() { return kTable; }
+
+}  // namespace greta::cpu
