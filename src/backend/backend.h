@@ -416,7 +416,7 @@ class Backend {
   Route route_;
 };
 
-enum class Isa { automatic, avx512, avxvnni, avx2, portable };
+enum class Isa { automatic, avx512, avx2, portable };
 
 /// What is the same for every device.
 struct BackendOptions {

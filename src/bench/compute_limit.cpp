@@ -56,13 +56,6 @@ GRETA_KERNEL(vnni_words, "avx512f,avx512bw,avx512vnni", _mm512_setzero_si512(), 
 #define step(c, a, b) _mm512_fmadd_ps(c, a, b)
 GRETA_KERNEL(fma_512, "avx512f", _mm512_setzero_ps(), _mm512_set1_ps(0.5f), _mm512_set1_ps(0.25f))
 #undef step
-#define step(c, a, b) _mm256_dpbusd_avx_epi32(c, a, b)
-GRETA_KERNEL(avxvnni_bytes, "avx2,avxvnni", _mm256_setzero_si256(), _mm256_set1_epi8(3), _mm256_set1_epi8(5))
-#undef step
-#define step(c, a, b) _mm256_dpwssd_avx_epi32(c, a, b)
-GRETA_KERNEL(avxvnni_words, "avx2,avxvnni", _mm256_setzero_si256(), _mm256_set1_epi16(3),
-             _mm256_set1_epi16(5))
-#undef step
 #define step(c, a, b) _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)))
 GRETA_KERNEL(avx2_bytes, "avx2", _mm256_setzero_si256(), _mm256_set1_epi8(3), _mm256_set1_epi8(5))
 #undef step
@@ -128,13 +121,6 @@ ComputeLimit measure_compute_limit(int threads, double seconds) {
     limit.int16 = std::max(limit.int8 / 2, measure({vnni_words, 32}, threads, seconds / 3));
     limit.fp32 =
         std::max(measure({fma_512, 16}, threads, seconds / 6), measure({fma_256, 8}, threads, seconds / 6));
-    return limit;
-  }
-  if (has_isa(Isa::avxvnni)) {
-    limit.instructions = "AVX-VNNI";
-    limit.int8 = measure({avxvnni_bytes, 32}, threads, seconds / 3);
-    limit.int16 = std::max(limit.int8 / 2, measure({avxvnni_words, 16}, threads, seconds / 3));
-    limit.fp32 = measure({fma_256, 8}, threads, seconds / 3);
     return limit;
   }
   if (has_isa(Isa::avx2)) {

@@ -246,7 +246,7 @@ const std::vector<Option>& table() {
        0,
        kAny,
        false,
-       {"auto", "avx512", "avxvnni", "avx2", "portable"}},
+       {"auto", "avx512", "avx2", "portable"}},
       {"threads", 0, Kind::number, "N", "", kRun | kCheck | kSynth | kTrace | kBisect | kVerify,
        "model and device", "threads; default: as many as this process may use", 1, 4096},
       {"threads", 0, Kind::numbers, "LIST", "", kBench, "model and device",

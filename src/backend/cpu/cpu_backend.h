@@ -11,8 +11,8 @@ namespace greta {
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 
 /// The instruction sets that there are kernels for, the best first. avx512 stands for F, BW, DQ, VL and VNNI;
-/// avx2 for AVX2, FMA and F16C; avxvnni for those and AVX-VNNI.
-inline constexpr Isa kIsas[] = {Isa::avx512, Isa::avxvnni, Isa::avx2, Isa::portable};
+/// avx2 for AVX2, FMA and F16C.
+inline constexpr Isa kIsas[] = {Isa::avx512, Isa::avx2, Isa::portable};
 /// Whether this machine can run the kernels of an instruction set.
 bool has_isa(Isa isa);
 /// The best that this machine has.

@@ -24,8 +24,6 @@ const KernelTable& kernels_of(Isa isa) {
   switch (isa) {
     case Isa::avx512:
       return kernels_avx512();
-    case Isa::avxvnni:
-      return kernels_avxvnni();
     case Isa::avx2:
       return kernels_avx2();
     case Isa::automatic:
@@ -45,12 +43,6 @@ bool has_f16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
-/// Leaf 7, subleaf 1, EAX bit 4 (Intel's Software Developer's Manual, volume 2, CPUID).
-bool has_vex_vnni() {
-  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
-}
-
 }  // namespace
 
 bool has_isa(Isa isa) {
@@ -60,8 +52,6 @@ bool has_isa(Isa isa) {
       return true;
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-    case Isa::avxvnni:
-      return has_isa(Isa::avx2) && has_vex_vnni();
     case Isa::avx512:
       return has_isa(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -78,8 +68,6 @@ std::string_view name_of(Isa isa) {
       return "auto";
     case Isa::avx512:
       return "avx512";
-    case Isa::avxvnni:
-      return "avxvnni";
     case Isa::avx2:
       return "avx2";
     case Isa::portable:

@@ -182,7 +182,6 @@ inline constexpr int64_t kQueryFloats = 64 + 5;
 int64_t attention_scratch(int queries, int head_dim);
 
 const KernelTable& kernels_avx512();
-const KernelTable& kernels_avxvnni();
 const KernelTable& kernels_avx2();
 const KernelTable& kernels_portable();
 

@@ -15,7 +15,6 @@ namespace {
 // clang-format off
 #include "backend/cpu/simd_common.inl"
 #include "backend/cpu/simd_avx2.inl"
-#include "backend/cpu/products_avx2.inl"
 #include "backend/cpu/simd_plain.inl"
 #include "backend/cpu/math.inl"
 #include "backend/cpu/rows.inl"

@@ -21,7 +21,6 @@ namespace {
 // clang-format off
 #include "backend/cpu/simd_common.inl"
 #include "backend/cpu/simd_avx512.inl"
-#include "backend/cpu/products_vnni.inl"
 #include "backend/cpu/math.inl"
 #include "backend/cpu/rows.inl"
 #include "backend/cpu/floats.inl"

@@ -9,6 +9,13 @@ inline constexpr int kRowsOfOne = 8;                    // the same for one toke
 inline constexpr int kKeyVectors = 4, kQueries = 6;  // register tile of attention: 16-key vectors x queries
 inline constexpr int kTileGroups = 2, kTileTokens = 6;  // register tile of the integer matmul
 inline constexpr const char* kIsaName = "avx512";
+// Rounded activations of a unit of T tokens: 16-bit mode [k / 4][T] of four int16: k0, k2, k1, k3 (VPDPWSSD
+// pairs), one token alone [plane: high, low][32] signed bytes (VPDPBUSD on codes as they come); 8-bit mode
+// [k / 4][T][4] bytes.
+template <bool Eight>
+inline constexpr int kXBytes = Eight ? 32 : 64;
+template <bool Eight>
+inline constexpr int kXBytesOfOne = kXBytes<Eight>;
 
 inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
@@ -161,14 +168,12 @@ inline VB or_shift_mask(VB base, VB x) {
 }
 inline VI as_words(VB x) { return x; }
 
-// ---- what products_vnni.inl needs
-inline VB broadcast_word(const uint8_t* p) {
+inline VI broadcast_word(const uint8_t* p) {
   int32_t word;
   __builtin_memcpy(&word, p, 4);
   return _mm512_set1_epi32(word);
 }
-inline VI dot_bytes(VI sum, VB codes, VB x) { return _mm512_dpbusd_epi32(sum, codes, x); }
-inline VI dot_words(VI sum, VB codes, VB x) { return _mm512_dpwssd_epi32(sum, codes, x); }
+
 // sum + the products of the codes and four bytes of x, which the instruction spreads itself: GCC 12 would
 // load them by one of its own. Volatile, so that what is asked for between products stays between them.
 inline VI dot_four(VI sum, VB codes, const uint8_t* x) {
@@ -178,9 +183,84 @@ inline VI dot_four(VI sum, VB codes, const uint8_t* x) {
                : "v"(codes), "m"(*reinterpret_cast<const Four*>(x)));
   return sum;
 }
-// Even and odd bytes of a row as int16 pairs, so that a 32-bit lane stays with its row.
-inline VB even_bytes(VB codes) { return _mm512_and_si512(codes, _mm512_set1_epi16(0xff)); }
-inline VB odd_bytes(VB codes) { return _mm512_srli_epi16(codes, 8); }
-// 16 integers that fit a byte or a word, in their order.
-inline __m128i bytes_of(VI q) { return _mm512_cvtepi32_epi8(q); }
-inline __m256i words_of(VI q) { return _mm512_cvtepi32_epi16(q); }
+
+// sum += the exact integer products of N k4-groups of one token, group First on: codes(Index<group>{}). 16
+// bits: q = 256 high + low by two chains, each of which would wait for its latency alone.
+// between(Index<group>{}) is called with each.
+template <int First, int N, bool Eight, int Bits, class Codes, class Between>
+[[gnu::always_inline]] inline void dot_packed(VI& sum, const Codes& codes, const uint8_t* x,
+                                              const Between& between) {
+  x += First * 4;
+  VI high = Eight ? sum : zeroi();
+  unroll<N>([&](auto i) GRETA_INLINE {
+    constexpr Index<First + i.value> kGroup;
+    const VB q = codes(kGroup);
+    high = dot_four(high, q, x + i * 4);
+    if constexpr (!Eight) sum = dot_four(sum, q, x + 32 + i * 4);
+    between(kGroup);
+  });
+  sum = Eight ? high : _mm512_add_epi32(_mm512_slli_epi32(high, 8), sum);
+}
+
+// Unpacked codes: bytes as they come in 8-bit mode, else int16, a k4-group [even bytes, odd bytes].
+constexpr int code_class(bool eight, int) { return eight ? 8 : 0; }
+template <bool Eight, int Bits>
+inline constexpr int kCodeBytes = Eight ? 512 : 1024;
+template <bool Eight, int Bits>
+inline void store_codes(uint8_t* unit, int i, VB codes) {
+  if constexpr (Eight) {
+    storeb(unit + 64 * i, codes);
+  } else {
+    storeb(unit + 128 * i, _mm512_and_si512(codes, _mm512_set1_epi16(0xff)));
+    storeb(unit + 128 * i + 64, _mm512_srli_epi16(codes, 8));
+  }
+}
+// sum[r][t] += the exact integer products of N k4-groups of R groups (kPanelBytes apart) and T tokens. A
+// register of x serves R products, so that loads are fewer than products.
+template <int R, int T, int N, bool Eight, int Bits>
+[[gnu::always_inline]] inline void dot_unpacked(VI (&sum)[R][T], const uint8_t* codes, int first,
+                                                const uint8_t* x) {
+  constexpr int kVectors = Eight ? 1 : 2;  // of a k4-group
+  codes += first * kVectors * 64;
+  x += first * T * kVectors * 4;
+  unroll<N * kVectors>([&](auto i) {
+    VB w[R];
+    unroll<R>([&](auto r) { w[r] = loadb(codes + r * kPanelBytes + 64 * i); });
+    unroll<T>([&](auto t) {
+      const VB v = broadcast_word(x + ((i / kVectors * T + t) * kVectors + i % kVectors) * 4);
+      unroll<R>([&](auto r) {
+        if constexpr (Eight) {
+          sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], w[r], v);
+        } else {
+          sum[r][t] = _mm512_dpwssd_epi32(sum[r][t], w[r], v);
+        }
+      });
+    });
+  });
+}
+
+// Writes the 32 integers of one unit and token (t of T) in the order that the products read (kXBytes).
+template <bool Eight>
+inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
+  const auto half_at = [](uint8_t* p) { return reinterpret_cast<__m256i*>(p); };
+  alignas(32) uint8_t bytes[64];
+  if (!Eight && tokens > 1) {
+    const __m256i even_first = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4,
+                                                5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    _mm256_store_si256(half_at(bytes), _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(a), even_first));
+    _mm256_store_si256(half_at(bytes + 32), _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(b), even_first));
+    for (int i = 0; i < 8; ++i) __builtin_memcpy(unit + (i * tokens + t) * 8, bytes + 8 * i, 8);
+    return;
+  }
+  const auto last_bytes = [](VI p, VI q) {
+    return _mm256_set_m128i(_mm512_cvtepi32_epi8(q), _mm512_cvtepi32_epi8(p));
+  };
+  if constexpr (Eight) {
+    _mm256_store_si256(half_at(bytes), last_bytes(a, b));
+    for (int i = 0; i < 8; ++i) __builtin_memcpy(unit + (i * tokens + t) * 4, bytes + 4 * i, 4);
+  } else {  // q = 256 high + low, low = the signed last byte
+    const auto high = [](VI q) { return _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8); };
+    _mm256_storeu_si256(half_at(unit), last_bytes(high(a), high(b)));
+    _mm256_storeu_si256(half_at(unit + 32), last_bytes(a, b));
+  }
+}
