@@ -7,15 +7,19 @@
 namespace greta::cpu {
 namespace {
 
-/// Queries of an item: a page of keys and values is read once for all of them.
-constexpr int kMostQueries = 64;
+/// Queries of an item: a page of keys and values is read, and made FP32, once for all of them. Many, but an
+/// item for every thread, and each thread some.
+constexpr int64_t kMostQueries = 256, kLeastQueries = 64;
+constexpr int64_t kItemsOfThread = 4;
 
 }  // namespace
 
 void Attention::plan(const AttentionArgs& args) {
   const BatchView& batch = *args.batch;
   const int group = args.heads / args.cache.kv_heads;
-  const int32_t rows_each = std::max(1, kMostQueries / group);
+  const int64_t queries =
+      std::clamp(batch.rows * args.heads / (pool_.size() * kItemsOfThread), kLeastQueries, kMostQueries);
+  const int64_t rows_each = std::max<int64_t>(1, queries / group);
   items_.clear();
   for (int64_t row = 0; row < batch.rows;) {
     int64_t end = row + 1;
