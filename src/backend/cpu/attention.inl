@@ -92,40 +92,47 @@ inline VF masked_keys(const AttentionState& s, int query, int vector, VF v, VF o
   return select_first(within(s.begin[query]), otherwise, v);
 }
 
-// One query's scores become probabilities against the new maximum; their sum. change: old maximum - new one.
-inline float query_softmax(const AttentionState& s, int query, float* change) {
-  float* p = s.p + query * kPage;
-  const bool whole = s.whole(query);
-  VF v[kPageVectors];
-  unroll<kPageVectors>([&](auto i) { v[i] = load(p + i * 16); });
-  const VF masked = set1(-__builtin_inff());
-  if (!whole) unroll<kPageVectors>([&](auto i) { v[i] = masked_keys(s, query, i, v[i], masked); });
-  const float most = reduce_max(vmax(vmax(v[0], v[1]), vmax(v[2], v[3])));
-  const float before = s.m[query];
-  const float now = before > most ? before : most;
-  const VF top = set1(now);
-  unroll<kPageVectors>([&](auto i) { v[i] = exp16(sub(v[i], top)); });
-  if (!whole) unroll<kPageVectors>([&](auto i) { v[i] = masked_keys(s, query, i, v[i], zero()); });
-  unroll<kPageVectors>([&](auto i) { store(p + i * 16, v[i]); });
-  s.m[query] = now;
-  *change = before - now;
-  return reduce_add(add(add(v[0], v[1]), add(v[2], v[3])));
+// One query's scores of the page; `otherwise` for keys that it does not see.
+inline void load_scores(const AttentionState& s, int query, VF otherwise, VF (&v)[kPageVectors]) {
+  unroll<kPageVectors>([&](auto i) { v[i] = load(s.p + query * kPage + i * 16); });
+  if (!s.whole(query))
+    unroll<kPageVectors>([&](auto i) { v[i] = masked_keys(s, query, i, v[i], otherwise); });
 }
 
+// Scores become probabilities against the new maxima, and their sums enter l. Sixteen queries at a time, so
+// that their maxima and sums are one vector each: a query alone would wait for its reductions.
 inline void page_softmax(const AttentionState& s, int queries) {
-  for (int first = 0; first < queries; first += 16) {  // the factors of 16 queries are one vector
+  alignas(64) float rows[16][16] = {};
+  for (int first = 0; first < queries; first += 16) {
     const int count = queries - first < 16 ? queries - first : 16;
-    float change[16] = {}, sum[16] = {};
     for (int i = 0; i < count; ++i) {
-      if (!s.none(first + i)) sum[i] = query_softmax(s, first + i, change + i);
+      VF v[kPageVectors];
+      load_scores(s, first + i, set1(-__builtin_inff()), v);
+      store(rows[i], vmax(vmax(v[0], v[1]), vmax(v[2], v[3])));
     }
-    float factor[16];
-    store(factor, exp16(load(change)));
+    const VF before = load_n(s.m + first, count);
+    const VF now = vmax(before, max_rows(rows[0], 16, count));
+    float top[16], change[16];
+    store(top, now);
+    store(change, sub(before, now));
+    store_n(s.m + first, now, count);
     for (int i = 0; i < count; ++i) {
-      const int query = first + i;
-      s.c[query] = s.none(query) ? 1.0f : factor[i];  // nothing of this page: o keeps its bits
-      if (!s.none(query)) s.l[query] = __builtin_fmaf(s.l[query], factor[i], sum[i]);
+      if (s.none(first + i)) {  // nothing of this page: l and o keep their bits
+        change[i] = 0.0f;
+        store(rows[i], zero());
+        continue;
+      }
+      VF v[kPageVectors];
+      load_scores(s, first + i, zero(), v);
+      unroll<kPageVectors>([&](auto j) { v[j] = exp16(sub(v[j], set1(top[i]))); });
+      if (!s.whole(first + i))
+        unroll<kPageVectors>([&](auto j) { v[j] = masked_keys(s, first + i, j, v[j], zero()); });
+      unroll<kPageVectors>([&](auto j) { store(s.p + (first + i) * kPage + j * 16, v[j]); });
+      store(rows[i], add(add(v[0], v[1]), add(v[2], v[3])));
     }
+    const VF factor = exp16(load(change));
+    store_n(s.c + first, factor, count);
+    store_n(s.l + first, fma(load_n(s.l + first, count), factor, reduce_rows(rows[0], 16, count)), count);
   }
 }
 

@@ -161,7 +161,7 @@ inline void float_block(const FloatJob& job, int64_t row, int rows, int64_t toke
   for (int t = 0; t < tokens; ++t) {
     int r = 0;
     for (; r + kLanes <= rows; r += kLanes) {
-      VF y = reduce_rows(sums + (r * kFloatBlock + t) * kLanes, kFloatBlock * kLanes);
+      VF y = reduce_rows(sums + (r * kFloatBlock + t) * kLanes, kFloatBlock * kLanes, kLanes);
       if (job.bias != nullptr) y = add(y, load(job.bias + row + r));
       store(job.out + (token + t) * job.rows + row + r, y);
     }

@@ -110,7 +110,8 @@ inline float reduce_add(VF x) {
 }
 // The same of 16 rows that begin `stride` floats apart: halves, quarters, pairs and elements of two vectors
 // at a time, in the order of rows that leaves row r in lane r.
-inline VF reduce_rows(const float* rows, int64_t stride) {
+template <VF (&Join)(VF, VF)>
+inline VF tree_of_rows(const float* rows, int64_t stride) {
   VF eighths[2];
   unroll<2>([&](auto upper) {
     VF fours[2];
@@ -119,23 +120,20 @@ inline VF reduce_rows(const float* rows, int64_t stride) {
       VF pair[2];
       unroll<2>([&](auto i) {
         const VF a = load(at + 8 * i * stride), b = load(at + (8 * i + 4) * stride);
-        pair[i] = add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+        pair[i] = Join(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
       });
       fours[second] =
-          add(_mm512_shuffle_f32x4(pair[0], pair[1], 0x88), _mm512_shuffle_f32x4(pair[0], pair[1], 0xdd));
+          Join(_mm512_shuffle_f32x4(pair[0], pair[1], 0x88), _mm512_shuffle_f32x4(pair[0], pair[1], 0xdd));
     });
     eighths[upper] =
-        add(_mm512_shuffle_ps(fours[0], fours[1], 0x44), _mm512_shuffle_ps(fours[0], fours[1], 0xee));
+        Join(_mm512_shuffle_ps(fours[0], fours[1], 0x44), _mm512_shuffle_ps(fours[0], fours[1], 0xee));
   });
-  return add(_mm512_shuffle_ps(eighths[0], eighths[1], 0x88),
-             _mm512_shuffle_ps(eighths[0], eighths[1], 0xdd));
+  return Join(_mm512_shuffle_ps(eighths[0], eighths[1], 0x88),
+              _mm512_shuffle_ps(eighths[0], eighths[1], 0xdd));
 }
-inline float reduce_max(VF x) {
-  const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
-  return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
-}
+// Of the first `count` at least; the others have to be there.
+inline VF reduce_rows(const float* rows, int64_t stride, int) { return tree_of_rows<add>(rows, stride); }
+inline VF max_rows(const float* rows, int64_t stride, int) { return tree_of_rows<vmax>(rows, stride); }
 
 inline VB loadb(const void* p) { return _mm512_loadu_si512(p); }
 inline void storeb(void* p, VB x) { _mm512_storeu_si512(p, x); }

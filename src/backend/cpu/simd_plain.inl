@@ -10,9 +10,16 @@ inline VF times_power(VF p, VF n) {
   return mul(p, as_float(shl<23>(addi(second, set1i(127)))));
 }
 
-// The reduced vectors (reduce_add) of 16 rows that begin `stride` floats apart.
-inline VF reduce_rows(const float* rows, int64_t stride) {
-  alignas(64) float sums[16];
-  for (int r = 0; r < 16; ++r) sums[r] = reduce_add(load(rows + r * stride));
-  return load(sums);
+// The reduced vectors of `count` rows that begin `stride` floats apart; the other lanes are anything.
+template <float (&Reduce)(VF)>
+inline VF reduce_each(const float* rows, int64_t stride, int count) {
+  alignas(64) float reduced[16] = {};
+  for (int r = 0; r < count; ++r) reduced[r] = Reduce(load(rows + r * stride));
+  return load(reduced);
+}
+inline VF reduce_rows(const float* rows, int64_t stride, int count) {
+  return reduce_each<reduce_add>(rows, stride, count);
+}
+inline VF max_rows(const float* rows, int64_t stride, int count) {
+  return reduce_each<reduce_max>(rows, stride, count);
 }
