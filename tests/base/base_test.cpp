@@ -98,6 +98,20 @@ TEST_P(Pool, AWalkCoversEveryItemOnce) {
   }
 }
 
+/// Owners and thieves at one stretch at the same time: many short walks, as a decode step makes them.
+TEST_P(Pool, ManyShortWalksLoseAndRepeatNothing) {
+  ThreadPool pool(GetParam());
+  constexpr int64_t kItems = 512;
+  std::vector<std::atomic<int>> seen(kItems);
+  for (int round = 1; round <= 4'000; ++round) {
+    pool.parallel_walk(kItems, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i)
+        seen[static_cast<size_t>(i)].fetch_add(1, std::memory_order_relaxed);
+    });
+    for (const auto& times : seen) ASSERT_EQ(times.load(std::memory_order_relaxed), round);
+  }
+}
+
 /// The last items wait for one another's threads: a thread that is held up does not hold its stretch.
 TEST_P(Pool, AWalkTakesWhatASlowThreadHasLeft) {
   ThreadPool pool(GetParam());
