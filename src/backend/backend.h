@@ -52,8 +52,11 @@ struct WeightSource {
   /// One expert's matrix of a stack, as a tensor of its own.
   WeightSource expert(int64_t index) const {
     const size_t size = bytes.size() / static_cast<size_t>(experts);
-    return {name, type,   rows / experts, cols, bytes.subspan(static_cast<size_t>(index) * size, size),
-            1,    release};
+    WeightSource one = *this;
+    one.rows = rows / experts;
+    one.bytes = bytes.subspan(static_cast<size_t>(index) * size, size);
+    one.experts = 1;
+    return one;
   }
 };
 

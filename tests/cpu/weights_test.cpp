@@ -178,6 +178,8 @@ TEST(CpuWeightsLoad, WrongSizesAreRefused) {
   EXPECT_TRUE(device->refuses(WeightUse::matmul, quant::Type::Q4_K, 16, 128).has_value());
   EXPECT_TRUE(device->refuses(WeightUse::embedding, quant::Type::Q8_0, 16, 40).has_value());
   EXPECT_FALSE(device->refuses(WeightUse::matmul, quant::Type::F16, 16, 20).has_value());
+  EXPECT_FALSE(device->refuses(WeightUse::matmul, quant::Type::Q8_0, 16, 1 << 26).has_value());
+  EXPECT_TRUE(device->refuses(WeightUse::matmul, quant::Type::Q8_0, 16, (1 << 26) + 32).has_value());
   for (const quant::Type type : types())
     EXPECT_FALSE(device->refuses(WeightUse::matmul, type, 3, 512).has_value());
   Source source = random_weight(quant::Type::Q4_K, 4, 256, 3);

@@ -13,7 +13,6 @@
 #include "backend/cpu/memory.h"
 #include "backend/cpu/rounding.h"
 #include "backend/cpu/weights.h"
-#include "backend/weight_source.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/half.h"
@@ -107,8 +106,9 @@ class CpuBackend : public Backend {
   size_t element_bytes() const override { return sizeof(float); }
   const Arithmetic& arithmetic() const override { return arithmetic_; }
 
-  std::optional<std::string> refuses(WeightUse, quant::Type type, int64_t rows, int64_t cols) const override {
-    return shape_refusal(type, rows, cols);
+  std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows,
+                                     int64_t cols) const override {
+    return weight_refusal(use, type, rows, cols);
   }
   uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const override {
     return weight_bytes(use, type, rows, cols, options_.weights);

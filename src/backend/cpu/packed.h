@@ -16,6 +16,9 @@ namespace greta::cpu {
 /// The kernels' index of an integer type, or nothing for a float type.
 std::optional<int> integer_type(quant::Type type);
 
+/// The longest row that is packed: 15 times its bytes stay below 2^31 (kernels.h: pack_group).
+inline constexpr int64_t kMostColumns = int64_t{1} << 26;
+
 /// Bytes of one packed group of rows with `units` units: 16 rows of the file, rounded up to 64.
 int64_t group_bytes(int type, int64_t units);
 

@@ -101,6 +101,13 @@ void widen(const WeightSource& source, float* to, ThreadPool& pool) {
 
 }  // namespace
 
+std::optional<std::string> weight_refusal(WeightUse use, quant::Type type, int64_t rows, int64_t cols) {
+  const bool product = use == WeightUse::matmul || use == WeightUse::experts;
+  if (product && cols > kMostColumns)
+    return fmt::format("expected rows of at most {} elements, got {}", kMostColumns, cols);
+  return shape_refusal(type, rows, cols);
+}
+
 uint64_t weight_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols, WeightMode mode) {
   if (layout_of(use, type, mode) == Layout::groups) {
     const int index = *integer_type(kernel_type_of(use, type, mode));
@@ -151,6 +158,8 @@ void load_groups(const WeightSource& source, CpuWeight& weight, WeightMaker& mak
 std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMaker& maker) {
   if (use == WeightUse::experts) return load_stack(source, maker);
   auto weight = std::make_unique<CpuWeight>();
+  if (const auto why = weight_refusal(use, source.type, source.rows, source.cols))
+    fail("{}: {}", source.name, *why);
   begin_weight(source, use, *weight);
   weight->layout = layout_of(use, source.type, maker.mode);
   weight->kernel_type = kernel_type_of(use, source.type, maker.mode);

@@ -1,6 +1,8 @@
 #pragma once
 // Weights as the CPU backend keeps them.
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
@@ -52,8 +54,11 @@ struct CpuWeight : Weight {
   void read_back(int64_t row, float* out) const override;
 };
 
-/// Errors: a size that does not fit the type, a byte count unlike the shape, int8 weights that are not finite
-/// or past f16.
+/// Why this backend cannot use a tensor, or nothing.
+std::optional<std::string> weight_refusal(WeightUse use, quant::Type type, int64_t rows, int64_t cols);
+
+/// Errors: weight_refusal(), a size that does not fit the type, a byte count unlike the shape, int8 weights
+/// that are not finite or past f16.
 std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMaker& maker);
 
 /// Bytes that load_weight() allocates.
