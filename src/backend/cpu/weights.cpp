@@ -144,8 +144,7 @@ void load_groups(const WeightSource& source, CpuWeight& weight, WeightMaker& mak
   const bool int8 = maker.mode == WeightMode::int8;
   weight.units = ceil_div(source.cols, kUnit);
   weight.group_size = group_bytes(weight.index, weight.units);
-  const FormatShape& format = kFormats[weight.index];
-  weight.row_bytes = weight.units / (format.super ? kStepUnits : 1) * format.file_bytes;
+  weight.row_bytes = file_row_bytes(weight.kernel_type, weight.units * kUnit);  // int8: filled up
   weight.resident = fmt::format("{}/16-row groups", int8 ? "int8" : quant::traits(weight.kernel_type).name);
   if (int8) return make_int8(source, weight, maker);
   weight.maker = &maker;
