@@ -39,6 +39,7 @@ Loaded random_weight(Backend& backend, quant::Type type, int64_t rows, int64_t c
   for (size_t i = 0; i < loaded.bytes.size(); i += piece.size())
     std::memcpy(loaded.bytes.data() + i, piece.data(), std::min(piece.size(), loaded.bytes.size() - i));
   loaded.weight = backend.load({"w", type, rows, cols, loaded.bytes}, WeightUse::matmul);
+  loaded.weight->settle();
   return loaded;
 }
 

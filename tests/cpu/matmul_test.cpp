@@ -73,7 +73,7 @@ std::vector<Case> cases() {
 
 std::vector<int64_t> widths(quant::Type type) {
   const int block = quant::traits(type).block;
-  if (block == 1) return {1, 20, 100, 288};
+  if (block == 1) return {1, 20, 100, 288, 1100};
   if (block == 32) return {32, 96, 288, 544};
   return {256, 768};
 }

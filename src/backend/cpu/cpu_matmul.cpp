@@ -32,11 +32,11 @@ void Matmul::round_activations(const MatmulArgs& args) {
   int64_t slot[3] = {};
   for (int i = 0; i < args.count; ++i) {
     const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
-    if (weight.layout != Layout::groups) continue;
+    if (weight.layout != Layout::integers) continue;
     slot[i] = -1;
     for (int j = 0; j < i && slot[i] < 0; ++j) {
       const auto& other = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(j)].weight);
-      if (other.layout == Layout::groups && other.index == weight.index) slot[i] = slot[j];
+      if (other.layout == Layout::integers && other.index == weight.index) slot[i] = slot[j];
     }
     if (slot[i] < 0) slot[i] = extras++;
   }
@@ -62,7 +62,7 @@ void Matmul::round_activations(const MatmulArgs& args) {
       int64_t done = -1;
       for (int i = 0; i < args.count; ++i) {
         const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
-        if (weight.layout != Layout::groups || slot[i] <= done) continue;
+        if (weight.layout != Layout::integers || slot[i] <= done) continue;
         kernels_.x_extra[weight.index](x_, tile, const_cast<void*>(extra_[i]));
         done = slot[i];
       }
@@ -93,17 +93,15 @@ void Matmul::tile_floats(const MatmulArgs& args) {
   });
 }
 
-/// The part's product with groups [group0, group1), packed for this call alone where the weight is not yet.
-IntegerJob Matmul::job_of(const Part& part, int64_t group0, int64_t group1, int worker) {
-  IntegerJob job = part.integer;
-  if (!part.packs) return job;
+/// The part's groups [group0, group1), packed for this call alone where the weight is not yet.
+Groups Matmul::groups_of(const Part& part, int64_t group0, int64_t group1, int worker) {
+  const CpuWeight& w = *part.weight;
+  if (!part.packs) return {reinterpret_cast<const uint8_t*>(w.data), 0, w.group_size};
   Memory& memory = packed_[static_cast<size_t>(worker)];
-  memory.reserve(static_cast<size_t>((group1 - group0) * job.group_bytes));
+  memory.reserve(static_cast<size_t>((group1 - group0) * w.group_size));
   for (int64_t group = group0; group < group1; ++group)
-    part.weight->pack_group(group, memory.data() + (group - group0) * job.group_bytes);
-  job.packed = reinterpret_cast<const uint8_t*>(memory.data());
-  job.first = group0;
-  return job;
+    w.pack_group(group, memory.data() + (group - group0) * w.group_size);
+  return {reinterpret_cast<const uint8_t*>(memory.data()), group0, w.group_size};
 }
 
 Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_groups) const {
@@ -111,32 +109,34 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
   Part part;
   part.weight = static_cast<const CpuWeight*>(output.weight);
   const CpuWeight& w = *part.weight;
-  const auto* bias = output.bias == nullptr
-                         ? nullptr
-                         : reinterpret_cast<const float*>(static_cast<const CpuWeight*>(output.bias)->data);
-  auto* out = static_cast<float*>(output.out.data);
+  part.bias = output.bias == nullptr
+                  ? nullptr
+                  : reinterpret_cast<const float*>(static_cast<const CpuWeight*>(output.bias)->data);
+  part.out = static_cast<float*>(output.out.data);
+  part.extra = extra_[index];
   part.groups = ceil_div(w.rows, kLanes);
-  const bool packed = w.layout == Layout::groups;
-  if (packed) {
-    part.packs = w.packs_in_this_call();
-    part.integer = {
-        reinterpret_cast<const uint8_t*>(w.data), 0, w.group_size, w.rows, &x_, extra_[index], bias, out};
-  } else {
-    part.floats = {w.data, w.row_bytes, w.rows, w.cols, floats_, bias, out};
-  }
-  const int64_t threads = pool_.size();
-  part.streamed = packed ? w.group_size : w.row_bytes * kLanes;
-  part.piece_rows = packed ? kLanes : kFloatPiece;
+  part.packs = w.packs_in_this_call();
+  const bool integers = w.layout == Layout::integers;
+  part.piece_rows = integers || part.packs ? kLanes : kFloatPiece;
   part.pieces = ceil_div(w.rows, part.piece_rows);
   if (args.rows == 1) return part;
-  part.item_groups = std::clamp<int64_t>(packed ? kItemGroups : kFloatBytes / part.streamed, 1, kItemGroups);
+  const int64_t threads = pool_.size();
+  part.item_groups = integers ? kItemGroups : std::clamp<int64_t>(kFloatBytes / w.group_size, 1, kItemGroups);
   part.item_groups = std::clamp<int64_t>(all_groups / (threads * 4), 1, part.item_groups);
-  if (packed) part.item_groups = ceil_div(part.item_groups, kernels_.tile_groups) * kernels_.tile_groups;
+  if (integers) part.item_groups = ceil_div(part.item_groups, kernels_.tile_groups) * kernels_.tile_groups;
   part.row_items = ceil_div(part.groups, part.item_groups);
-  const int64_t tiles = packed ? x_.tiles : ceil_div(args.rows, kernels_.float_tokens);
+  const int64_t tiles = integers ? x_.tiles : ceil_div(args.rows, kernels_.float_tokens);
   if (threads > 1 && all_groups < threads * 2)
     part.token_items = std::min(tiles, ceil_div(threads * 2, all_groups));
   return part;
+}
+
+IntegerJob Matmul::integer_job(const Part& part, const Groups& groups) const {
+  return {groups, part.weight->rows, &x_, part.extra, part.bias, part.out};
+}
+
+FloatJob Matmul::float_job(const Part& part, const Groups& groups) const {
+  return {groups, part.weight->rows, part.weight->cols, floats_, part.bias, part.out};
 }
 
 void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker) {
@@ -146,14 +146,15 @@ void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t row
     const int64_t group0 = item / part.token_items * part.item_groups;
     const int64_t group1 = std::min(group0 + part.item_groups, part.groups);
     const int64_t share = item % part.token_items;
-    if (w.layout != Layout::groups) {
+    const Groups groups = groups_of(part, group0, group1, worker);
+    if (w.layout == Layout::floats) {
       const int64_t widest = kernels_.float_tokens, tiles = ceil_div(rows, widest);
-      kernels_.float_matmul[w.index](part.floats, group0 * kLanes, std::min(group1 * kLanes, w.rows),
-                                     tiles * share / part.token_items * widest,
-                                     std::min(rows, tiles * (share + 1) / part.token_items * widest),
-                                     scratch);
+      kernels_.float_matmul[w.index](
+          float_job(part, groups), group0 * kLanes, std::min(group1 * kLanes, w.rows),
+          tiles * share / part.token_items * widest,
+          std::min(rows, tiles * (share + 1) / part.token_items * widest), scratch);
     } else {
-      kernels_.integer_tile[eight_ ? 1 : 0][w.index](job_of(part, group0, group1, worker), group0, group1,
+      kernels_.integer_tile[eight_ ? 1 : 0][w.index](integer_job(part, groups), group0, group1,
                                                      x_.tiles * share / part.token_items,
                                                      x_.tiles * (share + 1) / part.token_items, scratch);
     }
@@ -164,7 +165,7 @@ void Matmul::run_one(const Part (&parts)[3], int count) {
   int64_t all = 0, least = 1;
   for (int i = 0; i < count; ++i) {
     all += parts[i].pieces;
-    least = std::max(least, kStreamBytes / (parts[i].streamed * parts[i].piece_rows / kLanes));
+    least = std::max(least, kStreamBytes / (parts[i].weight->group_size * parts[i].piece_rows / kLanes));
   }
   pool_.parallel_walk(all, least, [&](int64_t begin, int64_t end, int worker) {
     for (int i = 0; i < count && end > 0; ++i) {
@@ -179,15 +180,17 @@ void Matmul::run_one(const Part (&parts)[3], int count) {
 
 void Matmul::run_pieces(const Part& part, int64_t first, int64_t last, int worker) {
   const CpuWeight& w = *part.weight;
-  if (w.layout != Layout::groups) {
-    kernels_.float_matmul[w.index](part.floats, first * part.piece_rows,
-                                   std::min(last * part.piece_rows, w.rows), 0, 1, scratch_of(worker));
-    return;
-  }
   const int64_t together = part.packs ? 1 : last - first;
-  for (int64_t group = first; group < last; group += together)
-    kernels_.integer_one[eight_ ? 1 : 0][w.index](job_of(part, group, group + together, worker), group,
-                                                  group + together);
+  for (int64_t piece = first; piece < last; piece += together) {
+    const int64_t end = piece + together;
+    const Groups groups = groups_of(part, piece, end, worker);
+    if (w.layout == Layout::floats) {
+      kernels_.float_matmul[w.index](float_job(part, groups), piece * part.piece_rows,
+                                     std::min(end * part.piece_rows, w.rows), 0, 1, scratch_of(worker));
+    } else {
+      kernels_.integer_one[eight_ ? 1 : 0][w.index](integer_job(part, groups), piece, end);
+    }
+  }
 }
 
 void Matmul::run(const MatmulArgs& args) {
@@ -195,7 +198,7 @@ void Matmul::run(const MatmulArgs& args) {
   int64_t all_groups = 0;
   for (int i = 0; i < args.count; ++i) {
     const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
-    (weight.layout == Layout::groups ? integers : floats) = true;
+    (weight.layout == Layout::integers ? integers : floats) = true;
     all_groups += ceil_div(weight.rows, kLanes);
   }
   if (integers) round_activations(args);
@@ -229,7 +232,9 @@ uint64_t Matmul::scratch_bytes(int64_t rows, int64_t widest) const {
   const int64_t units = ceil_div(widest, kUnit);
   const int64_t tiled = rows * ceil_div(widest, kLanes) * kLanes * 4;
   const int64_t rounded = rows * units * (kernels_.x_bytes[eight_ ? 1 : 0] + 4 + 8 * 4) + 6 * 64;
-  const int64_t packed = kItemGroups * group_bytes(kQ8_0, units);  // the type with the largest groups
+  // Groups of a call that packs: of Q8_0, the largest of the integers, or of floats.
+  const int64_t packed =
+      std::max({kItemGroups * group_bytes(kQ8_0, units), kFloatBytes, float_group_bytes(4, widest)});
   return static_cast<uint64_t>(tiled + rounded + (kMatmulScratch + packed) * pool_.size());
 }
 

@@ -27,10 +27,10 @@ class Matmul {
   /// One output of the call, cut into items: row groups, times parts of the tokens where groups are too few.
   struct Part {
     const CpuWeight* weight = nullptr;
-    IntegerJob integer;
-    FloatJob floats;
+    const void* extra = nullptr;  ///< of the activations, for its type
+    const float* bias = nullptr;
+    float* out = nullptr;
     bool packs = false;      ///< each item packs its groups first
-    int64_t streamed = 0;    ///< bytes of 16 rows
     int64_t piece_rows = 0;  ///< the least that a thread takes of a one-token call
     int64_t pieces = 0;
     int64_t groups = 0;       ///< of 16 rows
@@ -44,7 +44,9 @@ class Matmul {
   /// The rows as FloatJob::x.
   void tile_floats(const MatmulArgs& args);
   std::byte* scratch_of(int worker) { return scratch_.data() + worker * int64_t{kMatmulScratch}; }
-  IntegerJob job_of(const Part& part, int64_t group0, int64_t group1, int worker);
+  Groups groups_of(const Part& part, int64_t group0, int64_t group1, int worker);
+  IntegerJob integer_job(const Part& part, const Groups& groups) const;
+  FloatJob float_job(const Part& part, const Groups& groups) const;
   Part make_part(const MatmulArgs& args, int index, int64_t all_groups) const;
   void run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker);
   /// One token: each thread streams through memory.

@@ -125,12 +125,6 @@ constexpr int64_t step_bytes(int64_t units) {
   return units * kFormats[F].quants + (kFormats[F].super ? kFormats[F].scales : units * kFormats[F].scales);
 }
 
-// How far ahead of its use a line of packed weights is asked for, first into the second cache and then into
-// the first; beyond the end of a tensor it is harmless. Measured on Emerald Rapids, two threads, where a bare
-// read gave 28 GB/s: Q4_1 27 GB/s (23 by one request at 6 KiB into the first cache, 13 without), Q8_0 29 (25,
-// 19); 8 to 16 KiB are alike, and 3 to 6 for the second (2: 3 % less).
-inline constexpr int kFar = 12288, kNear = 4096;
-
 // Of a step's bytes, those that fall to one unit.
 template <int F>
 inline constexpr int kUnitBytes = static_cast<int>(step_bytes<F>(kStepUnits) / kStepUnits);

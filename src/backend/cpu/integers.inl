@@ -70,7 +70,7 @@ template <int F, bool Eight>
 void integer_one(const IntegerJob& job, int64_t group0, int64_t group1) {
   for (int64_t group = group0; group < group1; ++group) {
     VF acc[1][1] = {{zero()}};
-    const uint8_t* packed = job.packed + (group - job.first) * job.group_bytes;
+    const uint8_t* packed = job.groups.data + (group - job.groups.first) * job.groups.bytes;
     each_step<F>(packed, job.x->units, [&](const uint8_t* step, int64_t first, int count) {
       each_unit<F>(step, count,
                    [&](auto place, int u, const uint8_t* quants, const auto& scales, auto ahead)
@@ -180,7 +180,7 @@ inline void block_step(const IntegerJob& job, const uint8_t* step, int64_t unit,
   const Activation& x = *job.x;
   const int count = units_of_step(x.units, unit);
   for (int r = 0; r < R; ++r)
-    unpack_step<F, Eight>(step + r * job.group_bytes, count, Panel<F, Eight>(panels + r * kPanelBytes));
+    unpack_step<F, Eight>(step + r * job.groups.bytes, count, Panel<F, Eight>(panels + r * kPanelBytes));
   for (int64_t i = begin; i < end; ++i) {
     const int64_t token = x.tile_start[i];
     for_tokens<kTileTokens, 2>(x.tile_start[i + 1] - token, [&](auto t) {
@@ -214,14 +214,14 @@ void integer_tile(const IntegerJob& job, int64_t group0, int64_t group1, int64_t
     for (int64_t first = group0; first < group1; first += most) {
       const int64_t together = group1 - first < most ? group1 - first : most;
       for (int64_t unit = 0; unit < x.units; unit += kStepUnits) {
-        const uint8_t* step = job.packed + (first - job.first) * job.group_bytes +
+        const uint8_t* step = job.groups.data + (first - job.groups.first) * job.groups.bytes +
                               unit / kStepUnits * step_bytes<F>(kStepUnits);
         int64_t g = 0;
         for (; g + kTileGroups <= together; g += kTileGroups)
-          block_step<F, Eight, kTileGroups>(job, step + g * job.group_bytes, unit, begin, end, scratch,
+          block_step<F, Eight, kTileGroups>(job, step + g * job.groups.bytes, unit, begin, end, scratch,
                                             sums(g, 0));
         for (; g < together; ++g)
-          block_step<F, Eight, 1>(job, step + g * job.group_bytes, unit, begin, end, scratch, sums(g, 0));
+          block_step<F, Eight, 1>(job, step + g * job.groups.bytes, unit, begin, end, scratch, sums(g, 0));
       }
       // A token's outputs together: fewer pages are touched.
       for (int64_t token = 0; token < tokens; ++token) {

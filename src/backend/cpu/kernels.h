@@ -82,11 +82,16 @@ struct Activation {
   int32_t* sum = nullptr;
 };
 
+/// Packed groups of 16 rows (packed.h): group `first` and those behind it.
+struct Groups {
+  const uint8_t* data = nullptr;
+  int64_t first = 0;
+  int64_t bytes = 0;  ///< of a group
+};
+
 /// One product with integer weights.
 struct IntegerJob {
-  const uint8_t* packed = nullptr;  ///< packed.h; group `first` and those behind it
-  int64_t first = 0;
-  int64_t group_bytes = 0;
+  Groups groups;
   int64_t rows = 0;
   const Activation* x = nullptr;
   const void* extra = nullptr;
@@ -94,10 +99,9 @@ struct IntegerJob {
   float* out = nullptr;         ///< [tokens, rows]
 };
 
-/// One product with float weights, in place: row r begins at w + r * row_bytes, in whatever alignment.
+/// One product with float weights.
 struct FloatJob {
-  const std::byte* w = nullptr;
-  int64_t row_bytes = 0;
+  Groups groups;
   int64_t rows = 0;
   int64_t k = 0;
   /// Token tiles of float_tokens, the last may be smaller: a tile of T tokens is [k / 16][T][16], k filled up
@@ -154,8 +158,10 @@ struct KernelTable {
   void (*round_to[kFloatTypes])(const float* x, int64_t n, void* out);
 
   // matmul
+  int float_rows;    ///< rows of a strip of float weights (packed.h), divides 8
   int float_tokens;  ///< tokens of a tile of FloatJob::x
-  /// Rows [row0, row1) x tokens [token0, token1), whole tiles; scratch: kMatmulScratch bytes.
+  /// Rows [row0, row1), row0 a strip's first, x tokens [token0, token1), whole tiles; scratch: kMatmulScratch
+  /// bytes.
   void (*float_matmul[kFloatTypes])(const FloatJob& job, int64_t row0, int64_t row1, int64_t token0,
                                     int64_t token1, std::byte* scratch);
   /// Packs up to 16 rows of file blocks, `row_bytes` apart (15 row_bytes < 2^31), the lanes past `count`

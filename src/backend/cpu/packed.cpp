@@ -142,4 +142,47 @@ void unpack_row(int type, const std::byte* group, int lane, int64_t units, int64
   }
 }
 
+namespace {
+
+/// body(element k of 16 in a row, the bytes of the 16 in the group) for a row's places in ascending k.
+template <class Body>
+void each_sixteen(int64_t element, int strip, int lane, int64_t cols, const Body& body) {
+  const int64_t sixteen = kLanes * element, row = ceil_div(cols, kLanes) * sixteen;  // bytes
+  const int64_t first = lane / strip * strip * row + lane % strip * sixteen;
+  for (int64_t k = 0; k < cols; k += kLanes) body(k, first + k / kLanes * strip * sixteen);
+}
+
+}  // namespace
+
+int64_t float_group_bytes(int64_t element, int64_t cols) {
+  return kLanes * element * ceil_div(cols, kLanes) * kLanes;
+}
+
+void pack_float_group(int64_t element, int strip, const std::byte* first_row, int64_t row_bytes,
+                      int64_t count, int64_t cols, std::byte* to) {
+  const auto sixteen = static_cast<size_t>(kLanes * element);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const std::byte* row = first_row + lane * row_bytes;
+    each_sixteen(element, strip, lane, cols, [&](int64_t k, int64_t at) {
+      const int64_t left = lane < count ? cols - k : 0;
+      if (left < kLanes) {
+        std::memset(to + at, 0, sixteen);
+        if (left > 0) std::memcpy(to + at, row + k * element, static_cast<size_t>(left * element));
+      } else if (element == 2) {
+        std::memcpy(to + at, row + k * 2, kLanes * 2);
+      } else {
+        std::memcpy(to + at, row + k * 4, kLanes * 4);
+      }
+    });
+  }
+}
+
+void unpack_float_row(int64_t element, int strip, const std::byte* group, int lane, int64_t cols,
+                      std::byte* to) {
+  each_sixteen(element, strip, lane, cols, [&](int64_t k, int64_t at) {
+    std::memcpy(to + k * element, group + at,
+                static_cast<size_t>(std::min<int64_t>(kLanes, cols - k) * element));
+  });
+}
+
 }  // namespace greta::cpu

@@ -9,7 +9,7 @@ struct VI {
 using VB = VI;  // 64 bytes: byte 4 * row + j
 
 inline constexpr int kFloatRows = 2, kFloatTokens = 3;
-inline constexpr int kRowsOfOne = 4;  // the same for one token
+inline constexpr int kStripsOfOne = 2;  // of kFloatRows rows: what one token takes side by side
 inline constexpr int kKeyVectors = 1, kQueries = 4;
 inline constexpr int kTileGroups = 1, kTileTokens = 4;  // register tile of the integer matmul
 inline constexpr const char* kIsaName = "avx2";

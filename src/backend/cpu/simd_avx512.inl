@@ -5,7 +5,7 @@ using VI = __m512i;  // 16 int32 lanes
 using VB = __m512i;  // 64 bytes: byte 4 * row + j
 
 inline constexpr int kFloatRows = 4, kFloatTokens = 6;  // register tile of the float matmul
-inline constexpr int kRowsOfOne = 8;                    // the same for one token
+inline constexpr int kStripsOfOne = 2;               // of kFloatRows rows: what one token takes side by side
 inline constexpr int kKeyVectors = 4, kQueries = 6;  // register tile of attention: 16-key vectors x queries
 inline constexpr int kTileGroups = 2, kTileTokens = 6;  // register tile of the integer matmul
 inline constexpr const char* kIsaName = "avx512";

@@ -11,7 +11,7 @@ struct alignas(64) VB {
 };
 
 inline constexpr int kFloatRows = 2, kFloatTokens = 2;
-inline constexpr int kRowsOfOne = 2;  // the same for one token
+inline constexpr int kStripsOfOne = 1;  // of kFloatRows rows: what one token takes side by side
 inline constexpr int kKeyVectors = 1, kQueries = 2;
 inline constexpr int kTileGroups = 1, kTileTokens = 4;  // tile of the integer matmul
 inline constexpr const char* kIsaName = "portable";

@@ -26,6 +26,7 @@ constexpr KernelTable kTable = {
     .rotate_adjacent = rotate_adjacent,
     .rotate_half = rotate_half,
     .round_to = {round_f32, round_f16, round_bf16},
+    .float_rows = kFloatRows,
     .float_tokens = kFloatTokens,
     .float_matmul = {float_matmul<kF32>, float_matmul<kF16>, float_matmul<kBF16>},
     .pack_group = GRETA_INTEGER_KERNELS(pack_group, ),

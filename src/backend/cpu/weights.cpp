@@ -22,9 +22,9 @@ int float_type(quant::Type type) {
 
 Layout layout_of(WeightUse use, quant::Type type, WeightMode mode) {
   if (use == WeightUse::embedding) return Layout::blocks;
-  if (use == WeightUse::vector || mode == WeightMode::f32) return Layout::floats;
-  if (mode == WeightMode::int8 || integer_type(type)) return Layout::groups;
-  return Layout::floats;
+  if (use == WeightUse::vector) return Layout::vector;
+  if (mode == WeightMode::f32) return Layout::floats;
+  return mode == WeightMode::int8 || integer_type(type) ? Layout::integers : Layout::floats;
 }
 
 /// The type that the matmul's kernel sees.
@@ -34,26 +34,29 @@ quant::Type kernel_type_of(WeightUse use, quant::Type type, WeightMode mode) {
   return mode == WeightMode::int8 ? quant::Type::Q8_0 : type;
 }
 
-/// F32 in memory of our own (a matmul's F32 file weights are used in place).
-bool owns_floats(WeightUse use, quant::Type type, WeightMode mode) {
-  return layout_of(use, type, mode) == Layout::floats &&
-         (use == WeightUse::vector || (mode == WeightMode::f32 && type != quant::Type::F32));
+bool packed(Layout layout) { return layout == Layout::integers || layout == Layout::floats; }
+
+/// Of a float type.
+int64_t element_bytes(quant::Type type) { return type == quant::Type::F32 ? 4 : 2; }
+
+/// Bytes of a group of 16 rows.
+int64_t group_size_of(quant::Type kernel_type, int64_t cols) {
+  const auto index = integer_type(kernel_type);
+  return index ? group_bytes(*index, ceil_div(cols, kUnit))
+               : float_group_bytes(element_bytes(kernel_type), cols);
 }
 
-/// Rows dequantised and rounded to Q8_0 blocks: [rows][units * 34] bytes.
-void to_int8(const WeightSource& source, int64_t row, int64_t units, std::vector<float>& values,
-             std::byte* to) {
-  const int64_t bytes = file_row_bytes(source.type, source.cols);
-  quant::dequantize(source.type, source.bytes.data() + row * bytes, source.cols, values.data());
-  for (int64_t unit = 0; unit < units; ++unit) {
-    const auto count = static_cast<size_t>(std::min<int64_t>(kUnit, source.cols - unit * kUnit));
+/// A row dequantised and rounded to Q8_0 blocks: [units * 34] bytes.
+void to_int8(const WeightSource& source, int64_t row, const std::vector<float>& values, std::byte* to) {
+  for (int64_t k = 0; k < source.cols; k += kUnit, to += 34) {
+    const auto count = static_cast<size_t>(std::min<int64_t>(kUnit, source.cols - k));
     uint16_t scale;
     int8_t q[32];
-    if (!round_weights8(std::span(values).subspan(static_cast<size_t>(unit * kUnit), count), &scale, q))
+    if (!round_weights8(std::span(values).subspan(static_cast<size_t>(k), count), &scale, q))
       fail("{}: row {} holds a weight that is not finite or past 8.3 million; --weights int8 expects less",
            source.name, row);
-    std::memcpy(to + unit * 34, &scale, 2);
-    std::memcpy(to + unit * 34 + 2, q, 32);
+    std::memcpy(to, &scale, 2);
+    std::memcpy(to + 2, q, 32);
   }
 }
 
@@ -70,32 +73,43 @@ std::shared_ptr<std::byte> make_groups(const CpuWeight& weight, WeightMaker& mak
   return memory;
 }
 
+/// A group from `count` rows as they are before packing, row_bytes apart.
 void pack_rows(const CpuWeight& weight, const KernelTable& kernels, const std::byte* rows, int64_t count,
                std::byte* to) {
-  kernels.pack_group[weight.index](reinterpret_cast<const uint8_t*>(rows), weight.row_bytes,
-                                   static_cast<int>(std::min<int64_t>(kLanes, count)), weight.units,
-                                   reinterpret_cast<uint8_t*>(to));
+  if (weight.layout == Layout::floats) {
+    pack_float_group(element_bytes(weight.kernel_type), kernels.float_rows, rows, weight.row_bytes, count,
+                     weight.cols, to);
+  } else {
+    kernels.pack_group[weight.index](reinterpret_cast<const uint8_t*>(rows), weight.row_bytes,
+                                     static_cast<int>(std::min<int64_t>(kLanes, count)), weight.units,
+                                     reinterpret_cast<uint8_t*>(to));
+  }
 }
 
-void make_int8(const WeightSource& source, CpuWeight& weight, WeightMaker& maker) {
+/// Row `row` of the file as FP32.
+void widen_row(const WeightSource& source, int64_t row, float* to) {
+  quant::dequantize(source.type, source.bytes.data() + row * file_row_bytes(source.type, source.cols),
+                    source.cols, to);
+}
+
+/// --weights int8 and f32: groups of converted rows.
+void convert(const WeightSource& source, CpuWeight& weight, WeightMaker& maker) {
   weight.memory = make_groups(weight, maker, [&](int64_t group, std::byte* to) {
     thread_local std::vector<float> values;
-    thread_local std::vector<std::byte> blocks;
+    thread_local std::vector<std::byte> rows;
     values.resize(static_cast<size_t>(source.cols));
-    blocks.resize(static_cast<size_t>(weight.row_bytes) * kLanes);
+    rows.resize(static_cast<size_t>(weight.row_bytes) * kLanes);
     const int64_t first = group * kLanes, count = std::min<int64_t>(kLanes, source.rows - first);
-    for (int64_t r = 0; r < count; ++r)
-      to_int8(source, first + r, weight.units, values, blocks.data() + r * weight.row_bytes);
-    pack_rows(weight, maker.kernels, blocks.data(), count, to);
-  });
-}
-
-void widen(const WeightSource& source, float* to, ThreadPool& pool) {
-  const int64_t row_bytes = file_row_bytes(source.type, source.cols);
-  pool.parallel_for(source.rows, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row)
-      quant::dequantize(source.type, source.bytes.data() + row * row_bytes, source.cols,
-                        to + row * source.cols);
+    for (int64_t r = 0; r < count; ++r) {
+      std::byte* row = rows.data() + r * weight.row_bytes;
+      widen_row(source, first + r, values.data());
+      if (weight.layout == Layout::floats) {
+        std::memcpy(row, values.data(), values.size() * sizeof(float));
+      } else {
+        to_int8(source, first + r, values, row);
+      }
+    }
+    pack_rows(weight, maker.kernels, rows.data(), count, to);
   });
 }
 
@@ -109,11 +123,11 @@ std::optional<std::string> weight_refusal(WeightUse use, quant::Type type, int64
 }
 
 uint64_t weight_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols, WeightMode mode) {
-  if (layout_of(use, type, mode) == Layout::groups) {
-    const int index = *integer_type(kernel_type_of(use, type, mode));
-    return static_cast<uint64_t>(ceil_div(rows, kLanes) * group_bytes(index, ceil_div(cols, kUnit)));
-  }
-  return owns_floats(use, type, mode) ? static_cast<uint64_t>(rows * cols) * sizeof(float) : 0;
+  const Layout layout = layout_of(use, type, mode);
+  if (packed(layout))
+    return static_cast<uint64_t>(ceil_div(rows, kLanes) *
+                                 group_size_of(kernel_type_of(use, type, mode), cols));
+  return layout == Layout::vector ? static_cast<uint64_t>(rows * cols) * sizeof(float) : 0;
 }
 
 namespace {
@@ -142,12 +156,14 @@ std::unique_ptr<CpuWeight> load_stack(const WeightSource& source, WeightMaker& m
 
 void load_groups(const WeightSource& source, CpuWeight& weight, WeightMaker& maker) {
   const bool int8 = maker.mode == WeightMode::int8;
-  weight.units = ceil_div(source.cols, kUnit);
-  weight.group_size = group_bytes(weight.index, weight.units);
-  weight.row_bytes = file_row_bytes(weight.kernel_type, weight.units * kUnit);  // int8: filled up
+  const bool integers = weight.layout == Layout::integers;
+  if (integers) weight.units = ceil_div(source.cols, kUnit);
+  weight.group_size = group_size_of(weight.kernel_type, source.cols);
+  weight.row_bytes =  // int8: filled up
+      file_row_bytes(weight.kernel_type, integers ? weight.units * kUnit : source.cols);
   weight.resident = fmt::format("{}/16-row groups", int8 ? "int8" : quant::traits(weight.kernel_type).name);
-  if (int8) return make_int8(source, weight, maker);
   weight.maker = &maker;
+  if (int8 || weight.kernel_type != source.type) return convert(source, weight, maker);
   weight.source = source;
   weight.calls_from_file = 1 + maker.put_off++ % kSpread;
 }
@@ -164,13 +180,13 @@ std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use
   weight->kernel_type = kernel_type_of(use, source.type, maker.mode);
   weight->index = integer_type(weight->kernel_type).value_or(float_type(weight->kernel_type));
   weight->resident_bytes = weight_bytes(use, source.type, source.rows, source.cols, maker.mode);
-  if (weight->layout == Layout::groups) {
+  if (packed(weight->layout)) {
     load_groups(source, *weight, maker);
-  } else if (weight->resident_bytes > 0) {
-    weight->row_bytes = source.cols * static_cast<int64_t>(sizeof(float));
+  } else if (weight->layout == Layout::vector) {
     weight->resident = "F32";
     weight->memory = maker.arena.allocate(weight->resident_bytes);
-    widen(source, reinterpret_cast<float*>(weight->memory.get()), maker.pool);
+    for (int64_t row = 0; row < source.rows; ++row)
+      widen_row(source, row, reinterpret_cast<float*>(weight->memory.get()) + row * source.cols);
   } else {
     weight->data = source.bytes.data();
     weight->row_bytes = file_row_bytes(source.type, source.cols);
@@ -196,7 +212,7 @@ void CpuWeight::pack_group(int64_t group, std::byte* to) const {
 
 void CpuWeight::settle() const {
   for (const auto& one : each) one->settle();
-  if (maker == nullptr || data != nullptr) return;
+  if (!packed(layout) || data != nullptr) return;
   memory = make_groups(*this, *maker, [&](int64_t group, std::byte* to) { pack_group(group, to); });
   data = memory.get();
   if (source.release) source.release(source.bytes);
@@ -207,14 +223,25 @@ void CpuWeight::read_back(int64_t row, float* out) const {
     each[static_cast<size_t>(row / rows_each())]->read_back(row % rows_each(), out);
     return;
   }
-  if (layout != Layout::groups) {
-    quant::dequantize(layout == Layout::blocks ? file_type : kernel_type, data + row * row_bytes, cols, out);
+  if (layout == Layout::vector) {
+    std::copy_n(reinterpret_cast<const float*>(data) + row * cols, cols, out);
     return;
   }
-  std::vector<std::byte> packed(data == nullptr ? static_cast<size_t>(group_size) : 0);
-  if (data == nullptr) pack_group(row / kLanes, packed.data());
-  const std::byte* group = data == nullptr ? packed.data() : data + row / kLanes * group_size;
-  unpack_row(index, group, static_cast<int>(row % kLanes), units, cols, out);
+  if (layout == Layout::blocks) {
+    quant::dequantize(file_type, data + row * row_bytes, cols, out);
+    return;
+  }
+  std::vector<std::byte> made(data == nullptr ? static_cast<size_t>(group_size) : 0);
+  if (data == nullptr) pack_group(row / kLanes, made.data());
+  const std::byte* group = data == nullptr ? made.data() : data + row / kLanes * group_size;
+  const int lane = static_cast<int>(row % kLanes);
+  if (layout == Layout::integers) {
+    unpack_row(index, group, lane, units, cols, out);
+    return;
+  }
+  std::vector<std::byte> elements(static_cast<size_t>(row_bytes));
+  unpack_float_row(element_bytes(kernel_type), maker->kernels.float_rows, group, lane, cols, elements.data());
+  quant::dequantize(kernel_type, elements.data(), cols, out);
 }
 
 }  // namespace greta::cpu

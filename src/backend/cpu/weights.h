@@ -12,10 +12,10 @@
 namespace greta::cpu {
 
 enum class Layout {
-  floats,  ///< [rows][cols] F32, F16 or BF16, row-major: the file's mapping, or `memory` (--weights f32,
-           ///< vectors)
-  groups,  ///< packed.h, in `memory`
-  blocks,  ///< the file's blocks in its mapping: an embedding, looked up by row
+  integers,  ///< groups of 16 rows (packed.h), in `memory`
+  floats,    ///< the same of float elements
+  vector,    ///< F32, in `memory`
+  blocks,    ///< the file's blocks in its mapping: an embedding, looked up by row
 };
 
 /// What the weights of a backend are made with.
@@ -27,22 +27,22 @@ struct WeightMaker {
   int64_t put_off = 0;  ///< weights so far whose packing was put off
 };
 
-/// Integer weights as stored are not packed as they are loaded: that would hold the first token up. Their
-/// first calls pack each group into a thread's cache, use it and forget it; a few calls later, each weight at
-/// its own, they are packed for good and the file's pages go.
+/// Weights as stored are not packed as they are loaded: that would hold the first token up. Their first calls
+/// pack each group into a thread's cache, use it and forget it; a few calls later, each weight at its own,
+/// they are packed for good and the file's pages go.
 struct CpuWeight : Weight {
-  Layout layout = Layout::floats;
+  Layout layout = Layout::vector;
   quant::Type kernel_type = quant::Type::F32;  ///< what the kernel sees: the file's, Q8_0 for int8, F32
   int index = 0;                               ///< FloatType or IntegerType of kernel_type
-  int64_t row_bytes = 0;                       ///< floats, blocks; of the file's rows behind groups
-  int64_t units = 0;                           ///< groups: ceil(cols / 32)
+  int64_t row_bytes = 0;                       ///< blocks; of the rows that groups are packed from
+  int64_t units = 0;                           ///< integers: ceil(cols / 32)
   int64_t group_size = 0;
   mutable const std::byte* data = nullptr;  ///< null: groups that are not packed yet
   mutable std::shared_ptr<std::byte> memory;
   std::vector<std::unique_ptr<CpuWeight>> each;  ///< a stack's matrices; the members above are then unused
 
+  WeightMaker* maker = nullptr;  ///< of groups
   // Groups whose packing was put off.
-  WeightMaker* maker = nullptr;
   WeightSource source;
   mutable int64_t calls_from_file = 0;  ///< yet to come
 
