@@ -48,6 +48,10 @@ struct WeightSource {
   int64_t experts = 1;
   /// Told once of each part of `bytes` that its weight will not read again. May be empty.
   std::function<void(std::span<const std::byte>)> release = {};
+  /// The weight needs none of `bytes` any more.
+  void let_go() const {
+    if (release) release(bytes);
+  }
 
   /// One expert's matrix of a stack, as a tensor of its own.
   WeightSource expert(int64_t index) const {

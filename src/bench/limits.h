@@ -22,10 +22,11 @@ class ReadMeter {
   ReadMeter(const ReadMeter&) = delete;
   ReadMeter& operator=(const ReadMeter&) = delete;
 
-  /// Best rate over four access patterns and the thread counts up to `max_threads`. Takes about `seconds`:
-  /// every combination runs at least once as far as that time goes, the largest thread counts first, and then
-  /// the promising ones again. A sample reads 64 MiB or more, the next one what follows in the buffer:
-  /// nothing is read twice before all else was.
+  /// The best of four access patterns and the thread counts up to `max_threads`, each with the median of its
+  /// samples: the luckiest 2 ms are no rate that reading keeps up (on a shared machine its own loops
+  /// sustained 0.70 to 0.93 of that). Takes about `seconds`: every combination runs at least once as far as
+  /// that time goes, the largest thread counts first, and then the promising ones again. A sample reads 64
+  /// MiB or more, the next one what follows in the buffer: nothing is read twice before all else was.
   ReadLimit measure(double seconds);
 
  private:

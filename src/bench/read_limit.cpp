@@ -135,7 +135,14 @@ double measure_rate(const std::byte* data, size_t bytes, const Pattern& pattern,
 struct Candidate {
   int threads;
   Pattern pattern;
-  double best = 0.0;
+  std::vector<double> rates = {};
+
+  double median() const {
+    std::vector<double> sorted = rates;
+    std::sort(sorted.begin(), sorted.end());
+    const size_t n = sorted.size();
+    return n == 0 ? 0.0 : (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
+  }
 };
 
 }  // namespace
@@ -178,17 +185,17 @@ ReadLimit ReadMeter::measure(double seconds) {
   const int passes = static_cast<int>(std::clamp<size_t>(kSample / sample, 1, 4096));
   for (bool first = true;; first = false) {
     for (Candidate& candidate : candidates) {
-      candidate.best = std::max(
-          candidate.best, measure_rate(next_slice(), sample, candidate.pattern, candidate.threads, passes));
+      candidate.rates.push_back(
+          measure_rate(next_slice(), sample, candidate.pattern, candidate.threads, passes));
       if (elapsed() >= seconds) break;
     }
     std::stable_sort(candidates.begin(), candidates.end(),
-                     [](const Candidate& a, const Candidate& b) { return a.best > b.best; });
+                     [](const Candidate& a, const Candidate& b) { return a.median() > b.median(); });
     if (first) candidates.resize(std::min<size_t>(candidates.size(), 4));
     if (elapsed() >= seconds) break;
   }
   const Candidate& best = candidates.front();
-  return {best.best, best.threads, best.pattern.name, bytes_};
+  return {best.median(), best.threads, best.pattern.name, bytes_};
 }
 
 }  // namespace greta

@@ -45,7 +45,7 @@ TEST(CpuMath, ExpIsWithinOneUlpEverywhere) {
   std::vector<float> first;
   for (const Isa isa : isas()) {
     std::vector<float> got(x.size());
-    kernels(isa).exp(x.data(), static_cast<int64_t>(x.size()), got.data());
+    cpu::kernels_of(isa).exp(x.data(), static_cast<int64_t>(x.size()), got.data());
     const long double most = most_ulps(x, got, [](float v) { return std::exp(static_cast<long double>(v)); });
     EXPECT_LE(most, 1.0L) << name_of(isa);
     RecordProperty(std::string("exp_ulps_") + std::string(name_of(isa)), std::to_string(most));
@@ -79,8 +79,8 @@ TEST(CpuMath, SiluWithinThreeAndGeluWithinFourUlps) {
   for (const Isa isa : isas()) {
     std::vector<float> a(x.size()), b(x.size());
     const auto n = static_cast<int64_t>(x.size());
-    kernels(isa).silu_mul(x.data(), one.data(), n, a.data());
-    kernels(isa).gelu_mul(x.data(), one.data(), n, b.data());
+    cpu::kernels_of(isa).silu_mul(x.data(), one.data(), n, a.data());
+    cpu::kernels_of(isa).gelu_mul(x.data(), one.data(), n, b.data());
     const long double silu_ulps = most_ulps(x, a, silu, least), gelu_ulps = most_ulps(x, b, gelu, least);
     EXPECT_LE(silu_ulps, 3.0L) << name_of(isa);
     EXPECT_LE(gelu_ulps, 4.0L) << name_of(isa);
@@ -96,7 +96,7 @@ TEST(CpuMath, ActivationsAtTheEnds) {
   const std::vector<float> x{INFINITY, -INFINITY, NAN, 3e38f, -3e38f, 100.0f, -100.0f, 0.0f, -0.0f};
   const std::vector<float> one(x.size(), 1.0f);
   for (const Isa isa : isas()) {
-    for (const auto kernel : {kernels(isa).silu_mul, kernels(isa).gelu_mul}) {
+    for (const auto kernel : {cpu::kernels_of(isa).silu_mul, cpu::kernels_of(isa).gelu_mul}) {
       std::vector<float> y(x.size());
       kernel(x.data(), one.data(), static_cast<int64_t>(x.size()), y.data());
       EXPECT_EQ(y[0], INFINITY);
@@ -122,7 +122,7 @@ TEST(CpuMath, SinAndCosOfAnglesUpTo2e9) {
   std::vector<double> first;
   for (const Isa isa : isas()) {
     std::vector<double> s(x.size()), c(x.size());
-    kernels(isa).sincos(x.data(), static_cast<int64_t>(x.size()), s.data(), c.data());
+    cpu::kernels_of(isa).sincos(x.data(), static_cast<int64_t>(x.size()), s.data(), c.data());
     long double most = 0.0L;
     for (size_t i = 0; i < x.size(); ++i) {
       const long double angle = x[i];

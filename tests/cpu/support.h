@@ -24,8 +24,6 @@ inline std::vector<Isa> isas() {
   return found;
 }
 
-inline const cpu::KernelTable& kernels(Isa isa) { return cpu::kernels_of(isa); }
-
 inline std::unique_ptr<Backend> backend(Isa isa, int threads = 1,
                                         Activations activations = Activations::bits16,
                                         KvType kv = KvType::f16, WeightMode weights = WeightMode::stored) {

@@ -220,7 +220,7 @@ TEST(CpuRounding, KernelsRoundAsTheScalarFunctionsSay) {
   }
   const auto rows = static_cast<int64_t>(x.size()) / k;
   for (const Isa isa : isas()) {
-    const cpu::KernelTable& table = kernels(isa);
+    const cpu::KernelTable& table = cpu::kernels_of(isa);
     for (const bool eight : {false, true}) {
       std::vector<int32_t> starts;
       for (int32_t r = 0; r <= rows; ++r) starts.push_back(r);

@@ -61,7 +61,7 @@ class FakeBackend : public Backend {
     weight->use = use;
     weight->rows = source.rows;
     weight->cols = source.cols;
-    if (source.release && (copies || use == WeightUse::matmul)) source.release(source.bytes);
+    if (copies || use == WeightUse::matmul) source.let_go();
     return weight;
   }
 

@@ -194,7 +194,7 @@ std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use
     return weight;
   }
   weight->data = weight->memory.get();
-  if (weight->data != nullptr && source.release) source.release(source.bytes);
+  if (weight->data != nullptr) source.let_go();
   return weight;
 }
 
@@ -215,7 +215,7 @@ void CpuWeight::settle() const {
   if (!packed(layout) || data != nullptr) return;
   memory = make_groups(*this, *maker, [&](int64_t group, std::byte* to) { pack_group(group, to); });
   data = memory.get();
-  if (source.release) source.release(source.bytes);
+  source.let_go();
 }
 
 void CpuWeight::read_back(int64_t row, float* out) const {

@@ -125,7 +125,7 @@ std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse
       break;
   }
   weight->resident_bytes = weight->memory.bytes();
-  if (source.release) source.release(source.bytes);
+  source.let_go();
   return weight;
 }
 
