@@ -158,21 +158,32 @@ int64_t float_group_bytes(int64_t element, int64_t cols) {
   return kLanes * element * ceil_div(cols, kLanes) * kLanes;
 }
 
+namespace {
+
+/// Sixteen whole rows of a multiple of 16 elements, written front to back.
+template <int64_t Element>
+void pack_whole_group(int strip, const std::byte* first_row, int64_t row_bytes, int64_t cols, std::byte* to) {
+  constexpr size_t kSixteen = kLanes * Element;
+  for (int lane = 0; lane < kLanes; lane += strip) {
+    const std::byte* row = first_row + lane * row_bytes;
+    for (int64_t k = 0; k < cols; k += kLanes, row += kSixteen) {
+      for (int r = 0; r < strip; ++r, to += kSixteen) std::memcpy(to, row + r * row_bytes, kSixteen);
+    }
+  }
+}
+
+}  // namespace
+
 void pack_float_group(int64_t element, int strip, const std::byte* first_row, int64_t row_bytes,
                       int64_t count, int64_t cols, std::byte* to) {
-  const auto sixteen = static_cast<size_t>(kLanes * element);
+  if (count >= kLanes && cols % kLanes == 0)
+    return (element == 2 ? pack_whole_group<2> : pack_whole_group<4>)(strip, first_row, row_bytes, cols, to);
   for (int lane = 0; lane < kLanes; ++lane) {
     const std::byte* row = first_row + lane * row_bytes;
     each_sixteen(element, strip, lane, cols, [&](int64_t k, int64_t at) {
-      const int64_t left = lane < count ? cols - k : 0;
-      if (left < kLanes) {
-        std::memset(to + at, 0, sixteen);
-        if (left > 0) std::memcpy(to + at, row + k * element, static_cast<size_t>(left * element));
-      } else if (element == 2) {
-        std::memcpy(to + at, row + k * 2, kLanes * 2);
-      } else {
-        std::memcpy(to + at, row + k * 4, kLanes * 4);
-      }
+      const int64_t left = lane < count ? std::min<int64_t>(kLanes, cols - k) : 0;
+      std::memset(to + at, 0, static_cast<size_t>(kLanes * element));
+      if (left > 0) std::memcpy(to + at, row + k * element, static_cast<size_t>(left * element));
     });
   }
 }
