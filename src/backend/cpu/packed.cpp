@@ -142,32 +142,29 @@ void unpack_row(int type, const std::byte* group, int lane, int64_t units, int64
   }
 }
 
-namespace {
-
-/// body(element k of 16 in a row, the bytes of the 16 in the group) for a row's places in ascending k.
-template <class Body>
-void each_sixteen(int64_t element, int strip, int lane, int64_t cols, const Body& body) {
-  const int64_t sixteen = kLanes * element, row = ceil_div(cols, kLanes) * sixteen;  // bytes
-  const int64_t first = lane / strip * strip * row + lane % strip * sixteen;
-  for (int64_t k = 0; k < cols; k += kLanes) body(k, first + k / kLanes * strip * sixteen);
-}
-
-}  // namespace
-
 int64_t float_group_bytes(int64_t element, int64_t cols) {
   return kLanes * element * ceil_div(cols, kLanes) * kLanes;
 }
 
 namespace {
 
-/// Sixteen whole rows of a multiple of 16 elements, written front to back.
+/// The group front to back.
 template <int64_t Element>
-void pack_whole_group(int strip, const std::byte* first_row, int64_t row_bytes, int64_t cols, std::byte* to) {
+void pack_floats(int strip, const std::byte* first_row, int64_t row_bytes, int64_t count, int64_t cols,
+                 std::byte* to) {
   constexpr size_t kSixteen = kLanes * Element;
-  for (int lane = 0; lane < kLanes; lane += strip) {
-    const std::byte* row = first_row + lane * row_bytes;
-    for (int64_t k = 0; k < cols; k += kLanes, row += kSixteen) {
-      for (int r = 0; r < strip; ++r, to += kSixteen) std::memcpy(to, row + r * row_bytes, kSixteen);
+  for (int first = 0; first < kLanes; first += strip) {
+    for (int64_t k = 0; k < cols; k += kLanes) {
+      for (int lane = first; lane < first + strip; ++lane, to += kSixteen) {
+        const std::byte* from = first_row + lane * row_bytes + k * Element;
+        const int64_t left = lane < count ? cols - k : 0;
+        if (left >= kLanes) {
+          std::memcpy(to, from, kSixteen);
+        } else {
+          std::memset(to, 0, kSixteen);
+          if (left > 0) std::memcpy(to, from, static_cast<size_t>(left * Element));
+        }
+      }
     }
   }
 }
@@ -176,24 +173,16 @@ void pack_whole_group(int strip, const std::byte* first_row, int64_t row_bytes, 
 
 void pack_float_group(int64_t element, int strip, const std::byte* first_row, int64_t row_bytes,
                       int64_t count, int64_t cols, std::byte* to) {
-  if (count >= kLanes && cols % kLanes == 0)
-    return (element == 2 ? pack_whole_group<2> : pack_whole_group<4>)(strip, first_row, row_bytes, cols, to);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const std::byte* row = first_row + lane * row_bytes;
-    each_sixteen(element, strip, lane, cols, [&](int64_t k, int64_t at) {
-      const int64_t left = lane < count ? std::min<int64_t>(kLanes, cols - k) : 0;
-      std::memset(to + at, 0, static_cast<size_t>(kLanes * element));
-      if (left > 0) std::memcpy(to + at, row + k * element, static_cast<size_t>(left * element));
-    });
-  }
+  (element == 2 ? pack_floats<2> : pack_floats<4>)(strip, first_row, row_bytes, count, cols, to);
 }
 
 void unpack_float_row(int64_t element, int strip, const std::byte* group, int lane, int64_t cols,
                       std::byte* to) {
-  each_sixteen(element, strip, lane, cols, [&](int64_t k, int64_t at) {
-    std::memcpy(to + k * element, group + at,
-                static_cast<size_t>(std::min<int64_t>(kLanes, cols - k) * element));
-  });
+  const int64_t sixteen = kLanes * element;  // bytes
+  const std::byte* from =
+      group + lane / strip * strip * ceil_div(cols, kLanes) * sixteen + lane % strip * sixteen;
+  for (int64_t k = 0; k < cols; k += kLanes, from += strip * sixteen)
+    std::memcpy(to + k * element, from, static_cast<size_t>(std::min<int64_t>(kLanes, cols - k) * element));
 }
 
 }  // namespace greta::cpu

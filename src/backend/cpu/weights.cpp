@@ -36,14 +36,11 @@ quant::Type kernel_type_of(WeightUse use, quant::Type type, WeightMode mode) {
 
 bool packed(Layout layout) { return layout == Layout::integers || layout == Layout::floats; }
 
-/// Of a float type.
-int64_t element_bytes(quant::Type type) { return type == quant::Type::F32 ? 4 : 2; }
-
 /// Bytes of a group of 16 rows.
 int64_t group_size_of(quant::Type kernel_type, int64_t cols) {
   const auto index = integer_type(kernel_type);
   return index ? group_bytes(*index, ceil_div(cols, kUnit))
-               : float_group_bytes(element_bytes(kernel_type), cols);
+               : float_group_bytes(quant::traits(kernel_type).bytes, cols);
 }
 
 /// A row dequantised and rounded to Q8_0 blocks: [units * 34] bytes.
@@ -77,8 +74,8 @@ std::shared_ptr<std::byte> make_groups(const CpuWeight& weight, WeightMaker& mak
 void pack_rows(const CpuWeight& weight, const KernelTable& kernels, const std::byte* rows, int64_t count,
                std::byte* to) {
   if (weight.layout == Layout::floats) {
-    pack_float_group(element_bytes(weight.kernel_type), kernels.float_rows, rows, weight.row_bytes, count,
-                     weight.cols, to);
+    pack_float_group(quant::traits(weight.kernel_type).bytes, kernels.float_rows, rows, weight.row_bytes,
+                     count, weight.cols, to);
   } else {
     kernels.pack_group[weight.index](reinterpret_cast<const uint8_t*>(rows), weight.row_bytes,
                                      static_cast<int>(std::min<int64_t>(kLanes, count)), weight.units,
@@ -102,10 +99,10 @@ void convert(const WeightSource& source, CpuWeight& weight, WeightMaker& maker) 
     const int64_t first = group * kLanes, count = std::min<int64_t>(kLanes, source.rows - first);
     for (int64_t r = 0; r < count; ++r) {
       std::byte* row = rows.data() + r * weight.row_bytes;
-      widen_row(source, first + r, values.data());
       if (weight.layout == Layout::floats) {
-        std::memcpy(row, values.data(), values.size() * sizeof(float));
+        widen_row(source, first + r, reinterpret_cast<float*>(row));
       } else {
+        widen_row(source, first + r, values.data());
         to_int8(source, first + r, values, row);
       }
     }
@@ -240,7 +237,8 @@ void CpuWeight::read_back(int64_t row, float* out) const {
     return;
   }
   std::vector<std::byte> elements(static_cast<size_t>(row_bytes));
-  unpack_float_row(element_bytes(kernel_type), maker->kernels.float_rows, group, lane, cols, elements.data());
+  unpack_float_row(quant::traits(kernel_type).bytes, maker->kernels.float_rows, group, lane, cols,
+                   elements.data());
   quant::dequantize(kernel_type, elements.data(), cols, out);
 }
 
