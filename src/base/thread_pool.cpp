@@ -24,6 +24,15 @@ void pause_briefly() {
 #endif
 }
 
+/// A moment of waiting: some of `ahead` is asked for, while there is any.
+void wait_a_moment(ThreadPool::Memory& ahead) {
+  constexpr size_t kAtOnce = 1024, kLine = 64;
+  if (ahead.empty()) return pause_briefly();
+  const auto some = ahead.first(std::min(kAtOnce, ahead.size()));
+  for (size_t at = 0; at < some.size(); at += kLine) __builtin_prefetch(&some[at], 0, 2);
+  ahead = ahead.subspan(some.size());
+}
+
 uint64_t pack(uint64_t first, uint64_t last) { return first << 32 | last; }
 uint64_t first_of(uint64_t left) { return left >> 32; }
 uint64_t last_of(uint64_t left) { return left & 0xffffffffu; }
@@ -43,16 +52,20 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::work(int worker) {
   uint32_t seen = 0;
+  Memory ahead;
   for (;;) {
     for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin)
-      pause_briefly();
+      wait_a_moment(ahead);
     generation_.wait(seen, std::memory_order_acquire);
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
     // Raised before looking whether a loop is open, as the caller closes it before looking at `active_` (both
     // in the one order of seq_cst): either the caller waits for this worker, or this worker stays out.
     active_.fetch_add(1);
-    if (open_.load()) take_items(worker);
+    if (open_.load()) {
+      take_items(worker);
+      if (!ahead_.empty()) ahead = ahead_[static_cast<size_t>(worker)];
+    }
     if (active_.fetch_sub(1) == 1) active_.notify_one();
   }
 }
@@ -70,6 +83,10 @@ void ThreadPool::take_items(int worker) {
 }
 
 void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
+  loop(count, grain, body, {});
+}
+
+void ThreadPool::loop(int64_t count, int64_t grain, const Body& body, std::span<const Memory> ahead) {
   if (count <= 0) return;
   grain = std::max<int64_t>(grain, 1);
   if (workers_.empty() || count <= grain) {
@@ -79,13 +96,15 @@ void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
   count_ = count;
   grain_ = grain;
   body_ = &body;
+  ahead_ = ahead;
   next_.store(0, std::memory_order_relaxed);
   open_.store(true);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   take_items(0);
   open_.store(false);  // a worker that wakes only now is not waited for
-  for (int spin = 0; spin < kSpins && active_.load() != 0; ++spin) pause_briefly();
+  Memory own = ahead.empty() ? Memory{} : ahead[0];
+  for (int spin = 0; spin < kSpins && active_.load() != 0; ++spin) wait_a_moment(own);
   for (int left = active_.load(); left != 0; left = active_.load()) active_.wait(left);
   if (failed_.load(std::memory_order_acquire)) {
     failed_.store(false);
@@ -127,20 +146,22 @@ bool ThreadPool::steal_into(Stretch& own) {
   }
 }
 
-void ThreadPool::parallel_walk(int64_t count, int64_t least, const Body& body) {
+void ThreadPool::parallel_walk(int64_t count, int64_t least, const Body& body,
+                               std::span<const Memory> ahead) {
   if (count > int64_t{0xffffffff}) fail("{} items in one loop; expected less than 2^32", count);
   const int64_t threads = size();
   for (int64_t i = 0; i < threads; ++i)
     stretches_[static_cast<size_t>(i)].left.store(
         pack(static_cast<uint64_t>(count * i / threads), static_cast<uint64_t>(count * (i + 1) / threads)),
         std::memory_order_relaxed);
-  parallel_for(threads, 1, [&](int64_t mine, int64_t, int worker) {
-    Stretch& own = stretches_[static_cast<size_t>(mine)];
+  const Body walk = [&](int64_t, int64_t, int worker) {
+    Stretch& own = stretches_[static_cast<size_t>(worker)];
     int64_t begin = 0, end = 0;
     do {
       while (take_front(own, std::max<int64_t>(least, 1), &begin, &end)) body(begin, end, worker);
     } while (steal_into(own));
-  });
+  };
+  loop(threads, 1, walk, ahead);
 }
 
 }  // namespace greta

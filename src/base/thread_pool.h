@@ -1,8 +1,10 @@
 #pragma once
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -26,10 +28,12 @@ class ThreadPool {
   using Body = std::function<void(int64_t begin, int64_t end, int worker)>;
   void parallel_for(int64_t count, int64_t grain, const Body& body);
 
-  /// The same for items that stream through memory: each thread walks a stretch of its own in ascending
+  /// The same for items that stream through memory: worker i of n walks the i-th n-th of them in ascending
   /// order, a third of what is left at a time but at least `least` items, and when that is done takes the
-  /// second half of what another has left.
-  void parallel_walk(int64_t count, int64_t least, const Body& body);
+  /// second half of what another has left. `ahead`: nothing, or for each worker the memory that it will read
+  /// first in a later walk; it asks for that while it waits, into its second cache.
+  using Memory = std::span<const std::byte>;
+  void parallel_walk(int64_t count, int64_t least, const Body& body, std::span<const Memory> ahead = {});
 
  private:
   /// Items [first, last) that nobody has begun, in one word, so that an owner who takes from the front and a
@@ -41,6 +45,7 @@ class ThreadPool {
   bool steal_into(Stretch& own);
 
   void work(int worker);
+  void loop(int64_t count, int64_t grain, const Body& body, std::span<const Memory> ahead);
   void take_items(int worker);
 
   std::vector<std::thread> workers_;
@@ -52,6 +57,7 @@ class ThreadPool {
   int64_t count_ = 0;
   int64_t grain_ = 1;
   const Body* body_ = nullptr;
+  std::span<const Memory> ahead_;
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};
   std::atomic<bool> stopping_{false};

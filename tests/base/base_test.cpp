@@ -112,6 +112,30 @@ TEST_P(Pool, ManyShortWalksLoseAndRepeatNothing) {
   }
 }
 
+/// Memory can only be asked for ahead by the thread that will read it: each begins at its own part, and those
+/// that are asleep are waited for by nobody but this test.
+TEST_P(Pool, AWalkBeginsWithEachWorkersOwnPart) {
+  ThreadPool pool(GetParam());
+  const int64_t count = 100 * pool.size();
+  const std::vector<std::byte> memory(5'000);
+  const std::vector<ThreadPool::Memory> ahead(static_cast<size_t>(pool.size()), memory);
+  for (int round = 0; round < 50; ++round) {
+    std::vector<std::atomic<int64_t>> first(static_cast<size_t>(pool.size()));
+    std::atomic<int> began{0};
+    for (auto& item : first) item = -1;
+    pool.parallel_walk(
+        count, 1,
+        [&](int64_t begin, int64_t, int worker) {
+          int64_t none = -1;
+          if (!first[static_cast<size_t>(worker)].compare_exchange_strong(none, begin)) return;
+          ++began;
+          while (began.load() < pool.size()) std::this_thread::yield();
+        },
+        ahead);
+    for (int i = 0; i < pool.size(); ++i) ASSERT_EQ(first[static_cast<size_t>(i)].load() / 100, i);
+  }
+}
+
 /// The last items wait for one another's threads: a thread that is held up does not hold its stretch.
 TEST_P(Pool, AWalkTakesWhatASlowThreadHasLeft) {
   ThreadPool pool(GetParam());

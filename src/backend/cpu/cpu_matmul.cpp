@@ -15,6 +15,9 @@ constexpr int64_t kFloatBytes = 384 << 10;
 /// weights at least (a kernel's rows side by side).
 constexpr int64_t kStreamBytes = 16 << 10;
 constexpr int64_t kFloatPiece = 8;
+/// What a thread asks for ahead of its next stretch while it waits: 10 us of its reading, and no more than
+/// the second cache of a small core spares.
+constexpr int64_t kAheadBytes = 128 << 10;
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
@@ -93,7 +96,7 @@ void Matmul::tile_floats(const MatmulArgs& args) {
   });
 }
 
-/// The part's groups [group0, group1), packed for this call alone where the weight is not yet.
+/// Integers: the part's groups [group0, group1), packed for this call alone where the weight is not yet.
 Groups Matmul::groups_of(const Part& part, int64_t group0, int64_t group1, int worker) {
   const CpuWeight& w = *part.weight;
   if (!part.packs) return {reinterpret_cast<const uint8_t*>(w.data), 0, w.group_size};
@@ -117,7 +120,7 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
   part.groups = ceil_div(w.rows, kLanes);
   part.packs = w.packs_in_this_call();
   const bool integers = w.layout == Layout::integers;
-  part.piece_rows = integers || part.packs ? kLanes : kFloatPiece;
+  part.piece_rows = integers ? kLanes : kFloatPiece;
   part.pieces = ceil_div(w.rows, part.piece_rows);
   if (args.rows == 1) return part;
   const int64_t threads = pool_.size();
@@ -135,8 +138,8 @@ IntegerJob Matmul::integer_job(const Part& part, const Groups& groups) const {
   return {groups, part.weight->rows, &x_, part.extra, part.bias, part.out};
 }
 
-FloatJob Matmul::float_job(const Part& part, const Groups& groups) const {
-  return {groups, part.weight->rows, part.weight->cols, floats_, part.bias, part.out};
+FloatJob Matmul::float_job(const Part& part) const {
+  return {part.weight->float_rows(), part.weight->rows, part.weight->cols, floats_, part.bias, part.out};
 }
 
 void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker) {
@@ -146,19 +149,43 @@ void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t row
     const int64_t group0 = item / part.token_items * part.item_groups;
     const int64_t group1 = std::min(group0 + part.item_groups, part.groups);
     const int64_t share = item % part.token_items;
-    const Groups groups = groups_of(part, group0, group1, worker);
     if (w.layout == Layout::floats) {
       const int64_t widest = kernels_.float_tokens, tiles = ceil_div(rows, widest);
-      kernels_.float_matmul[w.index](
-          float_job(part, groups), group0 * kLanes, std::min(group1 * kLanes, w.rows),
-          tiles * share / part.token_items * widest,
-          std::min(rows, tiles * (share + 1) / part.token_items * widest), scratch);
+      kernels_.float_matmul[w.index](float_job(part), group0 * kLanes, std::min(group1 * kLanes, w.rows),
+                                     tiles * share / part.token_items * widest,
+                                     std::min(rows, tiles * (share + 1) / part.token_items * widest),
+                                     scratch);
     } else {
+      const Groups groups = groups_of(part, group0, group1, worker);
       kernels_.integer_tile[eight_ ? 1 : 0][w.index](integer_job(part, groups), group0, group1,
                                                      x_.tiles * share / part.token_items,
                                                      x_.tiles * (share + 1) / part.token_items, scratch);
     }
   }
+}
+
+ThreadPool::Memory Matmul::begin_at(const Part (&parts)[3], int count, int64_t piece) {
+  for (int i = 0; i < count; piece -= parts[i++].pieces) {
+    const Part& part = parts[i];
+    if (piece >= part.pieces) continue;
+    const CpuWeight& w = *part.weight;
+    if (part.packs) return {};
+    const std::byte* at = w.stored() + piece * part.piece_rows * w.group_size / kLanes;
+    const int64_t rest = (part.pieces - piece) * part.piece_rows * w.group_size / kLanes;
+    return {at, static_cast<size_t>(std::min(kAheadBytes, rest))};
+  }
+  return {};
+}
+
+std::span<const ThreadPool::Memory> Matmul::expect_next(const Part (&parts)[3], int count, int64_t pieces) {
+  OneTokenCall& call = calls_[parts[0].weight];
+  call.begins.clear();
+  for (int64_t i = 0; i < pool_.size(); ++i)
+    call.begins.push_back(begin_at(parts, count, pieces * i / pool_.size()));
+  if (last_call_ != nullptr) last_call_->next = &call;
+  last_call_ = &call;
+  if (call.next == nullptr) return {};
+  return call.next->begins;
 }
 
 void Matmul::run_one(const Part (&parts)[3], int count) {
@@ -167,7 +194,7 @@ void Matmul::run_one(const Part (&parts)[3], int count) {
     all += parts[i].pieces;
     least = std::max(least, kStreamBytes / (parts[i].weight->group_size * parts[i].piece_rows / kLanes));
   }
-  pool_.parallel_walk(all, least, [&](int64_t begin, int64_t end, int worker) {
+  const auto walk = [&](int64_t begin, int64_t end, int worker) {
     for (int i = 0; i < count && end > 0; ++i) {
       const Part& part = parts[i];
       const int64_t stop = std::min(end, part.pieces);
@@ -175,22 +202,21 @@ void Matmul::run_one(const Part (&parts)[3], int count) {
       begin = std::max<int64_t>(begin - part.pieces, 0);
       end -= part.pieces;
     }
-  });
+  };
+  pool_.parallel_walk(all, least, walk, expect_next(parts, count, all));
 }
 
 void Matmul::run_pieces(const Part& part, int64_t first, int64_t last, int worker) {
   const CpuWeight& w = *part.weight;
-  const int64_t together = part.packs ? 1 : last - first;
-  for (int64_t piece = first; piece < last; piece += together) {
-    const int64_t end = piece + together;
-    const Groups groups = groups_of(part, piece, end, worker);
-    if (w.layout == Layout::floats) {
-      kernels_.float_matmul[w.index](float_job(part, groups), piece * part.piece_rows,
-                                     std::min(end * part.piece_rows, w.rows), 0, 1, scratch_of(worker));
-    } else {
-      kernels_.integer_one[eight_ ? 1 : 0][w.index](integer_job(part, groups), piece, end);
-    }
+  if (w.layout == Layout::floats) {
+    kernels_.float_matmul[w.index](float_job(part), first * part.piece_rows,
+                                   std::min(last * part.piece_rows, w.rows), 0, 1, scratch_of(worker));
+    return;
   }
+  const int64_t together = part.packs ? 1 : last - first;
+  for (int64_t group = first; group < last; group += together)
+    kernels_.integer_one[eight_ ? 1 : 0][w.index](
+        integer_job(part, groups_of(part, group, group + together, worker)), group, group + together);
 }
 
 void Matmul::run(const MatmulArgs& args) {
@@ -232,9 +258,7 @@ uint64_t Matmul::scratch_bytes(int64_t rows, int64_t widest) const {
   const int64_t units = ceil_div(widest, kUnit);
   const int64_t tiled = rows * ceil_div(widest, kLanes) * kLanes * 4;
   const int64_t rounded = rows * units * (kernels_.x_bytes[eight_ ? 1 : 0] + 4 + 8 * 4) + 6 * 64;
-  // Groups of a call that packs: of Q8_0, the largest of the integers, or of floats.
-  const int64_t packed =
-      std::max({kItemGroups * group_bytes(kQ8_0, units), kFloatBytes, float_group_bytes(4, widest)});
+  const int64_t packed = kItemGroups * group_bytes(kQ8_0, units);  // of a call that packs; the largest type
   return static_cast<uint64_t>(tiled + rounded + (kMatmulScratch + packed) * pool_.size());
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 // How a matmul call is shared among threads: rounding of the activations, then row groups (and token tiles).
+#include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "backend/backend.h"
@@ -46,12 +48,22 @@ class Matmul {
   std::byte* scratch_of(int worker) { return scratch_.data() + worker * int64_t{kMatmulScratch}; }
   Groups groups_of(const Part& part, int64_t group0, int64_t group1, int worker);
   IntegerJob integer_job(const Part& part, const Groups& groups) const;
-  FloatJob float_job(const Part& part, const Groups& groups) const;
+  FloatJob float_job(const Part& part) const;
   Part make_part(const MatmulArgs& args, int index, int64_t all_groups) const;
   void run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker);
   /// One token: each thread streams through memory.
   void run_one(const Part (&parts)[3], int count);
+  /// The first of what is read from piece `piece` of a call on.
+  static ThreadPool::Memory begin_at(const Part (&parts)[3], int count, int64_t piece);
+  /// Notes the call, and gives what each thread will read first in the one that is expected after it.
+  std::span<const ThreadPool::Memory> expect_next(const Part (&parts)[3], int count, int64_t pieces);
   void run_pieces(const Part& part, int64_t first, int64_t last, int worker);
+
+  /// One-token calls follow each other alike, token after token.
+  struct OneTokenCall {
+    std::vector<ThreadPool::Memory> begins;  ///< by thread
+    const OneTokenCall* next = nullptr;      ///< came after it the last time
+  };
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
@@ -62,6 +74,8 @@ class Matmul {
   Memory rounded_;
   const float* floats_ = nullptr;
   Memory tiled_;
+  std::unordered_map<const CpuWeight*, OneTokenCall> calls_;  ///< by first weight, which may be gone
+  OneTokenCall* last_call_ = nullptr;
   Memory scratch_;              ///< kMatmulScratch bytes a thread
   std::vector<Memory> packed_;  ///< groups of a call that packs, a thread's own
 };

@@ -24,45 +24,67 @@ inline void store_output(const FloatJob& job, int64_t row, int64_t token, VF sum
   job.out[token * job.rows + row] = y;
 }
 
-// A strip: kFloatRows rows of the packed weights (packed.h), [k / 16][row][16]; its bytes for 16 of K.
-template <FloatType W>
-inline constexpr int kStripBytes = kFloatRows* kLanes* kElement<W>;
-// Strip `strip` of the call's weights from k on, and the bytes from one strip to the next.
-template <FloatType W>
+// Strip `strip` of the weights (kernels.h: FloatRows) from k on; k: a multiple of 16.
 inline const uint8_t* strip_at(const FloatJob& job, int64_t strip, int64_t k) {
-  const int64_t first = job.groups.first * (kLanes / kFloatRows);
-  return job.groups.data + ((strip - first) * padded_k(job) + k) / kLanes * kStripBytes<W>;
+  return job.weights.data + strip * job.weights.strip + k / kLanes * job.weights.sixteen;
 }
+
+// Where the rows of a strip begin in it. Those past the last row of all are its first again: the file may end
+// behind the last.
+struct RowOffsets {
+  int64_t of[kFloatRows];
+  RowOffsets(const FloatJob& job, int64_t strip) {
+    for (int r = 0; r < kFloatRows; ++r) of[r] = strip * kFloatRows + r < job.rows ? r * job.weights.row : 0;
+  }
+};
+
+// Asks for what 16 of K fill of a strip's lines, each line once: packed, the next lines of the one stream; in
+// the file's order one of each row, of 2-byte elements every second time.
 template <FloatType W>
-inline int64_t to_next_strip(const FloatJob& job) {
-  return padded_k(job) / kLanes * kStripBytes<W>;
-}
+struct Lines {
+  static constexpr int kCount = kFloatRows * kLanes * kElement<W> / 64;
+  int64_t next, odd;  // bytes
+  explicit Lines(const FloatJob& job) {
+    const bool packed = job.weights.row == kLanes * kElement<W>;
+    next = packed ? 64 : job.weights.row;
+    odd = packed ? 0 : job.weights.row * (kFloatRows - kCount);
+  }
+  // body(the line's address) for the lines at p, where the vector `i` of K begins
+  template <class Body>
+  [[gnu::always_inline]] inline void each(const uint8_t* p, int64_t i, const Body& body) const {
+    p += (i & 1) * odd;
+    unroll<kCount>([&](auto line) GRETA_INLINE { body(p + line * next); });
+  }
+};
 
 // Few tokens, T of one tile, times N strips side by side: straight from the weights, which stream from
 // memory.
 template <FloatType W, int N, int T>
 inline void float_strips(const FloatJob& job, int64_t strip, int64_t token) {
   constexpr int kRows = N * kFloatRows;
-  const uint8_t* w = strip_at<W>(job, strip, 0);
-  const int64_t next = to_next_strip<W>(job);
+  constexpr int kInFlight = N * kFloatRows * kLanes * kElement<W>;  // bytes of 16 of K
+  const RowOffsets rows(job, strip);
+  const Lines<W> lines(job);
+  const uint8_t* w = strip_at(job, strip, 0);
+  const int64_t next = job.weights.strip, sixteen = job.weights.sixteen;
+  const int64_t vectors = padded_k(job) / kLanes;
   const float* x = job.x + token * padded_k(job);
   VF acc[kRows][T];
   unroll<kRows>([&](auto r) { unroll<T>([&](auto t) { acc[r][t] = zero(); }); });
-  for (int64_t at = 0; at < next; at += kStripBytes<W>) {
+  for (int64_t i = 0; i < vectors; ++i, w += sixteen) {
     // Past the end of a strip comes the one N below it, not the next.
-    const auto past = [&](int ahead) GRETA_INLINE {
-      return at + ahead < next ? at + ahead : at + ahead + (N - 1) * next;
-    };
-    const int64_t far = past(kFar / N), near = past(kNear / N);
+    const int64_t wrap = N * next - vectors * sixteen;
+    const auto ahead = [&](int far)
+                           GRETA_INLINE { return w + far * sixteen + (i + far < vectors ? 0 : wrap); };
+    const uint8_t* far = ahead(kFar / kInFlight);
+    const uint8_t* near = ahead(kNear / kInFlight);
     VF v[T];
     unroll<T>([&](auto t) { v[t] = load(x + t * kLanes); });
     unroll<N>([&](auto n) GRETA_INLINE {
-      unroll<kStripBytes<W> / 64>([&](auto line) {
-        fetch_to_second(w + n * next + far + line * 64);
-        fetch_to_first(w + n * next + near + line * 64);
-      });
+      lines.each(far + n * next, i, [](const uint8_t* p) GRETA_INLINE { fetch_to_second(p); });
+      lines.each(near + n * next, i, [](const uint8_t* p) GRETA_INLINE { fetch_to_first(p); });
       unroll<kFloatRows>([&](auto r) GRETA_INLINE {
-        const VF weights = load_weights<W>(w + n * next + at + r * kLanes * kElement<W>);
+        const VF weights = load_weights<W>(w + n * next + rows.of[r]);
         unroll<T>(
             [&](auto t) { acc[n * kFloatRows + r][t] = fma(weights, v[t], acc[n * kFloatRows + r][t]); });
       });
@@ -70,8 +92,8 @@ inline void float_strips(const FloatJob& job, int64_t strip, int64_t token) {
     x += T * kLanes;
   }
   unroll<kRows>([&](auto r) {
-    const int64_t row = strip * kFloatRows + r;
-    if (row < job.rows) unroll<T>([&](auto t) { store_output(job, row, token + t, acc[r][t]); });
+    const int64_t at = strip * kFloatRows + r;
+    if (at < job.rows) unroll<T>([&](auto t) { store_output(job, at, token + t, acc[r][t]); });
   });
 }
 
@@ -118,20 +140,20 @@ inline void for_tokens(int64_t tokens, const Body& body) {
 
 // Where the panel that is filled after this one lies: the next strips, else the next part of K, else the
 // strips below.
-template <FloatType W>
 inline const uint8_t* panel_after(const FloatJob& job, int64_t strip, int end, int strips, int64_t k) {
-  if (end < strips) return strip_at<W>(job, strip + end, k);
-  if (k + kPanelK < job.k) return strip_at<W>(job, strip, k + kPanelK);
-  return strip_at<W>(job, strip + strips, 0);
+  if (end < strips) return strip_at(job, strip + end, k);
+  if (k + kPanelK < job.k) return strip_at(job, strip, k + kPanelK);
+  return strip_at(job, strip + strips, 0);
 }
 
-// `strips` strips, kTogether at most, times the tokens of a block: a panel of some as FP32 before the next
-// part of K, while that part of x is near: the first of them asks for it tile by tile (K = 5632: 11 % more).
-// A part of the next panel's weights is asked for with each tile.
+// `strips` strips, kTogetherStrips at most, times the tokens of a block: a panel of some as FP32 before the
+// next part of K, while that part of x is near: the first of them asks for it tile by tile (K = 5632: 11 %
+// more). A part of the next panel's weights is asked for with each tile.
 template <FloatType W>
 inline void float_block(const FloatJob& job, int64_t strip, int strips, int64_t token, int tokens,
                         float* panel, float* sums) {
   constexpr int kFloats = kFloatRows * kPanelK;  // of a strip's panel
+  const Lines<W> lines(job);
   const auto sums_of = [&](int s, int t) { return sums + (s * kFloatRows * kFloatBlock + t) * kLanes; };
   for (int64_t k = 0; k < job.k; k += kPanelK) {
     const int64_t left = padded_k(job) - k;
@@ -139,16 +161,19 @@ inline void float_block(const FloatJob& job, int64_t strip, int strips, int64_t 
     for (int first = 0; first < strips; first += kPanelStrips) {
       const int end = strips - first < kPanelStrips ? strips : first + kPanelStrips;
       for (int s = first; s < end; ++s) {
-        const uint8_t* from = strip_at<W>(job, strip + s, k);
+        const RowOffsets rows(job, strip + s);
+        const uint8_t* from = strip_at(job, strip + s, k);
         float* to = panel + (s - first) * kFloats;
-        for (int i = 0; i < vectors * kFloatRows; ++i)
-          store(to + i * kLanes, load_weights<W>(from + i * kLanes * kElement<W>));
+        for (int i = 0; i < vectors; ++i, from += job.weights.sixteen, to += kFloatRows * kLanes)
+          unroll<kFloatRows>([&](auto r) { store(to + r * kLanes, load_weights<W>(from + rows.of[r])); });
       }
-      constexpr int kPiece = kPanelK / kLanes * kStripBytes<W> * kFloatTokens / kFloatBlock;
-      const uint8_t* ahead = panel_after<W>(job, strip, end, strips, k);
-      for (int t = 0; t < tokens; t += kFloatTokens, ahead += kPiece) {
-        for (int s = 0; s < kPanelStrips; ++s) {
-          for (int at = 0; at < kPiece; at += 64) fetch_to_first(ahead + s * to_next_strip<W>(job) + at);
+      constexpr int kPiece =
+          (kPanelK / kLanes * kFloatTokens + kFloatBlock - 1) / kFloatBlock;  // vectors of K
+      const uint8_t* ahead = panel_after(job, strip, end, strips, k);
+      for (int t = 0, i = 0; t < tokens; t += kFloatTokens) {
+        for (const int stop = i + kPiece; i < stop; ++i, ahead += job.weights.sixteen) {
+          for (int s = 0; s < kPanelStrips; ++s)
+            lines.each(ahead + s * job.weights.strip, i, [](const uint8_t* p) { fetch_to_first(p); });
         }
         for_tokens<kFloatTokens>(tokens - t < kFloatTokens ? tokens - t : kFloatTokens, [&](auto some) {
           const float* x = job.x + (token + t) * padded_k(job) + k * some;
@@ -182,8 +207,9 @@ void float_matmul(const FloatJob& job, int64_t row0, int64_t row1, int64_t token
   if (token1 - token0 <= kFloatTokens) {
     for_tokens<kFloatTokens>(token1 - token0, [&](auto tokens) {
       constexpr int kTogether = tokens.value == 1 ? kStripsOfOne : 1;
+      const int64_t whole = row1 / kFloatRows;  // RowOffsets hold for all of these
       int64_t strip = strip0;
-      for (; strip + kTogether <= strip1; strip += kTogether)
+      for (; strip + kTogether <= whole; strip += kTogether)
         float_strips<W, kTogether, tokens.value>(job, strip, token0);
       for (; strip < strip1; ++strip) float_strips<W, 1, tokens.value>(job, strip, token0);
     });

@@ -99,9 +99,19 @@ struct IntegerJob {
   float* out = nullptr;         ///< [tokens, rows]
 };
 
+/// Float weights, packed (packed.h) or in the file's order, in strips of KernelTable::float_rows rows: 16
+/// elements from 16 i of K on of row r of strip s are at data + s strip + r row + i sixteen. K is a multiple
+/// of 16 or filled up; behind the last row nothing is read.
+struct FloatRows {
+  const uint8_t* data = nullptr;
+  int64_t strip = 0;    ///< bytes
+  int64_t row = 0;      ///< bytes; 16 elements where packed
+  int64_t sixteen = 0;  ///< bytes
+};
+
 /// One product with float weights.
 struct FloatJob {
-  Groups groups;
+  FloatRows weights;
   int64_t rows = 0;
   int64_t k = 0;
   /// Token tiles of float_tokens, the last may be smaller: a tile of T tokens is [k / 16][T][16], k filled up

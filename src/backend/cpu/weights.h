@@ -28,8 +28,9 @@ struct WeightMaker {
 };
 
 /// Weights as stored are not packed as they are loaded: that would hold the first token up. Their first calls
-/// pack each group into a thread's cache, use it and forget it; a few calls later, each weight at its own,
-/// they are packed for good and the file's pages go.
+/// are served from the file: integers pack each group into a thread's cache, use it and forget it; floats are
+/// read where they lie. Later, each weight at a call of its own, they are packed for good and the file's
+/// pages go.
 struct CpuWeight : Weight {
   Layout layout = Layout::vector;
   quant::Type kernel_type = quant::Type::F32;  ///< what the kernel sees: the file's, Q8_0 for int8, F32
@@ -46,10 +47,15 @@ struct CpuWeight : Weight {
   WeightSource source;
   mutable int64_t calls_from_file = 0;  ///< yet to come
 
-  /// Asked once a call: true where it is to pack what it needs with pack_group(), else `data` is there.
+  /// Asked once a call: true where it is to pack what it needs with pack_group(), else `data` is there, or
+  /// float_rows().
   bool packs_in_this_call() const;
   /// Group `group` of the file's rows, to group_size bytes.
   void pack_group(int64_t group, std::byte* to) const;
+  /// What the calls read: packed, or the file's.
+  const std::byte* stored() const { return data != nullptr ? data : source.bytes.data(); }
+  /// Floats, packed or not.
+  FloatRows float_rows() const;
   void settle() const override;
   void read_back(int64_t row, float* out) const override;
 };
