@@ -130,14 +130,30 @@ TEST_P(CpuRope, PairsTurnByTheirAngleAndTheRestStays) {
       const auto k_pool = device->allocate(64 * page), v_pool = device->allocate(64 * page);
       const KvLayer cache{k_pool->data(), v_pool->data(), kv_heads, head_dim, pages.data(), 64};
       std::vector<float> out(q.size());
-      device->rope({&batch,
-                    &spec,
-                    heads,
-                    {q.data(), heads * head_dim},
-                    {k.data(), head_dim},
-                    {v.data(), head_dim},
-                    {out.data(), heads * head_dim},
-                    cache});
+      const auto turn = [&](const RopeSpec& by, const int32_t* at) {
+        batch.positions = at;
+        device->rope({&batch,
+                      &by,
+                      heads,
+                      {q.data(), heads * head_dim},
+                      {k.data(), head_dim},
+                      {v.data(), head_dim},
+                      {out.data(), heads * head_dim},
+                      cache});
+      };
+      RopeSpec faster = spec, longer = spec;
+      for (double& f : faster.inv_freq) f *= 2.0;
+      longer.magnitude = 2.0;
+      turn(spec, positions.data());
+      const std::vector<float> fresh = out;
+      for (const RopeSpec* other :
+           {&faster, &longer, &spec}) {  // cosines and sines are kept from call to call
+        const std::vector<int32_t> next{1, 2, 64, 65, 4000};
+        turn(*other, other == &spec ? next.data() : positions.data());
+        EXPECT_FALSE(same_bits(out, fresh)) << name_of(isa);
+        turn(spec, positions.data());
+        EXPECT_TRUE(same_bits(out, fresh)) << name_of(isa);
+      }
       std::vector<double> stored(static_cast<size_t>(head_dim));
       for (int64_t r = 0; r < rows; ++r) {  // the cache's own keys and values behind q's rows
         device->read_kv(cache, KvPart::k, batch, r, stored.data());

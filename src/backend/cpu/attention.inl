@@ -54,6 +54,12 @@ struct Page {
   int64_t v_row;
 };
 
+// A page was last read a token ago, and all weights have passed through the caches since.
+inline void ask_for(const Page& page, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) fetch_to_second(page.k + at);
+  for (int64_t at = 0; at < bytes; at += 64) fetch_to_second(page.v + at);
+}
+
 template <FloatType C, int R>
 [[gnu::noinline]] void page_scores(const AttentionJob& job, const AttentionState& s, int query,
                                    const std::byte* k) {
@@ -242,6 +248,12 @@ void attention(const AttentionJob& job, std::byte* scratch) {
     s.m[i] = -__builtin_inff();
     s.l[i] = 0.0f;
   }
+  const int64_t row_bytes = int64_t{job.head_dim} * kElement<C>;
+  const auto page_at = [&](int64_t number) {
+    const int64_t at = job.pages[number] * job.page_bytes;
+    return Page{job.k + at, job.v + at, row_bytes};
+  };
+  ask_for(page_at(first / kPage), row_bytes * kPage);
   __builtin_memset(s.o, 0, static_cast<size_t>(job.queries * s.padded) * sizeof(float));
   for_tiles(job.queries, [&](auto count, int tile) {
     float* q = s.q + static_cast<int64_t>(tile) * job.head_dim;
@@ -250,10 +262,10 @@ void attention(const AttentionJob& job, std::byte* scratch) {
     }
   });
   for (int64_t number = first / kPage; number <= last / kPage; ++number) {
-    const int64_t at = job.pages[number] * job.page_bytes;
-    const Page page{job.k + at, job.v + at, int64_t{job.head_dim} * kElement<C>};
+    const Page page = page_at(number);
+    if (number < last / kPage) ask_for(page_at(number + 1), row_bytes * kPage);
     see_page(job, s, number);
-    if (C == kF32 || job.queries <= kQueries) {
+    if (C == kF32 || job.queries <= 2 * kQueries) {
       add_page<C>(job, s, page);
     } else {
       add_page<kF32>(job, s, widen_page<C>(job, s, page));

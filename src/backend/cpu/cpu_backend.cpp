@@ -176,6 +176,7 @@ class CpuBackend : public Backend {
     });
   }
   std::byte* element_at(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const;
+  void make_rope_table(const RopeSpec& spec, const BatchView& batch);
   void cache_row(const RopeArgs& args, int64_t row, const float* k, std::byte* rounded) const;
 
   BackendOptions options_;
@@ -189,7 +190,14 @@ class CpuBackend : public Backend {
   CpuArithmetic arithmetic_;
   std::vector<float> expert_x_;  ///< rows of one expert
   std::array<std::vector<float>, 2> expert_out_;
-  std::vector<float> rope_table_;  ///< [rows][2][dims / 2] cos, sin
+  /// Cosines and sines of the call before: layers of a kind turn alike.
+  struct RopeTable {
+    std::vector<double> inv_freq;
+    double magnitude = 0.0;
+    std::vector<int32_t> positions;
+    std::vector<float> values;  ///< [rows][2][dims / 2] cos, sin
+  };
+  RopeTable rope_table_;
   std::map<std::string, std::string, std::less<>> routes_;
   std::array<std::array<std::string, 2>, 64> matmul_routes_;  ///< [type number][one token, tile]
 };
@@ -308,6 +316,25 @@ void CpuBackend::cache_row(const RopeArgs& args, int64_t row, const float* k, st
   }
 }
 
+void CpuBackend::make_rope_table(const RopeSpec& spec, const BatchView& batch) {
+  RopeTable& table = rope_table_;
+  const std::span<const int32_t> positions(batch.positions, static_cast<size_t>(batch.rows));
+  if (table.inv_freq == spec.inv_freq && table.magnitude == spec.magnitude &&
+      std::ranges::equal(table.positions, positions))
+    return;
+  table.inv_freq = spec.inv_freq;
+  table.magnitude = spec.magnitude;
+  table.positions.assign(positions.begin(), positions.end());
+  const int64_t pairs = spec.dims / 2;
+  table.values.resize(static_cast<size_t>(batch.rows * 2 * pairs));
+  constexpr int64_t kWork = 32;  // a sine and a cosine take as long as so many elements of other operators
+  each_row(batch.rows, pairs * kWork, [&](int64_t row) {
+    float* to = table.values.data() + row * 2 * pairs;
+    kernels_.rope_table(positions[static_cast<size_t>(row)], spec.inv_freq.data(), pairs, spec.magnitude, to,
+                        to + pairs);
+  });
+}
+
 void CpuBackend::rope(const RopeArgs& args) {
   ran(routes_.at("rope"));
   const BatchView& batch = *args.batch;
@@ -315,8 +342,6 @@ void CpuBackend::rope(const RopeArgs& args) {
   const int pairs = spec.dims / 2;
   const int head_dim = args.cache.head_dim;
   const int64_t kv_width = int64_t{args.cache.kv_heads} * head_dim;
-  const int64_t table_row = 2 * pairs;
-  rope_table_.resize(static_cast<size_t>(batch.rows * table_row));
   const auto rotate = spec.style == RopeStyle::adjacent ? kernels_.rotate_adjacent : kernels_.rotate_half;
   const auto rotate_heads = [&](const float* x, int heads, const float* table, float* out) {
     for (int head = 0; head < heads; ++head, x += head_dim, out += head_dim) {
@@ -324,14 +349,9 @@ void CpuBackend::rope(const RopeArgs& args) {
       std::memcpy(out + spec.dims, x + spec.dims, static_cast<size_t>(head_dim - spec.dims) * sizeof(float));
     }
   };
-  const auto make_table = [&](int64_t row) {
-    float* table = rope_table_.data() + row * table_row;
-    kernels_.rope_table(batch.positions[row], spec.inv_freq.data(), pairs, spec.magnitude, table,
-                        table + pairs);
-  };
+  make_rope_table(spec, batch);
   each_row(batch.rows, args.q.width + 2 * kv_width, [&](int64_t row) {
-    make_table(row);
-    const float* table = rope_table_.data() + row * table_row;
+    const float* table = rope_table_.values.data() + row * 2 * pairs;
     rotate_heads(floats(args.q) + row * args.q.width, args.heads, table,
                  floats_out(args.q_out) + row * args.q.width);
     thread_local std::vector<float> k;
