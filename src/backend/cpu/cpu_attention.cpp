@@ -79,7 +79,7 @@ void Attention::run(const AttentionArgs& args) {
   if (args.batch->rows == 0) return;
   workers_.resize(static_cast<size_t>(pool_.size()));
   plan(args);
-  pool_.parallel_for(static_cast<int64_t>(items_.size()), 1, [&](int64_t begin, int64_t end, int worker) {
+  pool_.parallel_walk(static_cast<int64_t>(items_.size()), 1, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; ++i) run_item(args, items_[static_cast<size_t>(i)], worker);
   });
 }

@@ -177,7 +177,8 @@ class CpuBackend : public Backend {
   }
   std::byte* element_at(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row) const;
   void make_rope_table(const RopeSpec& spec, const BatchView& batch);
-  void cache_row(const RopeArgs& args, int64_t row, const float* k, std::byte* rounded) const;
+  void cache_head(const RopeArgs& args, int64_t row, int64_t head, const float* k, const float* v,
+                  std::byte* rounded) const;
 
   BackendOptions options_;
   const KernelTable& kernels_;
@@ -294,26 +295,18 @@ void CpuBackend::matmul(const MatmulArgs& args) {
   matmul_.run(args);
 }
 
-/// The cache's K and V of one row: `k` rotated, v as it is; rounded: room for a row of elements.
-void CpuBackend::cache_row(const RopeArgs& args, int64_t row, const float* k, std::byte* rounded) const {
-  const int head_dim = args.cache.head_dim;
-  const int64_t width = int64_t{args.cache.kv_heads} * head_dim;
-  const int64_t head_bytes = int64_t{kKvPage} * head_dim * element_bytes_;
-  kernels_.round_to[element_](k, width, rounded);
-  std::byte* to = element_at(args.cache, KvPart::k, *args.batch, row);
-  for (int head = 0; head < args.cache.kv_heads; ++head) {
-    const std::byte* from = rounded + int64_t{head} * head_dim * element_bytes_;
-    for (int d = 0; d < head_dim; ++d) {
-      std::memcpy(to + head * head_bytes + int64_t{d} * kKvPage * element_bytes_, from + d * element_bytes_,
-                  static_cast<size_t>(element_bytes_));
-    }
-  }
-  kernels_.round_to[element_](floats(args.v) + row * width, width, rounded);
-  to = element_at(args.cache, KvPart::v, *args.batch, row);
-  for (int head = 0; head < args.cache.kv_heads; ++head) {
-    std::memcpy(to + head * head_bytes, rounded + int64_t{head} * head_dim * element_bytes_,
-                static_cast<size_t>(head_dim * element_bytes_));
-  }
+/// K and V of one row and kv head into the cache: `k` rotated, `v` as it is, [head_dim]; rounded: room for
+/// as many elements.
+void CpuBackend::cache_head(const RopeArgs& args, int64_t row, int64_t head, const float* k, const float* v,
+                            std::byte* rounded) const {
+  const int64_t head_dim = args.cache.head_dim;
+  const int64_t at = head * kKvPage * head_dim * element_bytes_;
+  kernels_.round_to[element_](k, head_dim, rounded);
+  std::byte* to = element_at(args.cache, KvPart::k, *args.batch, row) + at;
+  for (int64_t d = 0; d < head_dim; ++d)
+    std::memcpy(to + d * kKvPage * element_bytes_, rounded + d * element_bytes_,
+                static_cast<size_t>(element_bytes_));
+  kernels_.round_to[element_](v, head_dim, element_at(args.cache, KvPart::v, *args.batch, row) + at);
 }
 
 void CpuBackend::make_rope_table(const RopeSpec& spec, const BatchView& batch) {
@@ -335,31 +328,33 @@ void CpuBackend::make_rope_table(const RopeSpec& spec, const BatchView& batch) {
   });
 }
 
+/// By row and kv head, with the heads of q that read it: one row is work for several threads, too, and each
+/// writes what it will read (Attention::run shares the heads out alike).
 void CpuBackend::rope(const RopeArgs& args) {
   ran(routes_.at("rope"));
   const BatchView& batch = *args.batch;
   const RopeSpec& spec = *args.rope;
-  const int pairs = spec.dims / 2;
-  const int head_dim = args.cache.head_dim;
-  const int64_t kv_width = int64_t{args.cache.kv_heads} * head_dim;
+  const int64_t pairs = spec.dims / 2, head_dim = args.cache.head_dim, kv_heads = args.cache.kv_heads;
+  const int64_t group = args.heads / kv_heads;
   const auto rotate = spec.style == RopeStyle::adjacent ? kernels_.rotate_adjacent : kernels_.rotate_half;
-  const auto rotate_heads = [&](const float* x, int heads, const float* table, float* out) {
-    for (int head = 0; head < heads; ++head, x += head_dim, out += head_dim) {
-      rotate(x, table, table + pairs, pairs, out);
-      std::memcpy(out + spec.dims, x + spec.dims, static_cast<size_t>(head_dim - spec.dims) * sizeof(float));
-    }
-  };
   make_rope_table(spec, batch);
-  each_row(batch.rows, args.q.width + 2 * kv_width, [&](int64_t row) {
+  const auto turn = [&](int64_t row, const float* x, float* out) {
     const float* table = rope_table_.values.data() + row * 2 * pairs;
-    rotate_heads(floats(args.q) + row * args.q.width, args.heads, table,
-                 floats_out(args.q_out) + row * args.q.width);
+    rotate(x, table, table + pairs, static_cast<int>(pairs), out);
+    std::memcpy(out + spec.dims, x + spec.dims, static_cast<size_t>(head_dim - spec.dims) * sizeof(float));
+  };
+  pool_.parallel_walk(batch.rows * kv_heads, 1, [&](int64_t begin, int64_t end, int) {
     thread_local std::vector<float> k;
     thread_local std::vector<std::byte> rounded;
-    k.resize(static_cast<size_t>(kv_width));
-    rounded.resize(static_cast<size_t>(kv_width * element_bytes_));
-    rotate_heads(floats(args.k) + row * kv_width, args.cache.kv_heads, table, k.data());
-    cache_row(args, row, k.data(), rounded.data());
+    k.resize(static_cast<size_t>(head_dim));
+    rounded.resize(static_cast<size_t>(head_dim * element_bytes_));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / kv_heads;
+      for (int64_t head = i * group; head < (i + 1) * group; ++head)
+        turn(row, floats(args.q) + head * head_dim, floats_out(args.q_out) + head * head_dim);
+      turn(row, floats(args.k) + i * head_dim, k.data());
+      cache_head(args, row, i % kv_heads, k.data(), floats(args.v) + i * head_dim, rounded.data());
+    }
   });
 }
 
