@@ -32,7 +32,8 @@ TEST_P(CpuWeights, ReadBackIsTheFilesRowBitForBit) {
   for (const Isa isa : isas()) {
     const auto device = backend(isa, 2);
     for (const int64_t rows : {1, 15, 16, 17, 100}) {
-      for (const int64_t blocks : {1, 3, 8, 11}) {
+      for (const int64_t blocks :
+           {1, 3, 8, 11, 16}) {  // 16: float rows of whole vectors, not packed at first
         const int64_t cols = t.block == 1 ? blocks * 7 : blocks * t.block;
         const Source source = random_weight(GetParam(), rows, cols, static_cast<uint32_t>(rows + blocks));
         const auto weight = device->load(source.source, WeightUse::matmul);

@@ -238,8 +238,8 @@ void CpuWeight::read_back(int64_t row, float* out) const {
     std::copy_n(reinterpret_cast<const float*>(data) + row * cols, cols, out);
     return;
   }
-  if (layout == Layout::blocks) {
-    quant::dequantize(file_type, data + row * row_bytes, cols, out);
+  if (layout == Layout::blocks || (layout == Layout::floats && data == nullptr)) {  // the file's rows
+    quant::dequantize(file_type, stored() + row * row_bytes, cols, out);
     return;
   }
   std::vector<std::byte> made(data == nullptr ? static_cast<size_t>(group_size) : 0);
