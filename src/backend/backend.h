@@ -406,7 +406,7 @@ class Backend {
   /// Kernels that ran since reset_route(), by name, with how often: recorded where a kernel is entered, never
   /// derived from options.
   using Route = std::map<std::string, uint64_t, std::less<>>;
-  virtual const Route& route() const { return route_; }
+  virtual Route route() const { return route_; }
   virtual void reset_route() { route_.clear(); }
 
  protected:
@@ -418,6 +418,7 @@ class Backend {
       route_.emplace(kernel, times);
     }
   }
+  const Route& noted() const { return route_; }
 
  private:
   Route route_;

@@ -39,7 +39,7 @@ uint64_t last_of(uint64_t left) { return left & 0xffffffffu; }
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : stretches_(static_cast<size_t>(std::max(threads, 1))) {
+ThreadPool::ThreadPool(int threads) : seats_(static_cast<size_t>(std::max(threads, 1))) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -51,6 +51,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::work(int worker) {
+  Seat& seat = seats_[static_cast<size_t>(worker)];
   uint32_t seen = 0;
   Memory ahead;
   for (;;) {
@@ -59,78 +60,81 @@ void ThreadPool::work(int worker) {
     generation_.wait(seen, std::memory_order_acquire);
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
-    // Raised before looking whether a loop is open, as the caller closes it before looking at `active_` (both
+    // Busy before it looks whether a loop is open, as the caller closes it before it looks who is busy (both
     // in the one order of seq_cst): either the caller waits for this worker, or this worker stays out.
-    active_.fetch_add(1);
+    seat.busy.store(1);
     if (open_.load()) {
-      take_items(worker);
+      do_share(*share_, worker);
       if (!ahead_.empty()) ahead = ahead_[static_cast<size_t>(worker)];
     }
-    if (active_.fetch_sub(1) == 1) active_.notify_one();
+    seat.busy.store(0);
+    seat.busy.notify_one();
   }
 }
 
-void ThreadPool::take_items(int worker) {
-  for (;;) {
-    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= count_) return;
-    try {
-      (*body_)(begin, std::min(begin + grain_, count_), worker);
-    } catch (...) {
-      if (!failed_.exchange(true)) error_ = std::current_exception();
-    }
+void ThreadPool::do_share(const Share& share, int worker) {
+  try {
+    share(worker);
+  } catch (...) {
+    if (!failed_.exchange(true)) error_ = std::current_exception();
   }
 }
 
-void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
-  loop(count, grain, body, {});
-}
-
-void ThreadPool::loop(int64_t count, int64_t grain, const Body& body, std::span<const Memory> ahead) {
-  if (count <= 0) return;
-  grain = std::max<int64_t>(grain, 1);
-  if (workers_.empty() || count <= grain) {
-    for (int64_t begin = 0; begin < count; begin += grain) body(begin, std::min(begin + grain, count), 0);
-    return;
-  }
-  count_ = count;
-  grain_ = grain;
-  body_ = &body;
+void ThreadPool::loop(const Share& share, std::span<const Memory> ahead) {
+  share_ = &share;
   ahead_ = ahead;
-  next_.store(0, std::memory_order_relaxed);
-  open_.store(true);
-  generation_.fetch_add(1, std::memory_order_release);
+  open_.store(true, std::memory_order_relaxed);
+  generation_.fetch_add(1);
   generation_.notify_all();
-  take_items(0);
+  do_share(share, 0);
   open_.store(false);  // a worker that wakes only now is not waited for
   Memory own = ahead.empty() ? Memory{} : ahead[0];
-  for (int spin = 0; spin < kSpins && active_.load() != 0; ++spin) wait_a_moment(own);
-  for (int left = active_.load(); left != 0; left = active_.load()) active_.wait(left);
+  for (size_t i = 1; i < seats_.size(); ++i) {
+    for (int spin = 0; spin < kSpins && seats_[i].busy.load() != 0; ++spin) wait_a_moment(own);
+    while (seats_[i].busy.load() != 0) seats_[i].busy.wait(1);
+  }
   if (failed_.load(std::memory_order_acquire)) {
     failed_.store(false);
     std::rethrow_exception(std::exchange(error_, nullptr));
   }
 }
 
-bool ThreadPool::take_front(Stretch& stretch, int64_t least, int64_t* begin, int64_t* end) {
-  uint64_t left = stretch.left.load(std::memory_order_relaxed);
+void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
+  grain = std::max<int64_t>(grain, 1);
+  if (workers_.empty() || count <= grain) {
+    for (int64_t begin = 0; begin < count; begin += grain) body(begin, std::min(begin + grain, count), 0);
+    return;
+  }
+  next_.store(0, std::memory_order_relaxed);
+  const Share take_items = [&](int worker) {
+    for (;;) {
+      const int64_t begin = next_.fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= count) return;
+      body(begin, std::min(begin + grain, count), worker);
+    }
+  };
+  loop(take_items, {});
+}
+
+bool ThreadPool::take_front(Seat& seat, int64_t least, int64_t* begin, int64_t* end) {
+  uint64_t left = seat.left.load(std::memory_order_relaxed);
   for (;;) {
     const uint64_t first = first_of(left), last = last_of(left);
     if (first >= last) return false;
     const uint64_t next = std::min(first + std::max(static_cast<uint64_t>(least), (last - first) / 3), last);
-    if (!stretch.left.compare_exchange_weak(left, pack(next, last), std::memory_order_relaxed)) continue;
+    if (!seat.left.compare_exchange_weak(left, pack(next, last), std::memory_order_relaxed)) continue;
     *begin = static_cast<int64_t>(first);
     *end = static_cast<int64_t>(next);
     return true;
   }
 }
 
-/// Moves the second half of the longest stretch that is left to `own`, which is empty.
-bool ThreadPool::steal_into(Stretch& own) {
+/// Moves the second half of the longest stretch that is left to `own`, whose own is empty.
+bool ThreadPool::steal_into(Seat& own) {
   for (;;) {
-    Stretch* longest = nullptr;
+    Seat* longest = nullptr;
     uint64_t most = 0, seen = 0;
-    for (Stretch& other : stretches_) {
+    for (Seat& other : seats_) {
       const uint64_t left = other.left.load(std::memory_order_relaxed);
       if (first_of(left) >= last_of(left) || last_of(left) - first_of(left) <= most) continue;
       longest = &other;
@@ -149,19 +153,20 @@ bool ThreadPool::steal_into(Stretch& own) {
 void ThreadPool::parallel_walk(int64_t count, int64_t least, const Body& body,
                                std::span<const Memory> ahead) {
   if (count > int64_t{0xffffffff}) fail("{} items in one loop; expected less than 2^32", count);
+  if (count <= 0) return;
   const int64_t threads = size();
   for (int64_t i = 0; i < threads; ++i)
-    stretches_[static_cast<size_t>(i)].left.store(
+    seats_[static_cast<size_t>(i)].left.store(
         pack(static_cast<uint64_t>(count * i / threads), static_cast<uint64_t>(count * (i + 1) / threads)),
         std::memory_order_relaxed);
-  const Body walk = [&](int64_t, int64_t, int worker) {
-    Stretch& own = stretches_[static_cast<size_t>(worker)];
+  const Share walk = [&](int worker) {
+    Seat& own = seats_[static_cast<size_t>(worker)];
     int64_t begin = 0, end = 0;
     do {
       while (take_front(own, std::max<int64_t>(least, 1), &begin, &end)) body(begin, end, worker);
     } while (steal_into(own));
   };
-  loop(threads, 1, walk, ahead);
+  loop(walk, ahead);
 }
 
 }  // namespace greta

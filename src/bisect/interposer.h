@@ -69,7 +69,7 @@ class Interposer : public Backend {
   void combine(const CombineArgs& args) override { below_->combine(args); }
   void softcap(const SoftcapArgs& args) override { below_->softcap(args); }
   void gather(const GatherArgs& args) override { below_->gather(args); }
-  const Route& route() const override { return below_->route(); }
+  Route route() const override { return below_->route(); }
   void reset_route() override { below_->reset_route(); }
   void synchronize() override { below_->synchronize(); }
 

@@ -26,6 +26,21 @@ namespace {
 /// Rows of less work than this run on the caller: waking a thread costs more.
 constexpr int64_t kAlone = 16384;
 
+enum Operator : size_t {
+  kEmbed,
+  kRmsnorm,
+  kRope,
+  kAttention,
+  kAdd,
+  kGlu,
+  kChooseExperts,
+  kCombine,
+  kSoftcap,
+  kGather
+};
+constexpr std::array<std::string_view, 10> kOperators = {
+    "embed", "rmsnorm", "rope", "attention", "add", "glu", "choose_experts", "combine", "softcap", "gather"};
+
 struct OwnedBuffer : Buffer {
   explicit OwnedBuffer(size_t bytes) : memory(bytes) {}
   void* data() override { return memory.data(); }
@@ -90,9 +105,7 @@ class CpuBackend : public Backend {
         maker_{kernels_, pool_, options.weights},
         matmul_(kernels_, pool_, options.activations == Activations::bits8),
         attention_(kernels_, pool_, element_, element_bytes_),
-        arithmetic_(options.weights, options.activations, options.kv_type) {
-    name_routes();
-  }
+        arithmetic_(options.weights, options.activations, options.kv_type) {}
 
   std::string name() const override { return "cpu"; }
   std::string description() const override {
@@ -105,6 +118,8 @@ class CpuBackend : public Backend {
   }
   size_t element_bytes() const override { return sizeof(float); }
   const Arithmetic& arithmetic() const override { return arithmetic_; }
+  Route route() const override;
+  void reset_route() override { runs_ = {}; }
 
   std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows,
                                      int64_t cols) const override {
@@ -161,7 +176,7 @@ class CpuBackend : public Backend {
   void gather(const GatherArgs& args) override;
 
  private:
-  void name_routes();
+  void ran(Operator op) { ++runs_.operators[op]; }
   /// body(row) for every row: on the caller where there is little to do.
   template <class Body>
   void each_row(int64_t rows, int64_t width, const Body& body) {
@@ -199,20 +214,27 @@ class CpuBackend : public Backend {
     std::vector<float> values;  ///< [rows][2][dims / 2] cos, sin
   };
   RopeTable rope_table_;
-  std::map<std::string, std::string, std::less<>> routes_;
-  std::array<std::array<std::string, 2>, 64> matmul_routes_;  ///< [type number][one token, tile]
+  /// How often each kernel ran: two hundred times a token, so by number. route() names them.
+  struct Runs {
+    std::array<uint64_t, kOperators.size()> operators{};
+    std::array<std::array<uint64_t, 2>, 64> products{};  ///< [type number][one token, tile]
+  };
+  Runs runs_;
 };
 
-void CpuBackend::name_routes() {
-  const std::string isa = kernels_.name;
+Backend::Route CpuBackend::route() const {
+  Route route;
+  const auto add = [&](uint64_t times, std::string name) {
+    if (times > 0) route[std::move(name)] = times;
+  };
+  for (size_t i = 0; i < kOperators.size(); ++i)
+    add(runs_.operators[i], fmt::format("{}.{}", kOperators[i], kernels_.name));
   for (const quant::Traits& t : quant::all_types()) {
-    auto& routes = matmul_routes_[static_cast<size_t>(t.type)];
-    routes[0] = fmt::format("matmul.{}.{}.t1", lower(t.name), isa);
-    routes[1] = fmt::format("matmul.{}.{}.tile", lower(t.name), isa);
+    const auto& [one, tile] = runs_.products[static_cast<size_t>(t.type)];
+    add(one, fmt::format("matmul.{}.{}.t1", lower(t.name), kernels_.name));
+    add(tile, fmt::format("matmul.{}.{}.tile", lower(t.name), kernels_.name));
   }
-  for (const char* op : {"embed", "rmsnorm", "rope", "attention", "add", "glu", "choose_experts", "combine",
-                         "softcap", "gather"})
-    routes_[op] = fmt::format("{}.{}", op, isa);
+  return route;
 }
 
 /// Where batch row `row`'s position lies in its page: K is [kv_head][head_dim][64], V is
@@ -266,7 +288,7 @@ void CpuBackend::write_kv(const KvLayer& cache, KvPart part, const BatchView& ba
 }
 
 void CpuBackend::embed(const EmbedArgs& args) {
-  ran(routes_.at("embed"));
+  ran(kEmbed);
   const CpuWeight& table = own(args.table);
   each_row(args.batch->rows, args.out.width, [&](int64_t row) {
     float* out = floats_out(args.out) + row * args.out.width;
@@ -278,7 +300,7 @@ void CpuBackend::embed(const EmbedArgs& args) {
 }
 
 void CpuBackend::rmsnorm(const RmsnormArgs& args) {
-  ran(routes_.at("rmsnorm"));
+  ran(kRmsnorm);
   const int64_t n = args.x.width;
   const float* weight = vector_of(args.weight);
   each_row(args.rows, n, [&](int64_t row) {
@@ -290,7 +312,7 @@ void CpuBackend::matmul(const MatmulArgs& args) {
   if (args.rows == 0) return;
   for (int i = 0; i < args.count; ++i) {
     const auto type = static_cast<size_t>(own(args.outputs[static_cast<size_t>(i)].weight).kernel_type);
-    ran(matmul_routes_[type][args.rows == 1 ? 0 : 1]);
+    ++runs_.products[type][args.rows == 1 ? 0 : 1];
   }
   matmul_.run(args);
 }
@@ -331,7 +353,7 @@ void CpuBackend::make_rope_table(const RopeSpec& spec, const BatchView& batch) {
 /// By row and kv head, with the heads of q that read it: one row is work for several threads, too, and each
 /// writes what it will read (Attention::run shares the heads out alike).
 void CpuBackend::rope(const RopeArgs& args) {
-  ran(routes_.at("rope"));
+  ran(kRope);
   const BatchView& batch = *args.batch;
   const RopeSpec& spec = *args.rope;
   const int64_t pairs = spec.dims / 2, head_dim = args.cache.head_dim, kv_heads = args.cache.kv_heads;
@@ -359,12 +381,12 @@ void CpuBackend::rope(const RopeArgs& args) {
 }
 
 void CpuBackend::attention(const AttentionArgs& args) {
-  ran(routes_.at("attention"));
+  ran(kAttention);
   attention_.run(args);
 }
 
 void CpuBackend::add(const AddArgs& args) {
-  ran(routes_.at("add"));
+  ran(kAdd);
   const int64_t n = args.a.width;
   each_row(args.rows, n, [&](int64_t row) {
     kernels_.add(floats(args.a) + row * n, floats(args.b) + row * n, n, floats_out(args.out) + row * n);
@@ -372,7 +394,7 @@ void CpuBackend::add(const AddArgs& args) {
 }
 
 void CpuBackend::glu(const GluArgs& args) {
-  ran(routes_.at("glu"));
+  ran(kGlu);
   const int64_t n = args.gate.width;
   const auto kernel = args.activation == greta::Activation::silu ? kernels_.silu_mul : kernels_.gelu_mul;
   each_row(args.rows, n * 4, [&](int64_t row) {
@@ -382,7 +404,7 @@ void CpuBackend::glu(const GluArgs& args) {
 
 /// The choice is scalar code for every instruction set; e^x is the table's.
 void CpuBackend::choose_experts(const ChooseExpertsArgs& args) {
-  ran(routes_.at("choose_experts"));
+  ran(kChooseExperts);
   const int64_t experts = args.logits.width;
   const int64_t used = args.experts.width;
   each_row(args.rows, experts * 8, [&](int64_t row) {
@@ -453,7 +475,7 @@ void CpuBackend::expert_matmul(const ExpertMatmulArgs& args) {
 }
 
 void CpuBackend::combine(const CombineArgs& args) {
-  ran(routes_.at("combine"));
+  ran(kCombine);
   const int64_t used = args.weights.width;
   const int64_t n = args.out.width;
   each_row(args.rows, n * used, [&](int64_t row) {
@@ -463,7 +485,7 @@ void CpuBackend::combine(const CombineArgs& args) {
 }
 
 void CpuBackend::softcap(const SoftcapArgs& args) {
-  ran(routes_.at("softcap"));
+  ran(kSoftcap);
   const int64_t n = args.x.width;
   each_row(args.rows, n * 4, [&](int64_t row) {
     kernels_.softcap(floats(args.x) + row * n, static_cast<float>(args.cap), n,
@@ -472,7 +494,7 @@ void CpuBackend::softcap(const SoftcapArgs& args) {
 }
 
 void CpuBackend::gather(const GatherArgs& args) {
-  ran(routes_.at("gather"));
+  ran(kGather);
   const auto bytes = static_cast<size_t>(args.x.width) * sizeof(float);
   for (size_t i = 0; i < args.rows.size(); ++i) {
     std::memcpy(floats_out(args.out) + static_cast<int64_t>(i) * args.out.width,

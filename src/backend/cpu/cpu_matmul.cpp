@@ -178,7 +178,10 @@ ThreadPool::Memory Matmul::begin_at(const Part (&parts)[3], int count, int64_t p
 }
 
 std::span<const ThreadPool::Memory> Matmul::expect_next(const Part (&parts)[3], int count, int64_t pieces) {
-  OneTokenCall& call = calls_[parts[0].weight];
+  OneTokenCall* expected = last_call_ == nullptr ? nullptr : last_call_->next;
+  const bool as_expected = expected != nullptr && expected->first == parts[0].weight;
+  OneTokenCall& call = as_expected ? *expected : calls_[parts[0].weight];
+  call.first = parts[0].weight;
   call.begins.clear();
   for (int64_t i = 0; i < pool_.size(); ++i)
     call.begins.push_back(begin_at(parts, count, pieces * i / pool_.size()));

@@ -61,8 +61,9 @@ class Matmul {
 
   /// One-token calls follow each other alike, token after token.
   struct OneTokenCall {
+    const CpuWeight* first = nullptr;        ///< weight, which may be gone
     std::vector<ThreadPool::Memory> begins;  ///< by thread
-    const OneTokenCall* next = nullptr;      ///< came after it the last time
+    OneTokenCall* next = nullptr;      ///< came after it the last time
   };
 
   const KernelTable& kernels_;
@@ -74,7 +75,7 @@ class Matmul {
   Memory rounded_;
   const float* floats_ = nullptr;
   Memory tiled_;
-  std::unordered_map<const CpuWeight*, OneTokenCall> calls_;  ///< by first weight, which may be gone
+  std::unordered_map<const CpuWeight*, OneTokenCall> calls_;  ///< by first weight
   OneTokenCall* last_call_ = nullptr;
   Memory scratch_;              ///< kMatmulScratch bytes a thread
   std::vector<Memory> packed_;  ///< groups of a call that packs, a thread's own

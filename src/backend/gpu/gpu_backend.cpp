@@ -375,7 +375,7 @@ bool GpuBackend::begin_pass(const Pass& pass) {
                          pass_.tile_count(),
                          pass_.alone(),
                          pass_.splits()};
-  if (!recordings_.begin(key, *device_, route())) return false;
+  if (!recordings_.begin(key, *device_, noted())) return false;
   for (const auto& [kernel, count] : recordings_.route(key)) ran(kernel, count);
   in_pass_ = fusing_ = false;
   return true;
@@ -384,7 +384,7 @@ bool GpuBackend::begin_pass(const Pass& pass) {
 void GpuBackend::end_pass() {
   launch_pending();
   in_pass_ = fusing_ = false;
-  recordings_.end(*device_, route());
+  recordings_.end(*device_, noted());
 }
 
 const PassData& GpuBackend::data_of(const BatchView& batch, const KvLayer* cache, int heads) {
