@@ -17,14 +17,14 @@ struct AttentionState {
   float* o;  // [queries][padded]
   float* p;  // [queries][64] scores of the page, then probabilities
   float* c;  // [queries] the factor of what came before the page
-  float* k;  // a page as FP32, where several tiles read it: [head_dim][64]
+  float* k;  // a page as FP32, where more than two tiles read it: [head_dim][64]
   float* v;  // [64][padded]
   // [queries] the keys of the page that a query sees: begin .. end - 1, none where they are equal
   int32_t *begin, *end;
+  int from, to;  // the page's vectors of keys that some query sees: from .. to - 1
   int64_t padded;
 
   bool none(int query) const { return begin[query] == end[query]; }
-  bool whole(int query) const { return begin[query] == 0 && end[query] == kPage; }
 };
 
 inline int64_t padded_width(int head_dim) { return (static_cast<int64_t>(head_dim) + 15) / 16 * 16; }
@@ -38,13 +38,20 @@ inline void for_tiles(int queries, const Body& body) {
   }
 }
 
-inline void see_page(const AttentionJob& job, const AttentionState& s, int64_t number) {
-  const auto within = [](int64_t n) { return n <= 0 ? 0 : n > kPage ? kPage : static_cast<int32_t>(n); };
+inline int32_t within_page(int64_t n) { return n <= 0 ? 0 : n > kPage ? kPage : static_cast<int32_t>(n); }
+
+inline void see_page(const AttentionJob& job, AttentionState& s, int64_t number) {
+  int32_t first = kPage, last = 0;
   for (int i = 0; i < job.queries; ++i) {
     const int64_t end = job.positions[i] - number * kPage + 1;
-    s.end[i] = within(end);
-    s.begin[i] = job.window == 0 ? 0 : within(end - job.window);
+    s.end[i] = within_page(end);
+    s.begin[i] = job.window == 0 ? 0 : within_page(end - job.window);
+    if (s.none(i)) continue;
+    first = s.begin[i] < first ? s.begin[i] : first;
+    last = s.end[i] > last ? s.end[i] : last;
   }
+  s.from = first / 16;
+  s.to = (last + 15) / 16;
 }
 
 // The keys and values of a page, one kv head: k [head_dim][64], v [64] rows v_row bytes apart.
@@ -54,55 +61,78 @@ struct Page {
   int64_t v_row;
 };
 
-// A page was last read a token ago, and all weights have passed through the caches since.
-inline void ask_for(const Page& page, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) fetch_to_second(page.k + at);
-  for (int64_t at = 0; at < bytes; at += 64) fetch_to_second(page.v + at);
+// Keys begin .. end - 1 of a page: it was last read a token ago, and all weights have passed through the
+// caches since.
+template <FloatType C>
+inline void ask_for(const Page& page, int head_dim, int64_t begin, int64_t end) {
+  for (int64_t d = 0; d < head_dim; ++d) {
+    const std::byte* row = page.k + d * kPage * kElement<C>;
+    for (int64_t at = begin * kElement<C> / 64 * 64; at < end * kElement<C>; at += 64)
+      fetch_to_second(row + at);
+  }
+  for (int64_t at = begin * page.v_row / 64 * 64; at < end * page.v_row; at += 64)
+    fetch_to_second(page.v + at);
 }
 
-template <FloatType C, int R>
-[[gnu::noinline]] void page_scores(const AttentionJob& job, const AttentionState& s, int query,
-                                   const std::byte* k) {
+// Scores of D vectors of keys, from vector `first` on, and R queries.
+template <FloatType C, int R, int D>
+[[gnu::noinline]] void key_scores(const AttentionJob& job, const AttentionState& s, int query,
+                                  const std::byte* k, int first) {
   const float* q = s.q + static_cast<int64_t>(query) * job.head_dim;
   const VF factor = set1(job.scale);
-  for (int first = 0; first < kPageVectors; first += kKeyVectors) {
-    VF acc[R][kKeyVectors];
-    unroll<R>([&](auto r) { unroll<kKeyVectors>([&](auto i) { acc[r][i] = zero(); }); });
-    const std::byte* keys = k + first * 16 * kElement<C>;
-    for (int d = 0; d < job.head_dim; ++d) {
-      VF key[kKeyVectors];
-      unroll<kKeyVectors>([&](auto i) { key[i] = load_weights<C>(keys + i * 16 * kElement<C>); });
-      unroll<R>([&](auto r) {
-        const VF element = set1(q[d * R + r]);
-        unroll<kKeyVectors>([&](auto i) { acc[r][i] = fma(element, key[i], acc[r][i]); });
-      });
-      keys += kPage * kElement<C>;
-    }
+  VF acc[R][D];
+  unroll<R>([&](auto r) { unroll<D>([&](auto i) { acc[r][i] = zero(); }); });
+  const std::byte* keys = k + first * 16 * kElement<C>;
+  for (int d = 0; d < job.head_dim; ++d) {
+    VF key[D];
+    unroll<D>([&](auto i) { key[i] = load_weights<C>(keys + i * 16 * kElement<C>); });
     unroll<R>([&](auto r) {
-      unroll<kKeyVectors>([&](auto i) {
-        VF score = mul(factor, acc[r][i]);
-        if (job.softcap > 0.0f) score = softcap16(score, set1(job.softcap));
-        store(s.p + (query + r) * kPage + (first + i) * 16, score);
-      });
+      const VF element = set1(q[d * R + r]);
+      unroll<D>([&](auto i) { acc[r][i] = fma(element, key[i], acc[r][i]); });
     });
+    keys += kPage * kElement<C>;
+  }
+  unroll<R>([&](auto r) {
+    unroll<D>([&](auto i) {
+      VF score = mul(factor, acc[r][i]);
+      if (job.softcap > 0.0f) score = softcap16(score, set1(job.softcap));
+      store(s.p + (query + r) * kPage + (first + i) * 16, score);
+    });
+  });
+}
+
+// The page's scores; only half of a register tile's keys where nobody sees the others.
+template <FloatType C, int R>
+inline void page_scores(const AttentionJob& job, const AttentionState& s, int query, const std::byte* k) {
+  constexpr int kHalf = (kKeyVectors + 1) / 2;
+  for (int first = 0; first < kPageVectors; first += kKeyVectors) {
+    const int middle = first + kHalf, end = first + kKeyVectors;
+    if (s.to <= first || s.from >= end) continue;
+    if (s.to <= middle || s.from >= middle)
+      key_scores<C, R, kHalf>(job, s, query, k, s.to <= middle ? first : middle);
+    else
+      key_scores<C, R, kKeyVectors>(job, s, query, k, first);
   }
 }
 
-// v where the query sees the key, else `otherwise`.
+// The vector of keys from 16 * `vector` on: v where the query sees the key, else `otherwise`.
 inline VF masked_keys(const AttentionState& s, int query, int vector, VF v, VF otherwise) {
-  const auto within = [&](int key) {
-    const int left = key - vector * 16;
-    return left < 0 ? 0 : left > 16 ? 16 : left;
-  };
-  v = select_first(within(s.end[query]), v, otherwise);
-  return select_first(within(s.begin[query]), otherwise, v);
+  const int begin = s.begin[query] - vector * 16, end = s.end[query] - vector * 16;
+  if (end < 16) v = select_first(end < 0 ? 0 : end, v, otherwise);
+  if (begin > 0) v = select_first(begin > 16 ? 16 : begin, otherwise, v);
+  return v;
 }
 
-// One query's scores of the page; `otherwise` for keys that it does not see.
-inline void load_scores(const AttentionState& s, int query, VF otherwise, VF (&v)[kPageVectors]) {
-  unroll<kPageVectors>([&](auto i) { v[i] = load(s.p + query * kPage + i * 16); });
-  if (!s.whole(query))
-    unroll<kPageVectors>([&](auto i) { v[i] = masked_keys(s, query, i, v[i], otherwise); });
+// body(scores of a vector of keys) for those that some query sees; `otherwise` for keys that this one does
+// not.
+template <class Body>
+inline void for_keys(const AttentionState& s, int query, VF otherwise, VF (&v)[kPageVectors],
+                     const Body& body) {
+  unroll<kPageVectors>([&](auto j) {
+    v[j] = otherwise;
+    if (s.from <= j && j < s.to)
+      v[j] = masked_keys(s, query, j, body(load(s.p + query * kPage + j * 16)), otherwise);
+  });
 }
 
 // Scores become probabilities against the new maxima, and their sums enter l. Sixteen queries at a time, so
@@ -113,7 +143,7 @@ inline void page_softmax(const AttentionState& s, int queries) {
     const int count = queries - first < 16 ? queries - first : 16;
     for (int i = 0; i < count; ++i) {
       VF v[kPageVectors];
-      load_scores(s, first + i, set1(-__builtin_inff()), v);
+      for_keys(s, first + i, set1(-__builtin_inff()), v, [](VF score) { return score; });
       store(rows[i], vmax(vmax(v[0], v[1]), vmax(v[2], v[3])));
     }
     const VF before = load_n(s.m + first, count);
@@ -129,10 +159,7 @@ inline void page_softmax(const AttentionState& s, int queries) {
         continue;
       }
       VF v[kPageVectors];
-      load_scores(s, first + i, zero(), v);
-      unroll<kPageVectors>([&](auto j) { v[j] = exp16(sub(v[j], set1(top[i]))); });
-      if (!s.whole(first + i))
-        unroll<kPageVectors>([&](auto j) { v[j] = masked_keys(s, first + i, j, v[j], zero()); });
+      for_keys(s, first + i, zero(), v, [&](VF score) { return exp16(sub(score, set1(top[i]))); });
       unroll<kPageVectors>([&](auto j) { store(s.p + (first + i) * kPage + j * 16, v[j]); });
       store(rows[i], add(add(v[0], v[1]), add(v[2], v[3])));
     }
@@ -253,7 +280,11 @@ void attention(const AttentionJob& job, std::byte* scratch) {
     const int64_t at = job.pages[number] * job.page_bytes;
     return Page{job.k + at, job.v + at, row_bytes};
   };
-  ask_for(page_at(first / kPage), row_bytes * kPage);
+  const auto ask = [&](int64_t number) {
+    ask_for<C>(page_at(number), job.head_dim, within_page(first - number * kPage),
+               within_page(last + 1 - number * kPage));
+  };
+  ask(first / kPage);
   __builtin_memset(s.o, 0, static_cast<size_t>(job.queries * s.padded) * sizeof(float));
   for_tiles(job.queries, [&](auto count, int tile) {
     float* q = s.q + static_cast<int64_t>(tile) * job.head_dim;
@@ -263,7 +294,7 @@ void attention(const AttentionJob& job, std::byte* scratch) {
   });
   for (int64_t number = first / kPage; number <= last / kPage; ++number) {
     const Page page = page_at(number);
-    if (number < last / kPage) ask_for(page_at(number + 1), row_bytes * kPage);
+    if (number < last / kPage) ask(number + 1);
     see_page(job, s, number);
     if (C == kF32 || job.queries <= 2 * kQueries) {
       add_page<C>(job, s, page);
