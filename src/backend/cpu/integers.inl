@@ -258,37 +258,46 @@ inline void unit_scale(int32_t largest_bits, float* scale, float* factor) {
   }
 }
 
+// Sixteen units of a token at a time, so that their maxima and sums are one vector each.
 template <bool Eight>
 void round_tile(const float* x, int64_t k, Activation& to, int64_t tile) {
   const int64_t first = to.tile_start[tile];
   const int64_t tokens = to.tile_start[tile + 1] - first;
-  for (int64_t unit = 0; unit < to.units; ++unit) {
-    const int64_t cell = activation_cell(to, unit, first, tokens);
-    const int64_t left = k - unit * kUnit;
+  const int64_t bytes = tokens == 1 ? kXBytesOfOne<Eight> : kXBytes<Eight>;
+  alignas(64) int32_t rows[2][16][16];  // past `count` they may hold anything
+  alignas(64) int32_t reduced[2][16];
+  float scale[16], factor[16];
+  for (int64_t unit = 0; unit < to.units; unit += 16) {
+    const int count = to.units - unit < 16 ? static_cast<int>(to.units - unit) : 16;
     for (int64_t t = 0; t < tokens; ++t) {
-      const float* p = x + t * k + unit * kUnit;
-      const VF a = left >= 16 ? load(p) : load_n(p, static_cast<int>(left));
-      const VF b = left >= 32  ? load(p + 16)
-                   : left > 16 ? load_n(p + 16, static_cast<int>(left - 16))
-                               : zero();
-      const VI largest = maxi(as_int(magnitude(a)), as_int(magnitude(b)));
-      float scale, factor;
-      unit_scale<Eight>(reduce_maxi(largest), &scale, &factor);
-      VI qa = zeroi(), qb = zeroi();
-      if (scale == scale) {
-        VF ya = mul(a, set1(factor)), yb = mul(b, set1(factor));
-        if constexpr (Eight) {
-          ya = vmax(set1(-127.0f), vmin(set1(127.0f), ya));
-          yb = vmax(set1(-127.0f), vmin(set1(127.0f), yb));
+      const auto elements = [&](int i, int half) {
+        const int64_t at = (unit + i) * kUnit + half * 16, left = k - at;
+        const float* p = x + t * k + at;
+        return left >= 16 ? load(p) : left > 0 ? load_n(p, static_cast<int>(left)) : zero();
+      };
+      for (int i = 0; i < count; ++i)
+        storei(rows[0][i], maxi(as_int(magnitude(elements(i, 0))), as_int(magnitude(elements(i, 1)))));
+      storei(reduced[0], max_int_rows(rows[0], count));
+      for (int i = 0; i < count; ++i) unit_scale<Eight>(reduced[0][i], scale + i, factor + i);
+      for (int i = 0; i < count; ++i) {
+        VI q[2] = {zeroi(), zeroi()};
+        if (scale[i] == scale[i]) {
+          unroll<2>([&](auto half) {
+            VF y = mul(elements(i, half), set1(factor[i]));
+            if constexpr (Eight) y = vmax(set1(-127.0f), vmin(set1(127.0f), y));
+            q[half] = to_int(y);
+          });
         }
-        qa = to_int(ya);
-        qb = to_int(yb);
+        place_unit<Eight>(q[0], q[1], t, tokens, to.q + activation_cell(to, unit + i, first, tokens) * bytes);
+        unroll<2>([&](auto half) { storei(rows[half][i], q[half]); });
       }
-      const int64_t bytes = tokens == 1 ? kXBytesOfOne<Eight> : kXBytes<Eight>;
-      place_unit<Eight>(qa, qb, t, tokens, to.q + cell * bytes);
-      to.scale[cell + t] = scale;
-      to.sum[2 * cell + t] = reduce_addi(qa);
-      to.sum[2 * cell + tokens + t] = reduce_addi(qb);
+      unroll<2>([&](auto half) { storei(reduced[half], add_int_rows(rows[half], count)); });
+      for (int i = 0; i < count; ++i) {
+        const int64_t cell = activation_cell(to, unit + i, first, tokens);
+        to.scale[cell + t] = scale[i];
+        to.sum[2 * cell + t] = reduced[0][i];
+        to.sum[2 * cell + tokens + t] = reduced[1][i];
+      }
     }
   }
 }

@@ -134,6 +134,14 @@ inline VF tree_of_rows(const float* rows, int64_t stride) {
 // Of the first `count` at least; the others have to be there.
 inline VF reduce_rows(const float* rows, int64_t stride, int) { return tree_of_rows<add>(rows, stride); }
 inline VF max_rows(const float* rows, int64_t stride, int) { return tree_of_rows<vmax>(rows, stride); }
+inline VF add_as_ints(VF a, VF b) { return as_float(addi(as_int(a), as_int(b))); }
+inline VF max_as_ints(VF a, VF b) { return as_float(maxi(as_int(a), as_int(b))); }
+template <VF (&Join)(VF, VF)>
+inline VI tree_of_int_rows(const int32_t (*rows)[16]) {
+  return as_int(tree_of_rows<Join>(reinterpret_cast<const float*>(rows), 16));
+}
+inline VI add_int_rows(const int32_t (*rows)[16], int) { return tree_of_int_rows<add_as_ints>(rows); }
+inline VI max_int_rows(const int32_t (*rows)[16], int) { return tree_of_int_rows<max_as_ints>(rows); }
 
 inline VB loadb(const void* p) { return _mm512_loadu_si512(p); }
 inline void storeb(void* p, VB x) { _mm512_storeu_si512(p, x); }
@@ -250,15 +258,15 @@ inline void place_unit(VI a, VI b, int64_t t, int64_t tokens, uint8_t* unit) {
     for (int i = 0; i < 8; ++i) __builtin_memcpy(unit + (i * tokens + t) * 8, bytes + 8 * i, 8);
     return;
   }
-  const auto last_bytes = [](VI p, VI q) {
-    return _mm256_set_m128i(_mm512_cvtepi32_epi8(q), _mm512_cvtepi32_epi8(p));
-  };
   if constexpr (Eight) {
-    _mm256_store_si256(half_at(bytes), last_bytes(a, b));
+    _mm256_store_si256(half_at(bytes), _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a)));
     for (int i = 0; i < 8; ++i) __builtin_memcpy(unit + (i * tokens + t) * 4, bytes + 4 * i, 4);
-  } else {  // q = 256 high + low, low = the signed last byte
-    const auto high = [](VI q) { return _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8); };
-    _mm256_storeu_si256(half_at(unit), last_bytes(high(a), high(b)));
-    _mm256_storeu_si256(half_at(unit + 32), last_bytes(a, b));
+  } else {
+    // q = 256 high + low, low = the signed last byte. Packing goes by quarters of a vector.
+    const __m512i words = _mm512_packs_epi32(a, b);
+    const __m512i high = _mm512_srai_epi16(_mm512_add_epi16(words, _mm512_set1_epi16(128)), 8);
+    const __m512i low = _mm512_srai_epi16(_mm512_slli_epi16(words, 8), 8);
+    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(unit, _mm512_permutexvar_epi32(in_order, _mm512_packs_epi16(high, low)));
   }
 }

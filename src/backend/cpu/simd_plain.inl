@@ -23,3 +23,16 @@ inline VF reduce_rows(const float* rows, int64_t stride, int count) {
 inline VF max_rows(const float* rows, int64_t stride, int count) {
   return reduce_each<reduce_max>(rows, stride, count);
 }
+
+template <int32_t (&Reduce)(VI)>
+inline VI reduce_each_of_ints(const int32_t (*rows)[16], int count) {
+  alignas(64) int32_t reduced[16] = {};
+  for (int r = 0; r < count; ++r) reduced[r] = Reduce(loadi(rows[r]));
+  return loadi(reduced);
+}
+inline VI add_int_rows(const int32_t (*rows)[16], int count) {
+  return reduce_each_of_ints<reduce_addi>(rows, count);
+}
+inline VI max_int_rows(const int32_t (*rows)[16], int count) {
+  return reduce_each_of_ints<reduce_maxi>(rows, count);
+}
