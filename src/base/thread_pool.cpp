@@ -57,7 +57,11 @@ void ThreadPool::work(int worker) {
   for (;;) {
     for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin)
       wait_a_moment(ahead);
-    generation_.wait(seen, std::memory_order_acquire);
+    if (generation_.load(std::memory_order_acquire) == seen) {
+      asleep_.fetch_add(1);
+      generation_.wait(seen);
+      asleep_.fetch_sub(1);
+    }
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
     // Busy before it looks whether a loop is open, as the caller closes it before it looks who is busy (both
@@ -67,8 +71,7 @@ void ThreadPool::work(int worker) {
       do_share(*share_, worker);
       if (!ahead_.empty()) ahead = ahead_[static_cast<size_t>(worker)];
     }
-    seat.busy.store(0);
-    seat.busy.notify_one();
+    if (seat.busy.exchange(0) == 2) seat.busy.notify_one();
   }
 }
 
@@ -84,14 +87,16 @@ void ThreadPool::loop(const Share& share, std::span<const Memory> ahead) {
   share_ = &share;
   ahead_ = ahead;
   open_.store(true, std::memory_order_relaxed);
+  // Nobody is told who does not sleep: whoever lies down later sees the new generation first. (The library
+  // knows sleepers by a hash of the address, so any other pool's would cost a system call here.)
   generation_.fetch_add(1);
-  generation_.notify_all();
+  if (asleep_.load() != 0) generation_.notify_all();
   do_share(share, 0);
   open_.store(false);  // a worker that wakes only now is not waited for
   Memory own = ahead.empty() ? Memory{} : ahead[0];
   for (size_t i = 1; i < seats_.size(); ++i) {
     for (int spin = 0; spin < kSpins && seats_[i].busy.load() != 0; ++spin) wait_a_moment(own);
-    while (seats_[i].busy.load() != 0) seats_[i].busy.wait(1);
+    for (int in = 1; seats_[i].busy.compare_exchange_strong(in, 2) || in == 2; in = 1) seats_[i].busy.wait(2);
   }
   if (failed_.load(std::memory_order_acquire)) {
     failed_.store(false);

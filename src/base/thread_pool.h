@@ -38,7 +38,8 @@ class ThreadPool {
  private:
   /// One thread's, in a line of its own: a line takes 0.1 us each time it changes hands.
   struct alignas(64) Seat {
-    std::atomic<int> busy{0};  ///< may be inside a loop (the caller's is not used)
+    /// 1: may be inside a loop; 2: and the caller sleeps until it is out. The caller's own is not used.
+    std::atomic<int> busy{0};
     /// Items [first, last) of a walk that nobody has begun, in one word, so that an owner who takes from the
     /// front and a thief who takes from the back cannot both have one.
     std::atomic<uint64_t> left{0};
@@ -59,6 +60,7 @@ class ThreadPool {
   std::atomic<bool> stopping_{false};
   // What a worker needs when it wakes lies in the line that it watches.
   alignas(64) std::atomic<uint32_t> generation_{0};  ///< raised once for each loop: wakes the workers
+  std::atomic<int> asleep_{0};                       ///< workers that may be
   std::atomic<bool> open_{false};                    ///< a loop is on: workers may enter
   const Share* share_ = nullptr;
   std::span<const Memory> ahead_;
