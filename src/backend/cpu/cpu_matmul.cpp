@@ -21,56 +21,58 @@ constexpr int64_t kAheadBytes = 128 << 10;
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
+const CpuWeight& weight_of(const MatmulArgs& args, size_t output) {
+  return static_cast<const CpuWeight&>(*args.outputs[output].weight);
+}
+
 }  // namespace
 
-void Matmul::round_activations(const MatmulArgs& args) {
-  const int64_t k = args.x.width;
-  const int64_t units = ceil_div(k, kUnit);
-  x_.tiles = ceil_div(args.rows, kernels_.tile_tokens);
+void Matmul::plan_rounding(const MatmulArgs& args) {
+  const int64_t tiles = ceil_div(args.rows, kernels_.tile_tokens);
   tile_start_.clear();
-  for (int64_t tile = 0; tile <= x_.tiles; ++tile)
-    tile_start_.push_back(static_cast<int32_t>(args.rows * tile / x_.tiles));
+  for (int64_t tile = 0; tile <= tiles; ++tile)
+    tile_start_.push_back(static_cast<int32_t>(args.rows * tile / tiles));
   // Outputs of one type (sub-block, bias, minima) share what is computed from the sums.
-  int64_t extras = 0;
-  int64_t slot[3] = {};
-  for (int i = 0; i < args.count; ++i) {
-    const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
+  slots_ = 0;
+  for (size_t i = 0; i < static_cast<size_t>(args.count); ++i) {
+    const CpuWeight& weight = weight_of(args, i);
+    slot_[i] = -1;
     if (weight.layout != Layout::integers) continue;
-    slot[i] = -1;
-    for (int j = 0; j < i && slot[i] < 0; ++j) {
-      const auto& other = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(j)].weight);
-      if (other.layout == Layout::integers && other.index == weight.index) slot[i] = slot[j];
-    }
-    if (slot[i] < 0) slot[i] = extras++;
+    for (size_t j = 0; j < i && slot_[i] < 0; ++j)
+      if (slot_[j] >= 0 && weight_of(args, j).index == weight.index) slot_[i] = slot_[j];
+    if (slot_[i] < 0) slot_[i] = slots_++;
   }
+}
+
+void Matmul::make_room(const MatmulArgs& args, Rounded& to) const {
+  const int64_t units = ceil_div(args.x.width, kUnit);
   const int64_t cells = args.rows * units;
   const int64_t q_bytes = aligned(cells * kernels_.x_bytes[eight_ ? 1 : 0]);
   const int64_t scale_bytes = aligned(cells * 4);
   const int64_t sum_bytes = aligned(cells * 8);
-  rounded_.reserve(static_cast<size_t>(q_bytes + scale_bytes + sum_bytes * (1 + extras)));
-  std::byte* at = rounded_.data();
-  x_.rows = args.rows;
-  x_.units = units;
-  x_.tile_start = tile_start_.data();
-  x_.q = reinterpret_cast<uint8_t*>(at);
-  x_.scale = reinterpret_cast<float*>(at + q_bytes);
-  x_.sum = reinterpret_cast<int32_t*>(at + q_bytes + scale_bytes);
+  to.memory.reserve(static_cast<size_t>(q_bytes + scale_bytes + sum_bytes * (1 + slots_)));
+  std::byte* at = to.memory.data();
+  to.x.rows = args.rows;
+  to.x.units = units;
+  to.x.tiles = static_cast<int64_t>(tile_start_.size()) - 1;
+  to.x.tile_start = tile_start_.data();
+  to.x.q = reinterpret_cast<uint8_t*>(at);
+  to.x.scale = reinterpret_cast<float*>(at + q_bytes);
+  to.x.sum = reinterpret_cast<int32_t*>(at + q_bytes + scale_bytes);
   at += q_bytes + scale_bytes + sum_bytes;
-  for (int i = 0; i < args.count; ++i) extra_[i] = at + slot[i] * sum_bytes;
+  for (size_t i = 0; i < to.extra.size(); ++i) to.extra[i] = at + slot_[i] * sum_bytes;
+}
 
-  const auto* x = static_cast<const float*>(args.x.data);
-  pool_.parallel_for(x_.tiles, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      kernels_.round_tile[eight_ ? 1 : 0](x + x_.tile_start[tile] * k, k, x_, tile);
-      int64_t done = -1;
-      for (int i = 0; i < args.count; ++i) {
-        const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
-        if (weight.layout != Layout::integers || slot[i] <= done) continue;
-        kernels_.x_extra[weight.index](x_, tile, const_cast<void*>(extra_[i]));
-        done = slot[i];
-      }
-    }
-  });
+void Matmul::round_tile(const MatmulArgs& args, Rounded& to, int64_t tile) const {
+  const int64_t k = args.x.width;
+  kernels_.round_tile[eight_ ? 1 : 0](static_cast<const float*>(args.x.data) + tile_start_[tile] * k, k, to.x,
+                                      tile);
+  int64_t done = -1;
+  for (size_t i = 0; i < static_cast<size_t>(args.count); ++i) {
+    if (slot_[i] <= done) continue;
+    kernels_.x_extra[weight_of(args, i).index](to.x, tile, to.extra[i]);
+    done = slot_[i];
+  }
 }
 
 void Matmul::tile_floats(const MatmulArgs& args) {
@@ -110,13 +112,13 @@ Groups Matmul::groups_of(const Part& part, int64_t group0, int64_t group1, int w
 Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_groups) const {
   const MatmulOutput& output = args.outputs[static_cast<size_t>(index)];
   Part part;
+  part.index = index;
   part.weight = static_cast<const CpuWeight*>(output.weight);
   const CpuWeight& w = *part.weight;
   part.bias = output.bias == nullptr
                   ? nullptr
                   : reinterpret_cast<const float*>(static_cast<const CpuWeight*>(output.bias)->data);
   part.out = static_cast<float*>(output.out.data);
-  part.extra = extra_[index];
   part.groups = ceil_div(w.rows, kLanes);
   part.packs = w.packs_in_this_call();
   const bool integers = w.layout == Layout::integers;
@@ -128,14 +130,14 @@ Matmul::Part Matmul::make_part(const MatmulArgs& args, int index, int64_t all_gr
   part.item_groups = std::clamp<int64_t>(all_groups / (threads * 4), 1, part.item_groups);
   if (integers) part.item_groups = ceil_div(part.item_groups, kernels_.tile_groups) * kernels_.tile_groups;
   part.row_items = ceil_div(part.groups, part.item_groups);
-  const int64_t tiles = integers ? x_.tiles : ceil_div(args.rows, kernels_.float_tokens);
+  const int64_t tiles = ceil_div(args.rows, integers ? kernels_.tile_tokens : kernels_.float_tokens);
   if (threads > 1 && all_groups < threads * 2)
     part.token_items = std::min(tiles, ceil_div(threads * 2, all_groups));
   return part;
 }
 
-IntegerJob Matmul::integer_job(const Part& part, const Groups& groups) const {
-  return {groups, part.weight->rows, &x_, part.extra, part.bias, part.out};
+IntegerJob Matmul::integer_job(const Part& part, const Groups& groups, const Rounded& x) const {
+  return {groups, part.weight->rows, &x.x, x.extra[static_cast<size_t>(part.index)], part.bias, part.out};
 }
 
 FloatJob Matmul::float_job(const Part& part) const {
@@ -157,9 +159,10 @@ void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t row
                                      scratch);
     } else {
       const Groups groups = groups_of(part, group0, group1, worker);
-      kernels_.integer_tile[eight_ ? 1 : 0][w.index](integer_job(part, groups), group0, group1,
-                                                     x_.tiles * share / part.token_items,
-                                                     x_.tiles * (share + 1) / part.token_items, scratch);
+      const Rounded& x = rounded_.front();
+      kernels_.integer_tile[eight_ ? 1 : 0][w.index](integer_job(part, groups, x), group0, group1,
+                                                     x.x.tiles * share / part.token_items,
+                                                     x.x.tiles * (share + 1) / part.token_items, scratch);
     }
   }
 }
@@ -191,14 +194,21 @@ std::span<const ThreadPool::Memory> Matmul::expect_next(const Part (&parts)[3], 
   return call.next->begins;
 }
 
-void Matmul::run_one(const Part (&parts)[3], int count) {
+void Matmul::run_one(const MatmulArgs& args, const Part (&parts)[3], bool integers) {
   int64_t all = 0, least = 1;
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < args.count; ++i) {
     all += parts[i].pieces;
     least = std::max(least, kStreamBytes / (parts[i].weight->group_size * parts[i].piece_rows / kLanes));
   }
+  ++call_;
   const auto walk = [&](int64_t begin, int64_t end, int worker) {
-    for (int i = 0; i < count && end > 0; ++i) {
+    Rounded& x = rounded_[static_cast<size_t>(worker)];
+    if (integers && x.call != call_) {
+      make_room(args, x);
+      round_tile(args, x, 0);
+      x.call = call_;
+    }
+    for (int i = 0; i < args.count && end > 0; ++i) {
       const Part& part = parts[i];
       const int64_t stop = std::min(end, part.pieces);
       if (begin < stop) run_pieces(part, begin, stop, worker);
@@ -206,7 +216,7 @@ void Matmul::run_one(const Part (&parts)[3], int count) {
       end -= part.pieces;
     }
   };
-  pool_.parallel_walk(all, least, walk, expect_next(parts, count, all));
+  pool_.parallel_walk(all, least, walk, expect_next(parts, args.count, all));
 }
 
 void Matmul::run_pieces(const Part& part, int64_t first, int64_t last, int worker) {
@@ -219,18 +229,20 @@ void Matmul::run_pieces(const Part& part, int64_t first, int64_t last, int worke
   const int64_t together = part.packs ? 1 : last - first;
   for (int64_t group = first; group < last; group += together)
     kernels_.integer_one[eight_ ? 1 : 0][w.index](
-        integer_job(part, groups_of(part, group, group + together, worker)), group, group + together);
+        integer_job(part, groups_of(part, group, group + together, worker),
+                    rounded_[static_cast<size_t>(worker)]),
+        group, group + together);
 }
 
 void Matmul::run(const MatmulArgs& args) {
   bool integers = false, floats = false;
   int64_t all_groups = 0;
   for (int i = 0; i < args.count; ++i) {
-    const auto& weight = static_cast<const CpuWeight&>(*args.outputs[static_cast<size_t>(i)].weight);
+    const CpuWeight& weight = weight_of(args, static_cast<size_t>(i));
     (weight.layout == Layout::integers ? integers : floats) = true;
     all_groups += ceil_div(weight.rows, kLanes);
   }
-  if (integers) round_activations(args);
+  if (integers) plan_rounding(args);
   if (floats) tile_floats(args);
   Part parts[3];
   int64_t end_of[3];
@@ -241,8 +253,13 @@ void Matmul::run(const MatmulArgs& args) {
     end_of[i] = items;
   }
   if (args.rows == 1) {
-    run_one(parts, args.count);
+    run_one(args, parts, integers);
     return;
+  }
+  if (integers) {
+    make_room(args, rounded_.front());
+    pool_.parallel_for(rounded_.front().x.tiles, 1,
+                       [&](int64_t tile, int64_t, int) { round_tile(args, rounded_.front(), tile); });
   }
   pool_.parallel_for(items, 1, [&](int64_t begin, int64_t end, int worker) {
     int64_t start = 0;
@@ -260,7 +277,9 @@ void Matmul::run(const MatmulArgs& args) {
 uint64_t Matmul::scratch_bytes(int64_t rows, int64_t widest) const {
   const int64_t units = ceil_div(widest, kUnit);
   const int64_t tiled = rows * ceil_div(widest, kLanes) * kLanes * 4;
-  const int64_t rounded = rows * units * (kernels_.x_bytes[eight_ ? 1 : 0] + 4 + 8 * 4) + 6 * 64;
+  const int64_t rounded =
+      std::max<int64_t>(rows, pool_.size()) * units * (kernels_.x_bytes[eight_ ? 1 : 0] + 4 + 8 * 4) +
+      pool_.size() * 6 * 64;
   const int64_t packed = kItemGroups * group_bytes(kQ8_0, units);  // of a call that packs; the largest type
   return static_cast<uint64_t>(tiled + rounded + (kMatmulScratch + packed) * pool_.size());
 }

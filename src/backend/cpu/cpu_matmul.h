@@ -1,5 +1,6 @@
 #pragma once
 // How a matmul call is shared among threads: rounding of the activations, then row groups (and token tiles).
+#include <array>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -18,6 +19,7 @@ class Matmul {
       : kernels_(kernels),
         pool_(pool),
         eight_(eight),
+        rounded_(static_cast<size_t>(pool.size())),
         scratch_(static_cast<size_t>(pool.size()) * kMatmulScratch),
         packed_(static_cast<size_t>(pool.size())) {}
 
@@ -28,8 +30,8 @@ class Matmul {
  private:
   /// One output of the call, cut into items: row groups, times parts of the tokens where groups are too few.
   struct Part {
+    int index = 0;
     const CpuWeight* weight = nullptr;
-    const void* extra = nullptr;  ///< of the activations, for its type
     const float* bias = nullptr;
     float* out = nullptr;
     bool packs = false;      ///< each item packs its groups first
@@ -42,17 +44,28 @@ class Matmul {
     int64_t items() const { return row_items * token_items; }
   };
 
-  void round_activations(const MatmulArgs& args);
+  /// Activations rounded to integers. One token's each thread rounds for itself: that takes no longer than to
+  /// fetch what another has rounded, and nobody waits.
+  struct alignas(64) Rounded {
+    Memory memory;
+    Activation x;
+    std::array<void*, 3> extra{};  ///< by output, for its type
+    uint64_t call = 0;             ///< that they are of
+  };
+  /// What is alike for every thread's: the tiles, and which outputs share an `extra`.
+  void plan_rounding(const MatmulArgs& args);
+  void make_room(const MatmulArgs& args, Rounded& to) const;
+  void round_tile(const MatmulArgs& args, Rounded& to, int64_t tile) const;
   /// The rows as FloatJob::x.
   void tile_floats(const MatmulArgs& args);
   std::byte* scratch_of(int worker) { return scratch_.data() + worker * int64_t{kMatmulScratch}; }
   Groups groups_of(const Part& part, int64_t group0, int64_t group1, int worker);
-  IntegerJob integer_job(const Part& part, const Groups& groups) const;
+  IntegerJob integer_job(const Part& part, const Groups& groups, const Rounded& x) const;
   FloatJob float_job(const Part& part) const;
   Part make_part(const MatmulArgs& args, int index, int64_t all_groups) const;
   void run_item(const Part& part, int64_t first, int64_t last, int64_t rows, int worker);
   /// One token: each thread streams through memory.
-  void run_one(const Part (&parts)[3], int count);
+  void run_one(const MatmulArgs& args, const Part (&parts)[3], bool integers);
   /// The first of what is read from piece `piece` of a call on.
   static ThreadPool::Memory begin_at(const Part (&parts)[3], int count, int64_t piece);
   /// Notes the call, and gives what each thread will read first in the one that is expected after it.
@@ -63,16 +76,17 @@ class Matmul {
   struct OneTokenCall {
     const CpuWeight* first = nullptr;        ///< weight, which may be gone
     std::vector<ThreadPool::Memory> begins;  ///< by thread
-    OneTokenCall* next = nullptr;      ///< came after it the last time
+    OneTokenCall* next = nullptr;            ///< came after it the last time
   };
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
   bool eight_;
-  Activation x_;
+  std::vector<Rounded> rounded_;  ///< by thread; of calls of more tokens the first
   std::vector<int32_t> tile_start_;
-  const void* extra_[3] = {};
-  Memory rounded_;
+  std::array<int64_t, 3> slot_{};  ///< of an output's `extra`; -1: it needs none
+  int64_t slots_ = 0;
+  uint64_t call_ = 0;
   const float* floats_ = nullptr;
   Memory tiled_;
   std::unordered_map<const CpuWeight*, OneTokenCall> calls_;  ///< by first weight
