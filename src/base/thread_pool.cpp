@@ -86,7 +86,7 @@ void ThreadPool::do_share(const Share& share, int worker) {
 void ThreadPool::loop(const Share& share, std::span<const Memory> ahead) {
   share_ = &share;
   ahead_ = ahead;
-  open_.store(true, std::memory_order_relaxed);
+  open_.store(true, std::memory_order_release);  // a worker late for the loop before may come in by it
   // Nobody is told who does not sleep: whoever lies down later sees the new generation first. (The library
   // knows sleepers by a hash of the address, so any other pool's would cost a system call here.)
   generation_.fetch_add(1);

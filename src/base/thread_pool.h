@@ -23,8 +23,9 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   /// Calls body(begin, end, worker) on disjoint ranges that cover [0, count), each at most `grain` long;
-  /// worker is in [0, size()). Returns when all are done. The first exception of a body is thrown here, after
-  /// all have ended. Not reentrant: one loop at a time, from one thread.
+  /// worker is in [0, size()). Returns when all are done. The first exception of a body is thrown here, when
+  /// no body runs any more; items that nobody had begun may be left out then. Not reentrant: one loop at a
+  /// time, from one thread.
   using Body = std::function<void(int64_t begin, int64_t end, int worker)>;
   void parallel_for(int64_t count, int64_t grain, const Body& body);
 

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -148,6 +149,26 @@ TEST_P(Pool, AWalkTakesWhatASlowThreadHasLeft) {
     while (others.load() < 100) std::this_thread::yield();  // for ever, were the rest of its stretch its own
   });
   EXPECT_EQ(others.load(), 100);
+}
+
+/// Loops that come when the workers have lain down, and end long after the caller has: every one is woken. A
+/// pool beside it has sleepers of its own.
+TEST_P(Pool, WhoSleepsIsWoken) {
+  using namespace std::chrono_literals;
+  ThreadPool pool(GetParam()), other(3);
+  for (int round = 0; round < 60; ++round) {
+    if (round % 4 == 0) other.parallel_for(3, 1, [](int64_t, int64_t, int) {});
+    std::this_thread::sleep_for(round % 3 * 300us);
+    std::atomic<int> began{0};
+    const auto deadline = std::chrono::steady_clock::now() + 60s;
+    pool.parallel_walk(pool.size(), 1, [&](int64_t, int64_t, int worker) {
+      ++began;
+      while (began.load() < pool.size() && std::chrono::steady_clock::now() < deadline)
+        std::this_thread::yield();
+      if (worker != 0) std::this_thread::sleep_for(400us);
+    });
+    ASSERT_EQ(began.load(), pool.size()) << "round " << round << ": somebody slept through it";
+  }
 }
 
 TEST_P(Pool, ManyShortLoopsSeeEachOthersWrites) {
