@@ -418,6 +418,7 @@ class Backend {
       route_.emplace(kernel, times);
     }
   }
+  /// What ran() has counted, where a copy (route()) would cost too much: once a pass.
   const Route& noted() const { return route_; }
 
  private:

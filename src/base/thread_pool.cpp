@@ -134,7 +134,7 @@ bool ThreadPool::take_front(Seat& seat, int64_t least, int64_t* begin, int64_t* 
   }
 }
 
-/// Moves the second half of the longest stretch that is left to `own`, whose own is empty.
+/// Moves the second half of the longest stretch that is left to `own`, which has none.
 bool ThreadPool::steal_into(Seat& own) {
   for (;;) {
     Seat* longest = nullptr;

@@ -1,6 +1,7 @@
 #include "backend/cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -26,6 +27,7 @@ namespace {
 /// Rows of less work than this run on the caller: waking a thread costs more.
 constexpr int64_t kAlone = 16384;
 
+/// The operators with one kernel each, and their names in routes, in the same order.
 enum Operator : size_t {
   kEmbed,
   kRmsnorm,
@@ -38,8 +40,10 @@ enum Operator : size_t {
   kSoftcap,
   kGather
 };
-constexpr std::array<std::string_view, 10> kOperators = {
-    "embed", "rmsnorm", "rope", "attention", "add", "glu", "choose_experts", "combine", "softcap", "gather"};
+constexpr auto kOperators =
+    std::to_array<std::string_view>({"embed", "rmsnorm", "rope", "attention", "add", "glu", "choose_experts",
+                                     "combine", "softcap", "gather"});
+static_assert(kOperators.size() == kGather + 1);
 
 struct OwnedBuffer : Buffer {
   explicit OwnedBuffer(size_t bytes) : memory(bytes) {}

@@ -159,10 +159,10 @@ void Matmul::run_item(const Part& part, int64_t first, int64_t last, int64_t row
                                      scratch);
     } else {
       const Groups groups = groups_of(part, group0, group1, worker);
-      const Rounded& x = rounded_.front();
-      kernels_.integer_tile[eight_ ? 1 : 0][w.index](integer_job(part, groups, x), group0, group1,
-                                                     x.x.tiles * share / part.token_items,
-                                                     x.x.tiles * (share + 1) / part.token_items, scratch);
+      const Rounded& rounded = rounded_.front();
+      kernels_.integer_tile[eight_ ? 1 : 0][w.index](
+          integer_job(part, groups, rounded), group0, group1, rounded.x.tiles * share / part.token_items,
+          rounded.x.tiles * (share + 1) / part.token_items, scratch);
     }
   }
 }

@@ -87,8 +87,6 @@ inline VF to_float(VI x) { return _mm512_cvtepi32_ps(x); }
 inline VI to_int(VF x) { return _mm512_cvtps_epi32(x); }  // nearest even (the default mode)
 // p 2^n as simd_plain.inl has it
 inline VF times_power(VF p, VF n) { return _mm512_scalef_ps(p, n); }
-inline int32_t reduce_addi(VI x) { return _mm512_reduce_add_epi32(x); }
-inline int32_t reduce_maxi(VI x) { return _mm512_reduce_max_epi32(x); }
 
 // acc[r][t] = fma(w[r], x[t], acc[r][t]); w: [R][16], x: [T][16].
 template <int R, int T>
