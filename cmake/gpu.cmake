@@ -14,7 +14,7 @@ set(GRETA_HIP_ARCHITECTURES gfx942 gfx90a CACHE STRING "architectures of the HIP
 
 set(GRETA_GPU ${CMAKE_SOURCE_DIR}/src/backend/gpu)
 # The files of kernels that are translation units; what other files of kernels there are, these include.
-set(GRETA_GPU_UNITS weights matmul matmul_few matmul_many attention rows limits table)
+set(GRETA_GPU_UNITS weights matmul matmul_own matmul_few matmul_many attention rows limits table)
 
 # gpu_unit(OUT TARGET EXTENSION WAVE KERNELS): appends a target's translation unit of one file of kernels; WAVE is sim's, or "".
 function(gpu_unit out target extension wave kernels)

@@ -532,7 +532,7 @@ TEST_P(Fused, RowsRoundedAndNormedByTheProduct) {
     for (const int64_t cols : {int64_t{512}, int64_t{2048}, int64_t{11008}}) {
       const Packed packed(machine, random_matrix(type, kOutputs, cols, 50), type);
       for (const int64_t rows : {1, 2, 5}) {
-        if (!machine.kernels().rounds_itself(rows, cols, false)) continue;
+        if (!machine.kernels().rounds_itself(machine, rows, cols, false, kOutputs)) continue;
         std::vector<float> x = rows_test::random_rows(rows * cols, 51);
         std::fill_n(x.begin(), rows > 1 ? cols : 0, 0.0f);  // a row of zeros
         const Array<float> from(machine, x), weight(machine, rows_test::random_rows(cols, 52)),
@@ -541,7 +541,7 @@ TEST_P(Fused, RowsRoundedAndNormedByTheProduct) {
         call.own.x = from.data();
         EXPECT_EQ(first_difference(run(call, {&packed}, rows), product(packed, {x, rows})), -1)
             << name_of(type) << " " << cols << " x " << rows;
-        if (!machine.kernels().rounds_itself(rows, cols, true)) continue;
+        if (!machine.kernels().rounds_itself(machine, rows, cols, true, kOutputs)) continue;
         call.own = {from.data(), weight.data(), 1e-5f, normed.data()};
         machine.kernels().rmsnorm(machine, {from.data(), weight.data(), 1e-5f, rows, cols, apart.data()});
         EXPECT_EQ(first_difference(run(call, {&packed}, rows), product(packed, {apart.read(), rows})), -1)
@@ -549,10 +549,14 @@ TEST_P(Fused, RowsRoundedAndNormedByTheProduct) {
         EXPECT_EQ(first_difference(normed.read(), apart.read()), -1);
       }
     }
-  EXPECT_TRUE(machine.kernels().rounds_itself(1, 8192, true));
-  EXPECT_TRUE(machine.kernels().rounds_itself(1, 11008, false));
-  EXPECT_FALSE(machine.kernels().rounds_itself(1, 128, true));
-  EXPECT_FALSE(machine.kernels().rounds_itself(17, 512, false));
+  const auto rounds = [&](int64_t rows, int64_t cols, bool norm, int64_t outputs) {
+    return machine.kernels().rounds_itself(machine, rows, cols, norm, outputs);
+  };
+  EXPECT_TRUE(rounds(1, 8192, true, kOutputs));
+  EXPECT_TRUE(rounds(1, 11008, false, kOutputs));
+  EXPECT_FALSE(rounds(1, 128, true, kOutputs));
+  EXPECT_FALSE(rounds(17, 512, false, kOutputs));
+  EXPECT_FALSE(rounds(1, 4096, false, int64_t{1} << 24));  // more sums than shared memory holds
 }
 
 TEST_P(Fused, ResidualAndGlu) {
@@ -569,8 +573,21 @@ TEST_P(Fused, ResidualAndGlu) {
         const Array<float> g(machine, product(gate, {x, rows})), u(machine, product(up, {x, rows})),
             old(machine, residual), out(machine, rows * kOutputs, 0.0f);
         machine.kernels().add(machine, {old.data(), g.data(), rows * kOutputs, out.data()});
-        EXPECT_EQ(first_difference(run(call, {&gate}, rows, residual), out.read()), -1)
-            << name_of(type) << " residual " << cols << " x " << rows;
+        // Rows rounded in memory, and by the product's own blocks.
+        const Array<float> from(machine, x);
+        const bool itself = machine.kernels().rounds_itself(machine, rows, cols, false, 2 * kOutputs);
+        EXPECT_TRUE(itself || rows * cols > 4096) << cols << " x " << rows;
+        const auto expect = [&](const std::vector<const Packed*>& weights, const std::vector<float>& before,
+                                const char* what) {
+          for (const bool own : {false, true}) {
+            if (own && !itself) continue;
+            call.own.x = own ? from.data() : nullptr;
+            EXPECT_EQ(first_difference(run(call, weights, rows, before), out.read()), -1)
+                << name_of(type) << " " << what << " " << cols << " x " << rows << (own ? " own" : "");
+          }
+          call.own.x = nullptr;
+        };
+        expect({&gate}, residual, "residual");
         for (const Glu glu : {Glu::silu, Glu::gelu}) {
           call.rows = rows;
           call.count = 2;
@@ -580,8 +597,7 @@ TEST_P(Fused, ResidualAndGlu) {
           if (!machine.kernels().fuses_glu(call)) continue;
           machine.kernels().glu(machine, {glu, g.data(), u.data(), rows, kOutputs, out.data()});
           call.glu = glu;
-          EXPECT_EQ(first_difference(run(call, {&gate, &up}, rows), out.read()), -1)
-              << name_of(type) << " glu " << cols << " x " << rows;
+          expect({&gate, &up}, {}, "glu");
         }
         EXPECT_TRUE(rows > 8 || machine.kernels().fuses_glu(call)) << cols;
       }

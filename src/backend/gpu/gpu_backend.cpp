@@ -180,8 +180,9 @@ class GpuBackend : public Backend, private Launch {
   bool norm_made(const View& x, int64_t rows) const {
     return norm_ && norm_->out.data == x.data && norm_->out.width == x.width && norm_->rows == rows;
   }
-  /// The operands of a product of x: rounded, or to be rounded by its own blocks, a waiting norm with them.
-  void take_operands(const View& x, int64_t rows, MatmulCall& call);
+  /// The operands of products of x of so many outputs: rounded, or to be rounded by its own blocks, a waiting
+  /// norm with them.
+  void take_operands(const View& x, int64_t rows, int64_t outputs, MatmulCall& call);
   /// A buffer's rows change or go: what was rounded of them is old. All views of a buffer begin where it
   /// does.
   void written(const void* data) {
@@ -474,14 +475,17 @@ RoundedRows GpuBackend::rounded(const View& x, int64_t rows, bool tiles) {
   return to;
 }
 
-void GpuBackend::take_operands(const View& x, int64_t rows, MatmulCall& call) {
-  if (norm_made(x, rows) && kernels_.rounds_itself(rows, x.width, true)) {
+void GpuBackend::take_operands(const View& x, int64_t rows, int64_t outputs, MatmulCall& call) {
+  const auto round_themselves = [&](bool norm) {
+    return kernels_.rounds_itself(*this, rows, x.width, norm, outputs);
+  };
+  if (norm_made(x, rows) && round_themselves(true)) {
     const RmsnormArgs norm = *std::exchange(norm_, std::nullopt);
     call.own = {floats(norm.x), vector_of(norm.weight), norm.eps, floats_out(norm.out)};
     return;
   }
   launch_pending();
-  if (fusing_ && !is_rounded(x, rows, true) && kernels_.rounds_itself(rows, x.width, false)) {
+  if (fusing_ && !is_rounded(x, rows, true) && round_themselves(false)) {
     call.own.x = floats(x);
   } else {
     call.x = rounded(x, rows, true);
@@ -495,8 +499,10 @@ void GpuBackend::matmul(const MatmulArgs& args) {
   begin("matmul", args.site, {});
   WaitingProduct product{{}, operator_};
   product.call.rows = args.rows;
-  take_operands(args.x, args.rows, product.call);
   const auto output = [&](int i) -> const MatmulOutput& { return args.outputs[static_cast<size_t>(i)]; };
+  int64_t outputs = 0;
+  for (int i = 0; i < args.count; ++i) outputs += own(output(i).weight).matrix().rows;
+  take_operands(args.x, args.rows, outputs, product.call);
   for (int i = 0; i < args.count;) {
     if (product_) launch_pending();
     product.of.stage = output(i).stage;

@@ -251,8 +251,9 @@ struct Kernels {
   bool (*wants_tiles)(const Launch&, int64_t rows);
   /// Whether RmsnormCall may round rows of this width.
   bool (*rounds_with_norm)(int64_t width);
-  /// Whether a product may have MatmulCall::own; `norm`: and a norm there.
-  bool (*rounds_itself)(int64_t rows, int64_t cols, bool norm);
+  /// Whether a call of products of so many `outputs` together may have MatmulCall::own; `norm`: and a norm
+  /// there.
+  bool (*rounds_itself)(const Launch&, int64_t rows, int64_t cols, bool norm, int64_t outputs);
   /// Whether it may have MatmulCall::glu.
   bool (*fuses_glu)(const MatmulCall&);
   /// Most rows that a tile of attention may have.

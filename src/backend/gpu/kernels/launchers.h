@@ -16,9 +16,10 @@ void run_embed(const Launch& how, const EmbedCall& call);
 // matmul.inl
 void run_round(const Launch& how, const RoundCall& call);
 bool wants_tiles(const Launch& how, int64_t rows);
-bool rounds_itself(int64_t rows, int64_t cols, bool norm);
 bool fuses_glu(const MatmulCall& call);
 void run_matmul(const Launch& how, const MatmulCall& call);
+// matmul_own.inl
+bool rounds_itself(const Launch& how, int64_t rows, int64_t cols, bool norm, int64_t outputs);
 // attention.inl
 int64_t attention_scratch_floats(int64_t rows, int heads, int head_dim, int64_t splits);
 int64_t attention_tile_rows(int heads, int kv_heads, int head_dim, int64_t rows);

@@ -17,6 +17,8 @@ namespace greta::gpu::GRETA_GPU_TARGET {
 /// Most rows for which a wave's sums of all rows fit its registers beside the weights.
 inline constexpr int kFewRows = 4 * kTileN;
 void run_matmul_few(const Launch& how, const MatmulCall& call);
+/// Of MatmulCall::own.
+void run_matmul_own(const Launch& how, const MatmulCall& call);
 void run_matmul_many(const Launch& how, const MatmulCall& call);
 /// Where the target and the device have warpgroups.
 void run_matmul_warpgroup(const Launch& how, const MatmulCall& call);
@@ -54,12 +56,10 @@ inline int64_t product_tiles(const MatmulCall& call, int64_t each) {
 GRETA_DEVICE float scaled(float total, float row_scale, float x_scale) {
   return (total * row_scale) * x_scale;
 }
-GRETA_DEVICE float with_bias(const Product& product, int output, float y) {
-  return product.bias == nullptr ? y : y + product.bias[output];
-}
 /// One output of a token whose row of x is behind `x_scale`.
 GRETA_DEVICE float output_of(const Product& product, int output, float total, float x_scale) {
-  return with_bias(product, output, scaled(total, product.weight.row_scale[output], x_scale));
+  const float y = scaled(total, product.weight.row_scale[output], x_scale);
+  return product.bias == nullptr ? y : y + product.bias[output];
 }
 GRETA_DEVICE float x_scale_of(const MatmulCall& call, int token) {
   return call.x.scale[call.x_rows == nullptr ? token : call.x_rows[token]];

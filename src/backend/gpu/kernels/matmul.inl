@@ -44,9 +44,8 @@ bool fuses_glu(const MatmulCall& call) {
 }
 
 void run_matmul(const Launch& how, const MatmulCall& call) {
-  if (call.rows <= kFewRows) {
-    return run_matmul_few(how, call);
-  }
+  if (call.own.x != nullptr) return run_matmul_own(how, call);
+  if (call.rows <= kFewRows) return run_matmul_few(how, call);
   if constexpr (kWarpgroups) {
     if (call.x.tiled_rows != 0) return run_matmul_warpgroup(how, call);
   }
