@@ -225,39 +225,39 @@ GRETA_DEVICE void add_slots(float (&total)[2], const SharedArray<float>& at, int
   }
 }
 
-/// An output that a thread writes, and what it reads of memory for it: on its way while others multiply.
-struct Output {
-  bool there = false;
-  int token;
-  float* to;
+/// A row of a tile, and what is read of memory for its outputs: on its way while others multiply.
+struct OutputRow {
+  bool there;
+  int product;
+  int output;          ///< of the product
   float row_scale[2];  ///< of both products of a glu, as `bias`
-  float bias[2];       ///< kNothing where there is none, as `residual`
-  float residual;
+  float bias[2];       ///< kNothing where there is none
 
-  /// Row `row` of tile `tile` of all, for token `of_token`.
-  GRETA_DEVICE void load(const MatmulCall& call, const Cut& cut, int tile, int row, int of_token) {
-    const int product = cut.product_of(tile), output = tile * kTileRows + row;
+  GRETA_DEVICE void load(const MatmulCall& call, const Cut& cut, int tile, int row) {
+    product = cut.product_of(tile);
+    output = tile * kTileRows + row;
     const Product& of = call.products[product];
-    token = of_token;
-    there = token < call.rows && output < of.weight.rows;
+    there = output < of.weight.rows;
     row_scale[0] = row_scale[1] = 0.0f;
-    bias[0] = bias[1] = residual = kNothing;
+    bias[0] = bias[1] = kNothing;
     if (!there) return;
-    const int64_t at = output_at(call, of, output, token);
-    to = of.y + at;
-    load_product(of, output, 0);
-    if (cut.parts == 2) load_product(call.products[1], output, 1);
-    if (call.residual != nullptr) residual = call.residual[at];
+    load_product(of, 0);
+    if (cut.parts == 2) load_product(call.products[1], 1);
   }
-  GRETA_DEVICE void load_product(const Product& of, int output, int which) {
+  GRETA_DEVICE void load_product(const Product& of, int which) {
     row_scale[which] = of.weight.row_scale[output];
     if (of.bias != nullptr) bias[which] = of.bias[output];
   }
+  GRETA_DEVICE int64_t at(const MatmulCall& call, int token) const {
+    return output_at(call, call.products[product], output, token);
+  }
+  GRETA_DEVICE float residual(const MatmulCall& call, int token) const {
+    return call.residual == nullptr ? kNothing : call.residual[at(call, token)];
+  }
   /// From its totals, of both products of a glu.
-  GRETA_DEVICE void write(Glu glu, const float (&total)[2], float x_scale) const {
-    float y = scaled(total[0], row_scale[0], x_scale) + bias[0];
-    if (glu != Glu::none) y = glu_of(glu, y, scaled(total[1], row_scale[1], x_scale) + bias[1]);
-    *to = residual + y;
+  GRETA_DEVICE float value(Glu glu, const float (&total)[2], float x_scale) const {
+    const float y = scaled(total[0], row_scale[0], x_scale) + bias[0];
+    return glu == Glu::none ? y : glu_of(glu, y, scaled(total[1], row_scale[1], x_scale) + bias[1]);
   }
 };
 

@@ -93,28 +93,32 @@ GRETA_DEVICE void multiply_tiles(Wave<T, kTiles>& wave, const FewCut& cut, const
   });
 }
 
-/// A thread that adds up has `kMost` outputs of each tile: the same row of it for several tokens.
+/// A thread that adds up has a row of each tile, for up to `kMost` tokens.
 template <int kTiles>
 GRETA_DEVICE void finish_tiles(const MatmulCall& call, const FewCut& cut, const SumsShared<kTiles>& sums,
                                const Turns& turns) {
   constexpr int kThreads = kTiles * kWave, kMost = kTiles * kTileN * kTileRows / kThreads;
   static_assert(kThreads % kTileRows == 0);
   const int thread = thread_index() - kWorkThreads<kTiles>, row = thread % kTileRows;
-  Output outputs[kMost];
-  float totals[kMost][2];
+  const auto token = [&](int n) { return (thread + n * kThreads) / kTileRows; };
+  OutputRow output;
+  float totals[kMost][2], residual[kMost];
   each_turn(cut, [&](int tile, int from, int to, int turn) {
-    GRETA_UNROLL
-    for (int n = 0; n < kMost && from == 0; ++n) {
-      outputs[n].load(call, cut, tile, row, (thread + n * kThreads) / kTileRows);
-      totals[n][0] = totals[n][1] = kNothing;
+    if (from == 0) {
+      output.load(call, cut, tile, row);
+      GRETA_UNROLL
+      for (int n = 0; n < kMost; ++n) {
+        totals[n][0] = totals[n][1] = residual[n] = kNothing;
+        if (output.there && token(n) < call.rows) residual[n] = output.residual(call, token(n));
+      }
     }
     turns.wait_filled(turn);
     const int middle = cut.chunks < from ? from : cut.chunks < to ? cut.chunks : to;
     const int first[2] = {0, middle - from}, end[2] = {middle - from, to - from};
     GRETA_UNROLL
     for (int n = 0; n < kMost; ++n) {
-      if (!outputs[n].there) continue;
-      const SharedArray<float> at = sums.of(turn).from(outputs[n].token * kOutputStride + row);
+      if (token(n) >= call.rows) break;
+      const SharedArray<float> at = sums.of(turn).from(token(n) * kOutputStride + row);
       if (cut.parts == 2) {
         add_slots<2>(totals[n], at, kSlot<kTiles>, first, end);
       } else {
@@ -122,10 +126,13 @@ GRETA_DEVICE void finish_tiles(const MatmulCall& call, const FewCut& cut, const 
       }
     }
     turns.freed(turn);
+    if (to != cut.all || !output.there) return;
     GRETA_UNROLL
-    for (int n = 0; n < kMost; ++n)
-      if (to == cut.all && outputs[n].there)
-        outputs[n].write(call.glu, totals[n], x_scale_of(call, outputs[n].token));
+    for (int n = 0; n < kMost; ++n) {
+      if (token(n) >= call.rows) break;
+      call.products[output.product].y[output.at(call, token(n))] =
+          residual[n] + output.value(call.glu, totals[n], x_scale_of(call, token(n)));
+    }
   });
 }
 

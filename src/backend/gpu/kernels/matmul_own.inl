@@ -318,12 +318,22 @@ struct OwnWave : Wave<T, 1> {
 /// Tiles of the block.
 GRETA_DEVICE int block_tiles(const Cut& cut) { return (cut.tiles - 1 - block_x()) / grid_x() + 1; }
 
+/// An output that a thread writes, and where.
+struct Output : OutputRow {
+  int token;
+  float* to;
+  float before;  ///< of the residual
+};
 /// Of the block's `tiles` tiles and all tokens, what group `item` of 16 threads writes.
 GRETA_DEVICE void load_output(const MatmulCall& call, const Cut& cut, int tiles, int item, Output& output) {
-  const int token = call.rows == 1 ? 0 : item / tiles;  // past the last behind the last
-  const int number = item - token * tiles;
-  if (number < tiles)
-    output.load(call, cut, block_x() + number * grid_x(), thread_index() % kTileRows, token);
+  output.token = call.rows == 1 ? 0 : item / tiles;
+  const int number = item - output.token * tiles;
+  output.there = false;
+  if (number >= tiles || output.token >= call.rows) return;
+  output.load(call, cut, block_x() + number * grid_x(), thread_index() % kTileRows);
+  if (!output.there) return;
+  output.to = call.products[output.product].y + output.at(call, output.token);
+  output.before = output.residual(call, output.token);
 }
 GRETA_DEVICE void write_output(const MatmulCall& call, const OwnCut& cut, int tiles, int item,
                                const Output& output, const SharedArray<float>& sums,
@@ -338,7 +348,7 @@ GRETA_DEVICE void write_output(const MatmulCall& call, const OwnCut& cut, int ti
   } else {
     add_slots<1>(totals, at, cut.slot, begin, end);
   }
-  output.write(call.glu, totals, scales[output.token]);
+  *output.to = output.before + output.value(call.glu, totals, scales[output.token]);
 }
 
 template <quant::Type T>
