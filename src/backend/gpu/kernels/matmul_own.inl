@@ -282,11 +282,6 @@ struct OwnWave : Wave<T, 1> {
 
   GRETA_DEVICE OwnWave(const MatmulCall& of, const OwnCut& by, const Unpacked& to) : Base(of, by), room(to) {}
 
-  /// What load_first() will load comes nearer.
-  GRETA_DEVICE void prefetch_first() const {
-    if (lane_index() == 0 && Base::is_there(Base::here))
-      prefetch(Base::at(Base::here).data, Format<T>::kTileBytes);
-  }
   /// Behind load_first(): unpacks that chunk, and loads the next.
   GRETA_DEVICE void unpack_first() {
     if constexpr (kUnpacks) {
