@@ -153,13 +153,6 @@ GRETA_DEVICE uint32_t stream_word(const void* from) {
   return v;
 }
 
-/// So many bytes, a multiple of 16, will be read soon: they come to the last cache. A hint.
-GRETA_DEVICE void prefetch(const void* from, int bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
-
 /// Of element i, as the instructions of shared memory want it.
 template <class T>
 GRETA_DEVICE uint32_t shared_address(const SharedArray<T>& array, int i) {

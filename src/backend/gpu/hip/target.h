@@ -130,8 +130,6 @@ GRETA_DEVICE Words2 stream_words2(const void* from) {
 GRETA_DEVICE uint32_t stream_word(const void* from) {
   return __builtin_nontemporal_load(static_cast<const uint32_t*>(from));
 }
-/// A hint that this target has no use for.
-GRETA_DEVICE void prefetch(const void* /*from*/, int /*bytes*/) {}
 
 }  // namespace hip
 }  // namespace greta::gpu

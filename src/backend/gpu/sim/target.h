@@ -139,8 +139,6 @@ GRETA_DEVICE T load_global(const void* from) {
 GRETA_DEVICE Words4 stream_words4(const void* from) { return load_global<Words4>(from); }
 GRETA_DEVICE Words2 stream_words2(const void* from) { return load_global<Words2>(from); }
 GRETA_DEVICE uint32_t stream_word(const void* from) { return load_global<uint32_t>(from); }
-/// A hint that this target has no use for.
-GRETA_DEVICE void prefetch(const void* /*from*/, int /*bytes*/) {}
 
 /// An array of the block's shared memory, or a slice of one. Every access is checked against its bounds.
 template <class T>
