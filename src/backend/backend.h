@@ -359,8 +359,9 @@ class Backend {
   virtual std::unique_ptr<Buffer> allocate(size_t bytes) = 0;
   virtual std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) = 0;
 
-  /// Where a view's elements can be read as they lie: FP32 in the host's memory. Else null.
-  virtual const float* in_place(const View&) const { return nullptr; }
+  /// Row `first` of a view, of `count` rows from there on that will be asked for, as it lies: FP32 in the
+  /// host's memory, until a row of another view is asked for or an operator runs. Null: it must be read.
+  virtual const float* in_place(const View&, int64_t /*first*/, int64_t /*count*/) const { return nullptr; }
   /// Rows [first, first + count) of a view, as FP32 (the reference rounds) or FP64 (exact).
   virtual void read(const View& view, int64_t first, int64_t count, float* out) const = 0;
   virtual void read(const View& view, int64_t first, int64_t count, double* out) const = 0;

@@ -94,11 +94,12 @@ void Engine::evaluate(std::span<const Feed> feeds, Tap* tap) {
 
 std::span<const float> Engine::logits(size_t i) {
   const auto vocab = static_cast<size_t>(model_.hp.vocab);
-  if (const float* rows = backend_->in_place(workspace_->logits)) return {rows + i * vocab, vocab};
+  const auto row = static_cast<int64_t>(i), rows = static_cast<int64_t>(rows_.size());
+  if (const float* at = backend_->in_place(workspace_->logits, row, rows - row)) return {at, vocab};
   if (logits_held_ != i) {
     logits_held_.reset();
     logits_.resize(vocab);
-    backend_->read(workspace_->logits, static_cast<int64_t>(i), 1, logits_.data());
+    backend_->read(workspace_->logits, row, 1, logits_.data());
     logits_held_ = i;
   }
   return logits_;

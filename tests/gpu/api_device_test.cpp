@@ -241,7 +241,8 @@ TEST_F(ApiDeviceTest, AGraphDoesLaterWhatWasRecordedAndTakesNothingFromTheHost) 
   device->begin_capture();
   for (const auto& call : std::vector<std::function<void()>>{
            [&] { device->upload(memory, data, 64); }, [&] { device->download(data, memory, 64); },
-           [&] { device->allocate(64); }, [&] { device->synchronize(); }, [&] { device->begin_capture(); }})
+           [&] { device->lend(memory, 64); }, [&] { device->allocate(64); }, [&] { device->synchronize(); },
+           [&] { device->begin_capture(); }})
     EXPECT_THAT(refusal(call), HasSubstr("while a graph is being recorded"));
   device->copy(memory + 32, memory, 16);
   const auto graph = device->end_capture();
@@ -267,6 +268,7 @@ TEST_F(ApiDeviceTest, EveryCallMakesItsDeviceTheCurrentOne) {
       [&] { first->release_host(first->allocate_host(1)); },
       [&] { first->upload(memory, data, 64); },
       [&] { first->download(data, memory, 64); },
+      [&] { first->lend(memory, 64); },
       [&] { first->copy(memory, memory, 8); },
       [&] { first->zero(memory, 8); },
       [&] { first->synchronize(); },

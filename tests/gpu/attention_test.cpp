@@ -437,6 +437,7 @@ struct OwnCase {
   bool half;
   int dims;
   int window = 0;
+  float softcap = 0.0f;
 };
 
 /// What a call has left: its output, and the pools of K and V.
@@ -497,6 +498,7 @@ Left attend_own(const Machine& machine, const OwnCase& c, const std::vector<int3
   call.heads = c.shape.heads;
   call.scale = 1.0f / std::sqrt(static_cast<float>(hd));
   call.window = c.window;
+  call.softcap = c.softcap;
   call.cache = {k.data(), v.data(), c.shape.kv_heads, hd, c.shape.bf16, on_table.data(), pages};
   call.out = out.data();
   call.tiles = on_tiles.data();
@@ -521,16 +523,19 @@ Left attend_own(const Machine& machine, const OwnCase& c, const std::vector<int3
 }
 
 TEST_P(GpuAttention, RowsWithTheirOwnKeysHaveTheBitsOfRopeAndAttention) {
+  EXPECT_FALSE(machine_.kernels().fuses_rope(2, 1, 10));  // a unit of two would turn with two units
+  EXPECT_FALSE(machine_.kernels().fuses_rope(17, 1, 64));
   for (const OwnCase& c :
        {OwnCase{{2, 2, 64}, false, 64}, OwnCase{{4, 1, 80}, true, 80}, OwnCase{{4, 2, 128}, false, 128, 65},
-        OwnCase{{2, 1, 256}, true, 64}, OwnCase{{3, 1, 20}, true, 10, 3}, OwnCase{{2, 1, 202}, false, 100},
+        OwnCase{{2, 1, 256}, true, 64}, OwnCase{{3, 1, 20}, true, 12, 3}, OwnCase{{2, 1, 202}, false, 100},
         OwnCase{{4, 1, 64, true}, true, 64}, OwnCase{{2, 1, 256, true}, false, 256, 64},
-        OwnCase{{16, 1, 64}, false, 0}})
+        OwnCase{{16, 1, 64}, false, 0}, OwnCase{{2, 1, 64}, true, 12}, OwnCase{{8, 1, 64}, true, 32, 0, 3.0f},
+        OwnCase{{12, 2, 128}, true, 32, 70}})
     for (const std::vector<int32_t>& positions : {std::vector<int32_t>{0}, std::vector<int32_t>{63, 64, 65},
                                                   std::vector<int32_t>{130, 1, 200, 191}}) {
       const Left expected = attend_own(machine_, c, positions, false, false);
       EXPECT_EQ(machine_.ran().count("rope"), 1u);
-      ASSERT_TRUE(machine_.kernels().fuses_rope(c.shape.heads, c.shape.kv_heads));
+      ASSERT_TRUE(machine_.kernels().fuses_rope(c.shape.heads, c.shape.kv_heads, c.dims));
       for (const bool apart : {false, true}) {
         const Left got = attend_own(machine_, c, positions, true, apart);
         const auto ran = machine_.ran();

@@ -253,12 +253,28 @@ TEST_P(DeviceContract, GraphsDoLaterWhatWasRecorded) {
   device->release(b);
 }
 
+TEST_P(DeviceContract, WhatIsLentIsWhatTheDeviceHadThen) {
+  auto* memory = static_cast<std::byte*>(device->allocate(Device::kMostLent));
+  for (const uint32_t seed : {1u, 2u}) {
+    const auto data = pattern(Device::kMostLent, seed);
+    device->upload(memory, data.data(), data.size());
+    const void* all = device->lend(memory, data.size());
+    EXPECT_EQ(std::memcmp(all, data.data(), data.size()), 0);
+    const void* part = device->lend(memory + 1000, 24);
+    device->zero(memory, data.size());  // what is lent stays
+    device->synchronize();
+    EXPECT_EQ(std::memcmp(part, data.data() + 1000, 24), 0);
+  }
+  device->release(memory);
+}
+
 TEST_P(DeviceContract, ARecordingTakesNoBytesFromTheHost) {
   void* memory = device->allocate(64);
   std::vector<std::byte> data(64);
   device->begin_capture();
   EXPECT_THAT(refusal([&] { device->upload(memory, data.data(), 64); }), HasSubstr("recorded"));
   EXPECT_THAT(refusal([&] { device->download(data.data(), memory, 64); }), HasSubstr("recorded"));
+  EXPECT_THAT(refusal([&] { device->lend(memory, 64); }), HasSubstr("recorded"));
   EXPECT_THAT(refusal([&] { device->allocate(64); }), HasSubstr("recorded"));
   EXPECT_THAT(refusal([&] { device->synchronize(); }), HasSubstr("recorded"));
   EXPECT_THAT(refusal([&] { device->begin_capture(); }), HasSubstr("recorded"));

@@ -148,7 +148,9 @@ class CpuBackend : public Backend {
     return load_weight(source, use, maker_);
   }
 
-  const float* in_place(const View& view) const override { return floats(view); }
+  const float* in_place(const View& view, int64_t first, int64_t /*count*/) const override {
+    return floats(view) + first * view.width;
+  }
   void read(const View& view, int64_t first, int64_t count, float* out) const override {
     std::memcpy(out, floats(view) + first * view.width,
                 static_cast<size_t>(count * view.width) * sizeof(float));

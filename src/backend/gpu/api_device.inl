@@ -277,6 +277,15 @@ class ApiDevice final : public Device {
     not_while_recording("nothing can be downloaded");
     bounce_.download(static_cast<std::byte*>(to), static_cast<const std::byte*>(from), bytes);
   }
+  const void* lend(const void* from, size_t bytes) override {
+    use();
+    not_while_recording("nothing can be lent");
+    void* const to = lent_.ready(kMostLent);
+    GRETA_CHECKED(gpuMemcpyAsync, to, from, bytes, gpuMemcpyDeviceToHost, stream_);
+    lent_.hand_over(stream_);
+    lent_.wait();
+    return to;
+  }
   void copy(void* to, const void* from, size_t bytes) override {
     use();
     if (bytes > 0) GRETA_CHECKED(gpuMemcpyAsync, to, from, bytes, gpuMemcpyDeviceToDevice, stream_);
@@ -348,6 +357,7 @@ class ApiDevice final : public Device {
   gpuStream_t stream_;
   Staging staging_;
   Bounce bounce_;
+  Slot lent_;
   bool recording_ = false;
   std::string refused_;
 };

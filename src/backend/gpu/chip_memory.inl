@@ -28,6 +28,7 @@ class SharedArray {
   GRETA_DEVICE Words4 words4(int i) const { return *reinterpret_cast<const Words4*>(data_ + i); }
   GRETA_DEVICE uint32_t word(int i) const { return *reinterpret_cast<const uint32_t*>(data_ + i); }
   GRETA_DEVICE void put_word(int i, uint32_t v) const { *reinterpret_cast<uint32_t*>(data_ + i) = v; }
+  GRETA_DEVICE void put_words2(int i, const Words2& v) const { *reinterpret_cast<Words2*>(data_ + i) = v; }
   GRETA_DEVICE void put_words4(int i, const Words4& v) const { *reinterpret_cast<Words4*>(data_ + i) = v; }
 
  private:

@@ -104,6 +104,7 @@ class GpuBackend : public Backend, private Launch {
     return load_gpu_weight(source, use, options_.weights, *device_, *this, staging_, reader_);
   }
 
+  const float* in_place(const View& view, int64_t first, int64_t count) const override;
   void read(const View& view, int64_t first, int64_t count, float* out) const override;
   void read(const View& view, int64_t first, int64_t count, double* out) const override;
   void write(const View& view, int64_t first, int64_t count, const double* in) override;
@@ -174,7 +175,8 @@ class GpuBackend : public Backend, private Launch {
   /// Whether a waiting rope can be attention's own blocks' work.
   bool rope_waits_for(const AttentionArgs& args, const PassData& data) const {
     return rope_ && data.alone() && rope_->q_out.data == args.q.data && rope_->batch == args.batch &&
-           rope_->cache.k == args.cache.k && kernels_.fuses_rope(args.heads, args.cache.kv_heads);
+           rope_->cache.k == args.cache.k &&
+           kernels_.fuses_rope(args.heads, args.cache.kv_heads, rope_->rope->dims);
   }
   /// Whether the waiting norm left its rows where `x` is.
   bool norm_made(const View& x, int64_t rows) const {
@@ -191,7 +193,10 @@ class GpuBackend : public Backend, private Launch {
   /// Room for rows to be left rounded in; `of` are those rows, until they or the room are written again.
   /// `tiles`: as a product without x_rows wants them.
   RoundedRows rounded_room(const View& of, int64_t rows, bool tiles = true);
-  void touched() { read_begin_ = nullptr; }
+  void touched() {
+    read_begin_ = nullptr;
+    lent_of_ = nullptr;
+  }
   /// Scratch of at least so many bytes; recordings know the old place.
   void reserve(DeviceMemory& memory, size_t bytes) {
     if (bytes <= memory.bytes()) return;
@@ -236,8 +241,11 @@ class GpuBackend : public Backend, private Launch {
   std::map<const std::byte*, size_t> allocations_;
   // What was read last, with what follows it in its buffer: valid until something runs.
   mutable const std::byte* read_begin_ = nullptr;
-  mutable const std::byte* read_end_ = nullptr;  ///< of the FP32 rows read last: whoever goes on from here
   mutable std::vector<std::byte> read_ahead_;
+  // The same of rows in place.
+  mutable const float* lent_of_ = nullptr;
+  mutable const float* lent_ = nullptr;
+  mutable int64_t lent_count_ = 0;  ///< of numbers
   std::vector<float> values_;
 };
 
@@ -287,17 +295,25 @@ const std::byte* GpuBackend::read_bytes(const void* from, size_t bytes) const {
   return read_ahead_.data();
 }
 
-void GpuBackend::read(const View& view, int64_t first, int64_t count, float* out) const {
-  const auto bytes = static_cast<size_t>(count * view.width) * sizeof(float);
-  const auto* from = reinterpret_cast<const std::byte*>(floats(view) + first * view.width);
-  // One sequence's logits are all that a step leaves to be read; of many, a second row says so.
-  if (from == read_end_) {
-    std::memcpy(out, read_bytes(from, bytes), bytes);
-  } else {
+/// Of the rows that will be asked for, as many as can be lent come together.
+const float* GpuBackend::in_place(const View& view, int64_t first, int64_t count) const {
+  const float* at = floats(view) + first * view.width;
+  if (lent_of_ == nullptr || at < lent_of_ || at + view.width > lent_of_ + lent_count_) {
+    const auto most = static_cast<int64_t>(Device::kMostLent / sizeof(float)) / view.width;
+    if (most == 0) return nullptr;
     const_cast<GpuBackend*>(this)->launch_pending();
-    device_->download(out, from, bytes);
+    lent_of_ = nullptr;
+    lent_count_ = std::min(count, most) * view.width;
+    lent_ = static_cast<const float*>(device_->lend(at, static_cast<size_t>(lent_count_) * sizeof(float)));
+    lent_of_ = at;
   }
-  read_end_ = from + bytes;
+  return lent_ + (at - lent_of_);
+}
+
+void GpuBackend::read(const View& view, int64_t first, int64_t count, float* out) const {
+  const_cast<GpuBackend*>(this)->launch_pending();
+  device_->download(out, floats(view) + first * view.width,
+                    static_cast<size_t>(count * view.width) * sizeof(float));
 }
 
 void GpuBackend::read(const View& view, int64_t first, int64_t count, double* out) const {

@@ -259,7 +259,7 @@ struct Kernels {
   /// Most rows that a tile of attention may have.
   int64_t (*attention_tile_rows)(int heads, int kv_heads, int head_dim, int64_t rows);
   /// Whether AttentionCall::k and v may be there, in a batch whose rows are each of a sequence of its own.
-  bool (*fuses_rope)(int heads, int kv_heads);
+  bool (*fuses_rope)(int heads, int kv_heads, int dims);
 
   void (*embed)(const Launch&, const EmbedCall&);
   void (*rmsnorm)(const Launch&, const RmsnormCall&);

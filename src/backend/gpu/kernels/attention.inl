@@ -105,7 +105,7 @@ GRETA_DEVICE void put_values(const Block<S>& block, const float (&o)[S::kTiles][
     GRETA_UNROLL
     for (int i = 0; i < kFragmentC; ++i) {
       const int d = slab * S::kSlab + block.column_of(n, i);
-      if (!how.seen[t][i / kSameRowC] || d >= block.call.cache.head_dim) continue;
+      if (!how.seen[t][i / kSameRowC] || d >= block.head_dim()) continue;
       how.to[t][i / kSameRowC][d] = o[t][i];
     }
   }
@@ -116,117 +116,164 @@ GRETA_DEVICE void put_out(const Block<S>& block, const State<S>& state) {
   GRETA_UNROLL
   for (int t = 0; t < S::kTiles; ++t) {
     GRETA_UNROLL
-    for (int i = 0; i < kFragmentC; ++i) {
-      const int pair = block.pair_of(t, i);
+    for (int r = 0; r < kRowsC; ++r) {
+      const int pair = block.pair_of(t, r * kSameRowC);
       if (pair >= block.work.pairs) continue;
-      const float inverse = divide(1.0f, state.sum[t][i / kSameRowC]);
-      float* out = block.call.out + block.work.at(pair, block.call.heads) * block.call.cache.head_dim;
+      const float inverse = divide(1.0f, state.sum[t][r]);
+      float* out = block.call.out + block.work.at(pair, block.call.heads) * block.head_dim();
       GRETA_UNROLL
       for (int tile = 0; tile < S::kSlabs * S::kValueTiles; ++tile) {
         const int slab = tile / S::kValueTiles, n = tile % S::kValueTiles;
-        const int d = slab * S::kSlab + block.column_of(n, i);
-        if (!S::kWhole && d >= block.call.cache.head_dim) continue;
-        out[d] = state.o[slab][n][t][i] * inverse;
+        const int d = slab * S::kSlab + block.column_of(n, r * kSameRowC);
+        if (!S::kWhole && d >= block.head_dim()) continue;  // of two neighbours none or both
+        const float* o = state.o[slab][n][t] + r * kSameRowC;
+        if constexpr (kSameRowC == 2) {
+          *reinterpret_cast<Words2*>(out + d) = {bits_of(o[0] * inverse), bits_of(o[1] * inverse)};
+        } else {
+          out[d] = o[0] * inverse;
+        }
       }
     }
   }
 }
 
 /// Rows of q that are turned already.
+template <class S>
 struct TurnedRows {
-  using Loaded = Words2;
-  GRETA_DEVICE Words2 load(const float* x, int w) const { return stream_words2(x + 2 * w); }
-  GRETA_DEVICE Words2 words(const Words2& loaded, int /*w*/) const { return loaded; }
+  using Elements = typename Block<S>::Elements;
+  struct Loaded {
+    Elements own;
+  };
+  const Block<S>& block;
+
+  GRETA_DEVICE Loaded load(const float* x, int u) const {
+    Loaded loaded;
+    Block<S>::load_unit(x + block.place_of(u), loaded.own);
+    return loaded;
+  }
+  GRETA_DEVICE void turn(const Loaded& loaded, int u, Elements& x) const {
+    GRETA_UNROLL
+    for (int e = 0; e < Block<S>::kQueryUnit; ++e) x[e] = block.is_there(u) ? loaded.own[e] : 0.0f;
+  }
 };
 
 // ---- rows that come with their own k and v
 // --------------------------------------------------------------------------------------
 
-/// q and k of a row that are still to be turned (AttentionCall::k).
+/// q, k and v of a row that is still to be turned (AttentionCall::k). Everything but they is found before the
+/// kernel before has ended.
 template <class S>
 struct OwnRow {
-  const Rotation& rotation;
-  SharedArray<float> cosine;  ///< [dims / 2], as `sine`
-  SharedArray<float> sine;
-  static constexpr int kMostPairs = S::kSmall ? S::kSlabs * S::kSlab / 2 : 0;
+  static constexpr int kUnit = Block<S>::kQueryUnit, kUnits = Block<S>::kQueryUnits;
+  static constexpr int kMostPairs = S::kSmall ? S::kHeadDim / 2 : 0;
   static constexpr int kBytes = 2 * kMostPairs * static_cast<int>(sizeof(float));
-
-  GRETA_DEVICE OwnRow(const Rotation& of, Shared& shared)
-      : rotation(of), cosine(shared.array<float>(kMostPairs)), sine(shared.array<float>(kMostPairs)) {}
   static_assert(S::kThreads >= kMostPairs);
-  /// A barrier follows.
-  GRETA_DEVICE void prepare(int position) const {
-    const int i = thread_index();
-    if (i < rotation.dims / 2) turn_of(rotation, position, i, cosine[i], sine[i]);
-  }
-  /// Elements 2w and 2w + 1 of a head, and those that they turn with.
-  struct Loaded {
-    float own[2];
-    float other[2];
-  };
-  GRETA_DEVICE Loaded load(const float* x, int w) const {
-    const Words2 own = *reinterpret_cast<const Words2*>(x + 2 * w);
-    Loaded loaded = {{float_of(own.x), float_of(own.y)}, {float_of(own.y), float_of(own.x)}};
-    if (rotation.half) {
+  using Elements = typename Block<S>::Elements;
+
+  const Block<S>& block;
+  const Rotation& rotation;
+  Elements cosine[kUnits];
+  Elements sine[kUnits];  ///< negative for the first of a pair
+  int partner[kUnits];    ///< where those begin that the unit turns with
+
+  /// Every thread calls it; a barrier in it.
+  GRETA_DEVICE OwnRow(const Block<S>& of, Shared& shared) : block(of), rotation(of.call.rotation) {
+    const SharedArray<float> cosines = shared.array<float>(kMostPairs),
+                             sines = shared.array<float>(kMostPairs);
+    const int pairs = rotation.dims / 2, own = thread_index();
+    if (own < pairs) turn_of(rotation, block.work.tile.first_position, own, cosines[own], sines[own]);
+    barrier();
+    GRETA_UNROLL
+    for (int u = 0; u < kUnits; ++u) {
+      const int begin = Block<S>::element_of(u);
+      partner[u] = !turns(u)        ? block.place_of(u)
+                   : !rotation.half ? begin
+                   : begin < pairs  ? begin + pairs
+                                    : begin - pairs;
       GRETA_UNROLL
-      for (int e = 0; e < 2; ++e) loaded.other[e] = x[partner(2 * w + e)];
+      for (int e = 0; e < kUnit; ++e) {
+        const bool first = rotation.half ? begin < pairs : e % 2 == 0;
+        const int i = !turns(u)        ? 0
+                      : !rotation.half ? (begin + e) / 2
+                      : first          ? begin + e
+                                       : begin + e - pairs;
+        cosine[u][e] = cosines[i];
+        sine[u][e] = first ? -sines[i] : sines[i];
+      }
     }
+  }
+  /// All of a unit does or nothing of it (fuses_rope).
+  GRETA_DEVICE bool turns(int u) const { return Block<S>::element_of(u) < rotation.dims; }
+
+  struct Loaded {
+    Elements own, other;
+  };
+  GRETA_DEVICE Loaded load(const float* x, int u) const {
+    Loaded loaded;
+    Block<S>::load_unit(x + block.place_of(u), loaded.own);
+    Block<S>::load_unit(x + partner[u], loaded.other);
     return loaded;
   }
-  /// Where pairs are half a rotation apart: whom element e turns with, itself where it does not turn.
-  GRETA_DEVICE int partner(int e) const {
-    const int pairs = rotation.dims / 2;
-    return e < pairs ? e + pairs : e < 2 * pairs ? e - pairs : e;
+  /// As turned_first() and turned_second() have it.
+  GRETA_DEVICE void turn(const Loaded& loaded, int u, Elements& x) const {
+    GRETA_UNROLL
+    for (int e = 0; e < kUnit; ++e) {
+      const float other = rotation.half ? loaded.other[e] : loaded.other[e ^ 1];
+      const float turned = fused(loaded.own[e], cosine[u][e], other * sine[u][e]);
+      x[e] = !block.is_there(u) ? 0.0f : turns(u) ? turned : loaded.own[e];
+    }
   }
-  /// They, turned.
-  GRETA_DEVICE Words2 words(const Loaded& loaded, int w) const {
-    return {turned(loaded, w, 0), turned(loaded, w, 1)};
-  }
-  GRETA_DEVICE uint32_t turned(const Loaded& loaded, int w, int e) const {
-    const int i = 2 * w + e, pairs = rotation.dims / 2;
-    const float own = loaded.own[e], other = loaded.other[e];
-    if (i >= 2 * pairs) return bits_of(own);
-    const bool first = rotation.half ? i < pairs : e == 0;
-    const int unit = !rotation.half ? w : first ? i : i - pairs;
-    const float c = cosine[unit], s = sine[unit];
-    return bits_of(first ? turned_first(own, other, c, s) : turned_second(other, own, c, s));
-  }
-  /// The row's k and v of the block's kv head: a thread's two elements of each.
+
+  // The row's k and v of the block's kv head: 16 lanes' each, of the last wave, which has the fewest rows of
+  // q. All lanes of all waves read one of them, so that there is no branch.
+  GRETA_DEVICE static bool has_fresh() { return wave_index() == S::kWaves - 1 && lane_index() < 32; }
+  GRETA_DEVICE static bool has_v() { return lane_index() / 16 % 2 == 1; }
   struct Fresh {
-    Loaded k;
-    Words2 v;
+    Loaded x[kUnits];
   };
-  /// Where it lies in a row [kv_heads, head_dim] of all rows.
-  static GRETA_DEVICE int64_t place(const AttentionCall& call, const Work& work) {
-    return (static_cast<int64_t>(work.tile.first_row) * call.cache.kv_heads + work.kv_head) *
-           call.cache.head_dim;
-  }
-  GRETA_DEVICE Fresh take(const AttentionCall& call, int64_t from) const {
-    const int w = 2 * thread_index() < call.cache.head_dim ? thread_index() : 0;
-    return {load(call.k + from, w), *reinterpret_cast<const Words2*>(call.v + from + 2 * w)};
+  GRETA_DEVICE Fresh take() const {
+    const AttentionCall& call = block.call;
+    const int64_t row =
+        static_cast<int64_t>(block.work.tile.first_row) * call.cache.kv_heads + block.work.kv_head;
+    const float* from = (has_v() ? call.v : call.k) + row * block.head_dim();
+    Fresh fresh;
+    GRETA_UNROLL
+    for (int u = 0; u < kUnits; ++u) fresh.x[u] = load(from, u);
+    return fresh;
   }
   /// To the cache; and where the split that they are in was staged without them (`staged`), to its slabs. A
   /// barrier follows.
-  GRETA_DEVICE void put(const Block<S>& block, const Fresh& fresh, int64_t page, bool staged) const {
-    static_assert(2 * S::kThreads >= S::kSlabs * S::kSlab);
+  GRETA_DEVICE void put(const Fresh& fresh, int64_t page, bool staged) const {
     const AttentionCall& call = block.call;
-    const int head_dim = call.cache.head_dim, key = block.work.tile.first_position % kSplit;
-    const int w = thread_index();
-    if (w >= block.steps * 8) return;
-    uint32_t k = 0, v = 0;
-    if (2 * w < head_dim) {
-      const Words2 turned_k = words(fresh.k, w);
-      k = kv_bits(float_of(turned_k.x)) | kv_bits(float_of(turned_k.y)) << 16;
-      v = kv_bits(float_of(fresh.v.x)) | kv_bits(float_of(fresh.v.y)) << 16;
-      const int64_t to =
-          ((page * call.cache.kv_heads + block.work.kv_head) * kSplit + key) * static_cast<int64_t>(head_dim);
-      *reinterpret_cast<uint32_t*>(call.cache.k + to + 2 * w) = k;
-      *reinterpret_cast<uint32_t*>(call.cache.v + to + 2 * w) = v;
+    const int key = block.work.tile.first_position % kSplit;
+    uint16_t* const to =
+        (has_v() ? call.cache.v : call.cache.k) +
+        ((page * call.cache.kv_heads + block.work.kv_head) * kSplit + key) * block.head_dim();
+    GRETA_UNROLL
+    for (int u = 0; u < kUnits; ++u) {
+      const int d = Block<S>::element_of(u);
+      if (!S::kWhole && d >= block.steps * 16) continue;
+      Elements x;
+      turn(fresh.x[u], u, x);
+      uint32_t words[kUnit / 2];
+      GRETA_UNROLL
+      for (int w = 0; w < kUnit / 2; ++w) {
+        const bool as_it_is = has_v() && block.is_there(u);
+        const float low = as_it_is ? fresh.x[u].own[2 * w] : x[2 * w];
+        const float high = as_it_is ? fresh.x[u].own[2 * w + 1] : x[2 * w + 1];
+        words[w] = kv_bits(low) | kv_bits(high) << 16;
+      }
+      const SharedArray<uint16_t> slab = block.slot(has_v(), d / S::kSlab);
+      const int at = key * S::kStride + d % S::kSlab;
+      const bool to_slab = staged && (S::kSlabs == 1 || !has_v());
+      if constexpr (kUnit == 4) {
+        *reinterpret_cast<Words2*>(to + d) = {words[0], words[1]};
+        if (to_slab) slab.put_words2(at, {words[0], words[1]});
+      } else {
+        if (block.is_there(u)) *reinterpret_cast<uint32_t*>(to + d) = words[0];
+        if (to_slab) slab.put_word(at, words[0]);
+      }
     }
-    if (!staged) return;
-    const int at = key * S::kStride + 2 * w % S::kSlab;
-    block.slot(false, 2 * w / S::kSlab).put_word(at, k);
-    if constexpr (S::kSlabs == 1) block.slot(true, 0).put_word(at, v);
   }
   static GRETA_DEVICE uint32_t kv_bits(float x) {
     if constexpr (S::kBf16) return to_bf16(x);
@@ -251,7 +298,7 @@ template <class S, int kRows>
 GRETA_DEVICE void merge_rows(const AttentionCall& call, const Merged (&rows)[kRows]) {
   constexpr int kColumns = (S::kSlabs * S::kSlab + kWave - 1) / kWave;
   constexpr int kAtOnce = 4;  // splits whose values are on their way together
-  const int head_dim = call.cache.head_dim, lane = lane_index();
+  const int head_dim = S::kWhole ? S::kHeadDim : call.cache.head_dim, lane = lane_index();
   float largest[kRows], sum[kRows] = {}, o[kRows][kColumns] = {};
   int most = 0;
   GRETA_UNROLL
@@ -361,10 +408,10 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
     attention(Mark mark, GRETA_ARGUMENT AttentionCall call, GRETA_ARGUMENT Grouping grouping,
               int splits_each) {
   entered_early(mark);
-  const bool own_rows = S::kSmall && call.k != nullptr;
+  const bool own_rows = S::kDecode || (S::kSmall && call.k != nullptr);
   if (!own_rows) after_earlier(mark);
   Work found;
-  if (!find_work<S>(call, grouping, found)) return;
+  if (!find_work<S, S::kDecode>(call, grouping, found)) return;
   int begin = found.any.first / kSplit, end = found.any.last / kSplit + 1;
   if constexpr (Apart) {
     const int first = block_z() * splits_each;
@@ -377,10 +424,6 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
   const int own_split = found.any.last / kSplit;
   const bool own_first = own_rows && own_split == begin;
   int64_t page = page_of(call, found, begin);
-  const int64_t own_page = own_first ? page : page_of(call, found, own_split);
-  const OwnRow<S> own(call.rotation, shared);
-  if (own_rows) own.prepare(found.tile.first_position);
-  barrier();
   const auto stage_first_two = [&] {
     const int but = own_first ? found.any.last % kSplit : -1;
     block.stage(false, 0, begin, page, but);
@@ -388,16 +431,18 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
     block.stage(S::kSlabs == 1, S::kSlabs - 1, begin, page, but);
     copy_commit();
   };
+  if (!S::kDecode) barrier();
   if constexpr (S::kSmall) stage_first_two();
+  block.stage_no_queries();
   if (own_rows) {
-    const int64_t place = OwnRow<S>::place(call, found);
-    const typename Block<S>::Queries queries = block.find_queries(wave_index());
+    const int64_t own_page = own_first ? page : page_of(call, found, own_split);
+    const OwnRow<S> own(block, shared);
     after_earlier(mark);
-    const typename OwnRow<S>::Fresh fresh = own.take(call, place);
-    block.stage_queries(own, queries);
-    if (own_split < end) own.put(block, fresh, own_page, own_first);
+    const typename OwnRow<S>::Fresh fresh = own.take();
+    block.stage_queries(own);
+    if (OwnRow<S>::has_fresh() && own_split < end) own.put(fresh, own_page, own_first);
   } else {
-    block.stage_queries(TurnedRows());
+    block.stage_queries(TurnedRows<S>{block});
   }
   barrier();
   block.take_queries();
@@ -496,13 +541,18 @@ void run_shape(const Launch& how, const char* name, const AttentionCall& call, i
          grouping_of(call, tile_blocks), static_cast<int>(parts_of(call.splits, split_blocks)));
 }
 
+/// Shape::kDecode. A unit of q turns as a whole: four elements of either half of a rotation.
+bool is_decode(const AttentionCall& call) {
+  return call.k != nullptr && call.softcap == 0.0f && call.rotation.dims % 8 == 0;
+}
+
 template <int HeadDim, bool Small, bool Apart>
 void run_head_dim(const Launch& how, const char* name, const AttentionCall& call, int64_t tile_pairs,
                   int64_t split_blocks) {
   if (call.cache.bf16) {
     run_shape<Shape<HeadDim, true, Small, false>, Apart>(how, name, call, tile_pairs, split_blocks);
-  } else if (!Small && call.cache.head_dim == HeadDim) {
-    run_shape<Shape<HeadDim, false, Small, !Small>, Apart>(how, name, call, tile_pairs, split_blocks);
+  } else if (call.cache.head_dim == HeadDim && (!Small || is_decode(call))) {
+    run_shape<Shape<HeadDim, false, Small, true>, Apart>(how, name, call, tile_pairs, split_blocks);
   } else {
     run_shape<Shape<HeadDim, false, Small, false>, Apart>(how, name, call, tile_pairs, split_blocks);
   }
@@ -539,8 +589,9 @@ int64_t attention_tile_rows(int heads, int kv_heads, int head_dim, int64_t rows)
   return most < 1 ? 1 : most < rows ? most : rows;
 }
 
-/// A block has all heads of a kv head, so that one block writes the row's k and v.
-bool fuses_rope(int heads, int kv_heads) { return heads / kv_heads <= 16; }
+/// A block has all heads of a kv head, so that one block writes the row's k and v; and where two elements
+/// turn together, so do those that they turn with.
+bool fuses_rope(int heads, int kv_heads, int dims) { return heads / kv_heads <= 16 && dims % 4 == 0; }
 
 void run_attention(const Launch& how, const AttentionCall& call) {
   if (call.tile_count == 0) return;

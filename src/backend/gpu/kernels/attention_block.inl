@@ -48,11 +48,27 @@ GRETA_DEVICE int64_t page_of(const AttentionCall& call, const Work& work, int sp
   return call.cache.pages[work.tile.sequence * call.cache.page_stride + split];
 }
 
-template <class S>
-struct Block {
-  const AttentionCall& call;
-  const SharedArray<Work> kept;  ///< [1]: needed at a split's edges, no reason to fill registers
+/// A block's work: in registers where all of it follows from few numbers, else in shared memory, since it is
+/// needed at a split's edges alone.
+template <bool kHeld>
+struct WorkPlace {
+  const SharedArray<Work> kept;  ///< [1]
   const Work& work;
+  /// A barrier follows.
+  GRETA_DEVICE WorkPlace(const Work& on, Shared& shared) : kept(shared.array<Work>(1)), work(kept[0]) {
+    if (thread_index() == 0) kept[0] = on;
+  }
+};
+template <>
+struct WorkPlace<true> {
+  const Work work;
+  GRETA_DEVICE WorkPlace(const Work& on, Shared&) : work(on) {}
+};
+
+template <class S>
+struct Block : WorkPlace<S::kDecode> {
+  using WorkPlace<S::kDecode>::work;
+  const AttentionCall& call;
   SharedArray<uint16_t> room;           ///< slabs as they come, then a small block's q
   SharedArray<uint16_t> probabilities;  ///< [operands][rows][kProbabilityStride]
   SharedArray<float> maxima;            ///< [rows][4], a part's each
@@ -66,9 +82,8 @@ struct Block {
 
   /// A barrier follows.
   GRETA_DEVICE Block(const AttentionCall& of, const Work& on, Shared& shared)
-      : call(of),
-        kept(shared.array<Work>(1)),
-        work(kept[0]),
+      : WorkPlace<S::kDecode>(on, shared),
+        call(of),
         room(shared.array<uint16_t>(2 * S::kSlot + S::kQueriesRoom)),
         probabilities(shared.array<uint16_t>(S::kProbabilities)),
         maxima(shared.array<float>(4 * S::kRows)),
@@ -76,10 +91,9 @@ struct Block {
         units(shared.array<float>(S::kRows)),
         part(wave_index() % S::kParts),
         first_pair(wave_index() / S::kParts * S::kTiles * 16),
-        steps((of.cache.head_dim + 15) / 16) {
-    if (thread_index() == 0) kept[0] = on;
-  }
+        steps(S::kWhole ? S::kSteps : (of.cache.head_dim + 15) / 16) {}
 
+  GRETA_DEVICE int head_dim() const { return S::kWhole ? S::kHeadDim : call.cache.head_dim; }
   /// Of element i of row tile t.
   GRETA_DEVICE int pair_of(int t, int i) const { return first_pair + 16 * t + c_row(lane_index(), i); }
   /// In the split, of element i of this wave's key tile n.
@@ -90,16 +104,19 @@ struct Block {
   }
   /// The keys that row r of row tile t sees.
   GRETA_DEVICE Keys sees(int t, int r) const {
+    if constexpr (S::kDecode) return work.any;  // and what a row that is not there has is of no use to anyone
     const int pair = pair_of(t, r * kSameRowC);
     return pair < work.pairs ? visible_at(work.position(pair), call.window) : Keys{0, -1};
   }
   /// Whether that row sees one of the split's keys.
   GRETA_DEVICE bool meets(int t, int r, int split) const {
+    if constexpr (S::kDecode) return pair_of(t, r * kSameRowC) < work.pairs;
     return work.all.covers(split) ? pair_of(t, r * kSameRowC) < work.pairs : sees(t, r).meets(split);
   }
   /// Whether all rows see the same keys of the split: what they do not see is zeros then.
   GRETA_DEVICE bool alike(int split) const {
-    return work.all.covers(split) || (work.all.first == work.any.first && work.all.last == work.any.last);
+    return S::kDecode || work.all.covers(split) ||
+           (work.all.first == work.any.first && work.all.last == work.any.last);
   }
   GRETA_DEVICE SharedArray<uint16_t> slot(bool value, int slab) const {
     return room.from((S::kSlabs == 1 ? (value ? 1 : 0) : slab) * S::kSlot);
@@ -107,92 +124,104 @@ struct Block {
 
   // ---- q
 
-  /// Some of a wave's rows of q: from one, as many waves apart as there are.
-  static constexpr int kRowsAtOnce = 4;
-  static_assert(S::kRows % (kRowsAtOnce * S::kWaves) == 0);
-  struct Queries {
-    int first;
-    const float* from[kRowsAtOnce];  ///< of a row that is not there: another's
-  };
-  /// Where they are. Zeros into shared memory for those that are not there.
-  GRETA_DEVICE Queries find_queries(int first) const {
-    Queries queries = {first, {}};
-    GRETA_UNROLL
-    for (int r = 0; r < kRowsAtOnce; ++r) {
-      const int row = first + r * S::kWaves;
-      if (row >= work.pairs) no_query(row, room.from(S::kQueriesAt));
-      queries.from[r] = call.q + work.at(row < work.pairs ? row : 0, call.heads) * call.cache.head_dim;
-    }
-    return queries;
-  }
-  /// Rounds them into shared memory. Elements 2w and 2w + 1 of the head at x are heads.words(heads.load(x,
-  /// w), w).
-  template <class Heads>
-  GRETA_DEVICE void stage_queries(const Heads& heads, const Queries& queries) const {
-    const int words = call.cache.head_dim / 2;
-    typename Heads::Loaded loaded[kRowsAtOnce][kQueryWords];  // all loads first
-    GRETA_UNROLL
-    for (int r = 0; r < kRowsAtOnce; ++r) {
-      GRETA_UNROLL
-      for (int i = 0; i < kQueryWords; ++i) {
-        const int w = lane_index() + i * kWave;
-        loaded[r][i] = heads.load(queries.from[r], w < words ? w : 0);
-      }
-    }
-    GRETA_UNROLL
-    for (int r = 0; r < kRowsAtOnce; ++r) {
-      const int row = queries.first + r * S::kWaves;
-      if (row >= work.pairs) break;
-      Words2 x[kQueryWords];
-      GRETA_UNROLL
-      for (int i = 0; i < kQueryWords; ++i) {
-        const int w = lane_index() + i * kWave;
-        x[i] = w < words ? heads.words(loaded[r][i], w) : Words2{0, 0};
-      }
-      round_query(x, row, room.from(S::kQueriesAt));
+  // 16 lanes have a row: of each kQueryUnit * 16 elements, kQueryUnit neighbours. So the lanes' elements of
+  // the head are the same in every row.
+  static constexpr int kQueryUnit = S::kWhole ? 4 : 2;
+  static constexpr int kQueryUnits = S::kHeadDim / (16 * kQueryUnit);  ///< of a lane
+  static constexpr int kRowsAtOnce = S::kThreads / 16;
+  /// Of a thread, on their way together.
+  static constexpr int kRowsAhead = S::kSmall ? 1 : S::kRows < 4 * kRowsAtOnce ? S::kRows / kRowsAtOnce : 4;
+  static_assert(S::kRows % (kRowsAtOnce * kRowsAhead) == 0);
+  using Elements = float[kQueryUnit];
+
+  GRETA_DEVICE static int row_of_thread() { return thread_index() / 16; }
+  /// The first element of the lane's unit u; units past head_dim are not there.
+  GRETA_DEVICE static int element_of(int u) { return (u * 16 + lane_index() % 16) * kQueryUnit; }
+  GRETA_DEVICE bool is_there(int u) const { return S::kWhole || element_of(u) < head_dim(); }
+  /// Where to read it, in a head: somewhere, if it is not there.
+  GRETA_DEVICE int place_of(int u) const { return is_there(u) ? element_of(u) : 0; }
+  static GRETA_DEVICE void load_unit(const float* from, Elements& x) {
+    if constexpr (kQueryUnit == 4) {
+      const Words4 v = *reinterpret_cast<const Words4*>(from);
+      x[0] = float_of(v.x);
+      x[1] = float_of(v.y);
+      x[2] = float_of(v.z);
+      x[3] = float_of(v.w);
+    } else {
+      const Words2 v = *reinterpret_cast<const Words2*>(from);
+      x[0] = float_of(v.x);
+      x[1] = float_of(v.y);
     }
   }
-  /// All of them.
+
+  /// Zeros into shared memory for the rows that are not there.
+  GRETA_DEVICE void stage_no_queries() const {
+    const SharedArray<uint16_t> to = room.from(S::kQueriesAt);
+    const Elements zeros = {};
+    GRETA_UNROLL_BY(1)
+    for (int row = row_of_thread(); row < S::kRows; row += kRowsAtOnce) {
+      if (row < work.pairs) continue;
+      GRETA_UNROLL
+      for (int u = 0; u < kQueryUnits; ++u) put_operands(to, row, u, zeros);
+      if (lane_index() % 16 == 0) units[row] = 1.0f;
+    }
+  }
+  /// Rounds the rows that are there into shared memory. A lane's unit u of the head at x is what
+  /// heads.turn() makes of heads.load(x, u).
   template <class Heads>
   GRETA_DEVICE void stage_queries(const Heads& heads) const {
     GRETA_UNROLL_BY(1)
-    for (int first = wave_index(); first < S::kRows; first += kRowsAtOnce * S::kWaves)
-      stage_queries(heads, find_queries(first));
-  }
-
-  /// Pairs of elements of a row that are a lane's.
-  static constexpr int kQueryWords =
-      (S::kQueryStride - 8) / 2 < kWave ? 1 : (S::kQueryStride - 8) / 2 / kWave;
-  GRETA_DEVICE void no_query(int pair, const SharedArray<uint16_t>& to) const {
-    GRETA_UNROLL
-    for (int i = 0; i < kQueryWords; ++i) {
-      const int w = lane_index() + i * kWave;
-      if (w >= steps * 8) continue;
+    for (int first = row_of_thread(); first - row_of_thread() < work.pairs;
+         first += kRowsAhead * kRowsAtOnce) {
+      typename Heads::Loaded loaded[kRowsAhead][kQueryUnits];  // all loads first
       GRETA_UNROLL
-      for (int o = 0; o < S::kOperands; ++o) to.put_word((o * S::kRows + pair) * S::kQueryStride + 2 * w, 0);
+      for (int r = 0; r < kRowsAhead; ++r) {
+        const int row = first + r * kRowsAtOnce;
+        const float* from = call.q + work.at(row < work.pairs ? row : 0, call.heads) * head_dim();
+        GRETA_UNROLL
+        for (int u = 0; u < kQueryUnits; ++u) loaded[r][u] = heads.load(from, u);
+      }
+      GRETA_UNROLL
+      for (int r = 0; r < kRowsAhead; ++r) {
+        Elements x[kQueryUnits];
+        GRETA_UNROLL
+        for (int u = 0; u < kQueryUnits; ++u) heads.turn(loaded[r][u], u, x[u]);
+        round_query(x, first + r * kRowsAtOnce);
+      }
     }
-    if (lane_index() == 0) units[pair] = 1.0f;
   }
-  /// x: a row's elements in pairs, the lane's own.
-  GRETA_DEVICE void round_query(const Words2 (&x)[kQueryWords], int pair,
-                                const SharedArray<uint16_t>& to) const {
+  /// A row that is there, by the lanes that have it; all lanes call it.
+  GRETA_DEVICE void round_query(const Elements (&x)[kQueryUnits], int row) const {
     float largest = 0.0f;
     GRETA_UNROLL
-    for (int i = 0; i < kQueryWords; ++i)
-      largest = larger(larger(largest, magnitude_of(float_of(x[i].x))), magnitude_of(float_of(x[i].y)));
+    for (int u = 0; u < kQueryUnits; ++u) {
+      GRETA_UNROLL
+      for (int e = 0; e < kQueryUnit; ++e) largest = larger(largest, magnitude_of(x[u][e]));
+    }
     GRETA_UNROLL
-    for (int mask = 1; mask < kWave; mask *= 2) largest = larger(largest, shuffle_xor(largest, mask));
+    for (int mask = 1; mask < 16; mask *= 2) largest = larger(largest, shuffle_xor(largest, mask));
+    if (row >= work.pairs) return;
     const float up = row_power(largest);
     GRETA_UNROLL
-    for (int i = 0; i < kQueryWords; ++i) {
-      const int w = lane_index() + i * kWave;
-      if (w >= steps * 8) continue;
+    for (int u = 0; u < kQueryUnits; ++u) {
+      Elements scaled;
       GRETA_UNROLL
-      for (int o = 0; o < S::kOperands; ++o)
-        to.put_word((o * S::kRows + pair) * S::kQueryStride + 2 * w,
-                    operands_of<S::kBf16>(float_of(x[i].x) * up, float_of(x[i].y) * up, o));
+      for (int e = 0; e < kQueryUnit; ++e) scaled[e] = x[u][e] * up;
+      put_operands(room.from(S::kQueriesAt), row, u, scaled);
     }
-    if (lane_index() == 0) units[pair] = score_unit(call, up);
+    if (lane_index() % 16 == 0) units[row] = score_unit(call, up);
+  }
+  GRETA_DEVICE void put_operands(const SharedArray<uint16_t>& to, int row, int u, const Elements& x) const {
+    if (!S::kWhole && element_of(u) >= steps * 16) return;
+    GRETA_UNROLL
+    for (int o = 0; o < S::kOperands; ++o) {
+      const int at = (o * S::kRows + row) * S::kQueryStride + element_of(u);
+      if constexpr (kQueryUnit == 4) {
+        to.put_words2(at, {operands_of<S::kBf16>(x[0], x[1], o), operands_of<S::kBf16>(x[2], x[3], o)});
+      } else {
+        to.put_word(at, operands_of<S::kBf16>(x[0], x[1], o));
+      }
+    }
   }
 
   /// This wave's operands of q. After a barrier.
@@ -219,7 +248,7 @@ struct Block {
     constexpr int kChunks = S::kSlab / 8;
     constexpr int kNext = S::kThreads / kChunks;  // from a thread's key to its next
     static_assert(S::kThreads % kChunks == 0 && kSplit % kNext == 0);
-    const int head_dim = call.cache.head_dim;
+    const int head_dim = Block::head_dim();
     const int key = thread_index() / kChunks, chunk = thread_index() % kChunks * 8;
     const int d = slab * S::kSlab + chunk;
     if (!S::kWhole && d >= steps * 16) return;
@@ -316,7 +345,7 @@ struct Block {
   GRETA_DEVICE void finish_scores(Scores& acc, int split) const {
     GRETA_UNROLL
     for (int t = 0; t < S::kTiles; ++t) {
-      if (call.softcap > 0.0f) cap_scores(acc[t], t);
+      if (!S::kDecode && call.softcap > 0.0f) cap_scores(acc[t], t);
       if (!work.all.covers(split)) drop_unseen(acc[t], t, split);
       GRETA_UNROLL
       for (int r = 0; r < kRowsC; ++r) {

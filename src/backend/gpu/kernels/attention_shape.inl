@@ -31,12 +31,16 @@ static_assert(16 % kTileN == 0);
 
 /// A block has kRows pairs (row, head), 16 to a row tile. kParts waves share kTiles row tiles: each takes its
 /// part of the keys for the scores, and its part of head_dim for the values. Small: one row tile, for few
-/// rows. K and V come in slabs of 64 keys and kSlab of head_dim's at most HeadDim elements.
+/// rows. K and V come in slabs of 64 keys and kSlab of head_dim's at most HeadDim elements. A small block of
+/// whole heads is decode's: all its pairs are of one row, which comes with its own k and v, without a soft
+/// cap.
 template <int HeadDim, bool IsBf16, bool Small, bool Whole>
 struct Shape {
+  static constexpr int kHeadDim = HeadDim;
   static constexpr bool kBf16 = IsBf16;
   static constexpr bool kSmall = Small;
   static constexpr bool kWhole = Whole;  ///< head_dim is HeadDim
+  static constexpr bool kDecode = Small && Whole;
   static constexpr int kSlab = HeadDim < 128 ? HeadDim : 128;
   static constexpr int kSlabs = HeadDim / kSlab;
   static constexpr int kStride = kSlab + 8;  ///< of a key in a slab: no two lanes meet in a bank
@@ -122,6 +126,7 @@ struct Work {
   Keys all;  ///< that every row sees
 
   GRETA_DEVICE int row(int pair) const {  ///< of the tile
+    if (tile.count == 1) return 0;
     const auto n = static_cast<uint32_t>(first + pair);
     const auto quotient = static_cast<uint32_t>((uint64_t{n} * group_inverse) >> 32);
     return static_cast<int>(group_inverse == 0 ? n : quotient);
@@ -138,12 +143,14 @@ struct Work {
 static_assert(sizeof(Work) <= kWorkBytes);
 
 /// Block (part of a tile, kv head). Tiles from the last on: they tend to see most keys, and whoever takes
-/// longest should begin first. False: nothing to do here.
-template <class S>
+/// longest should begin first. OneRow: every tile has one, and at most as many heads as a block has pairs.
+/// False: nothing to do here.
+template <class S, bool OneRow = false>
 GRETA_DEVICE bool find_work(const AttentionCall& call, const Grouping& grouping, Work& work) {
   const int index = grid_x() - 1 - block_x();
-  const int tile = grouping.tile_blocks == 1 ? index : index / grouping.tile_blocks;
+  const int tile = OneRow || grouping.tile_blocks == 1 ? index : index / grouping.tile_blocks;
   work.tile = call.tiles[tile];
+  if (OneRow) work.tile.count = 1;
   work.kv_head = block_y();
   work.group = grouping.group;
   work.group_inverse = grouping.group_inverse;

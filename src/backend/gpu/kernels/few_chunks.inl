@@ -115,6 +115,7 @@ constexpr bool b_is_as_stated() {
   return true;
 }
 static_assert(b_is_as_stated());
+
 /// f(j, the operands of k64 step j) for a chunk. `held` gives way to the weights at `next` as they are used
 /// up (not `more`: to nothing).
 template <quant::Type T, class F>
@@ -186,15 +187,15 @@ struct ChunkSums {
       }
     }
   }
-  /// To to[tokens][outputs], the first `tokens` of them.
-  GRETA_DEVICE void put(const SharedArray<float>& to, int tokens = kTiles * kTileN) const {
+  /// The first `tokens` of them: to[outputs], a token's `stride` floats behind the one before.
+  GRETA_DEVICE void put(const SharedArray<float>& to, int tokens, int stride) const {
     const int lane = lane_index();
     GRETA_UNROLL
     for (int t = 0; t < kTiles; ++t) {
       GRETA_UNROLL
       for (int i = 0; i < kFragmentC; ++i) {
         const int token = t * kTileN + c_n(lane, i);
-        if (token < tokens) to[token * kOutputStride + c_row(lane, i)] = c[t][i];
+        if (token < tokens) to[token * stride + c_row(lane, i)] = c[t][i];
       }
     }
   }
@@ -203,9 +204,9 @@ struct ChunkSums {
 /// What a sum begins with: any number added to it stays as it is.
 constexpr float kNothing = -0.0f;
 
-/// Adds to total[p] the numbers at p's slots [first[p], end[p]), `size` apart, ascending.
-template <int kSums>
-GRETA_DEVICE void add_slots(float (&total)[2], const SharedArray<float>& at, int size, const int (&first)[2],
+/// Adds to total[p] the numbers at p's slots [first[p], end[p]), kSize apart, ascending.
+template <int kSums, int kSize>
+GRETA_DEVICE void add_slots(float (&total)[2], const SharedArray<float>& at, const int (&first)[2],
                             const int (&end)[2]) {
   constexpr int kAtOnce = 8;
   const int count[2] = {end[0] - first[0], kSums == 2 ? end[1] - first[1] : 0};
@@ -215,7 +216,8 @@ GRETA_DEVICE void add_slots(float (&total)[2], const SharedArray<float>& at, int
     GRETA_UNROLL
     for (int p = 0; p < kSums; ++p) {
       GRETA_UNROLL
-      for (int u = 0; u < kAtOnce; ++u) v[p][u] = i + u < count[p] ? at[(first[p] + i + u) * size] : kNothing;
+      for (int u = 0; u < kAtOnce; ++u)
+        v[p][u] = i + u < count[p] ? at[(first[p] + i + u) * kSize] : kNothing;
     }
     GRETA_UNROLL
     for (int u = 0; u < kAtOnce; ++u) {
@@ -291,9 +293,9 @@ struct Wave {
     held.data = first.data;
     held.chunk = first.chunk;
   }
-  /// The sums of the chunk at `here` to `to`, and on to the next.
+  /// The sums of the chunk at `here` to `to`, as ChunkSums::put() leaves them, and on to the next.
   template <class Rows>
-  GRETA_DEVICE void multiply_next(const Rows& x, const SharedArray<float>& to, int tokens = kTiles * kTileN) {
+  GRETA_DEVICE void multiply_next(const Rows& x, const SharedArray<float>& to, int tokens, int stride) {
     here = behind();
     const int chunk = held.chunk;
     const Ends<T> ends = held;
@@ -301,7 +303,7 @@ struct Wave {
     unpack_chunk<T>(held, is_there(here), at(here),
                     [&](int j, const Operand<T>(&a)[4]) { sums.template add<T>(x, chunk, j, a); });
     sums.end(x, chunk, ends);
-    sums.put(to, tokens);
+    sums.put(to, tokens, stride);
   }
 };
 

@@ -23,7 +23,7 @@ bool rounds_itself(const Launch& how, int64_t rows, int64_t cols, bool norm, int
 // attention.inl
 int64_t attention_scratch_floats(int64_t rows, int heads, int head_dim, int64_t splits);
 int64_t attention_tile_rows(int heads, int kv_heads, int head_dim, int64_t rows);
-bool fuses_rope(int heads, int kv_heads);
+bool fuses_rope(int heads, int kv_heads, int dims);
 void run_attention(const Launch& how, const AttentionCall& call);
 /// attention_warpgroup.inl, where the target and the device have warpgroups: f16 caches of head_dim 64 or
 /// 128.

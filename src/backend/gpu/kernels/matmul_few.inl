@@ -88,7 +88,8 @@ GRETA_DEVICE void multiply_tiles(Wave<T, kTiles>& wave, const FewCut& cut, const
   each_turn(cut, [&](int tile, int from, int to, int turn) {
     turns.wait_free(turn);
     while (wave.here.tile == tile && wave.here.chunk < to)
-      wave.multiply_next(x, sums.of(turn).from((wave.here.chunk - from) * kSlot<kTiles>));
+      wave.multiply_next(x, sums.of(turn).from((wave.here.chunk - from) * kSlot<kTiles>), kTiles * kTileN,
+                         kOutputStride);
     turns.filled(turn);
   });
 }
@@ -120,9 +121,9 @@ GRETA_DEVICE void finish_tiles(const MatmulCall& call, const FewCut& cut, const 
       if (token(n) >= call.rows) break;
       const SharedArray<float> at = sums.of(turn).from(token(n) * kOutputStride + row);
       if (cut.parts == 2) {
-        add_slots<2>(totals[n], at, kSlot<kTiles>, first, end);
+        add_slots<2, kSlot<kTiles>>(totals[n], at, first, end);
       } else {
-        add_slots<1>(totals[n], at, kSlot<kTiles>, first, end);
+        add_slots<1, kSlot<kTiles>>(totals[n], at, first, end);
       }
     }
     turns.freed(turn);

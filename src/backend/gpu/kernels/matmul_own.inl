@@ -31,9 +31,17 @@ struct OwnCut : Cut {
   int own_stride;
   int sums_stride;
   int unpacking;  ///< waves that unpack their first chunk before they can multiply it
-  int slot;       ///< floats of a chunk's sums
-  int most;       ///< chunks of a block
+  int each;       ///< tiles of a block; of the first `more` blocks one more
+  int more;
+  int token_sums;  ///< floats between two tokens' sums, of all of a block's chunks
+
+  GRETA_DEVICE int block_tiles() const { return each + (block_x() < more ? 1 : 0); }
 };
+/// For so many chunks: fragments of C are stored without bank conflicts, as with kOutputStride.
+inline int64_t token_sums_of(int64_t chunks) {
+  static_assert(kOutputStride % 32 == 20);
+  return (chunks * kOutputStride + 11) / 32 * 32 + 20;
+}
 
 /// The rows as fragments of B: of each k64 step, first the eight words of a lane of B that has
 /// the lowest k, then those of the next.
@@ -294,7 +302,7 @@ struct OwnWave : Wave<T, 1> {
     }
   }
   /// The sums of what unpack_first() has unpacked to `to`, and on to the next.
-  GRETA_DEVICE void multiply_unpacked(const OwnRounded& x, const SharedArray<float>& to) {
+  GRETA_DEVICE void multiply_unpacked(const OwnRounded& x, const SharedArray<float>& to, int token_sums) {
     if constexpr (kUnpacks) {
       ChunkSums<1> sums;
       GRETA_UNROLL
@@ -304,14 +312,11 @@ struct OwnWave : Wave<T, 1> {
         sums.template add<T>(x, unpacked, j, a);
       }
       sums.end(x, unpacked, unpacked_ends);
-      sums.put(to, static_cast<int>(Base::call.rows));
+      sums.put(to, static_cast<int>(Base::call.rows), token_sums);
       Base::here = Base::behind();
     }
   }
 };
-
-/// Tiles of the block.
-GRETA_DEVICE int block_tiles(const Cut& cut) { return (cut.tiles - 1 - block_x()) / grid_x() + 1; }
 
 /// An output that a thread writes, and where.
 struct Output : OutputRow {
@@ -336,12 +341,12 @@ GRETA_DEVICE void write_output(const MatmulCall& call, const OwnCut& cut, int ti
   if (!output.there) return;
   const int first = (item - output.token * tiles) * cut.all;
   const int begin[2] = {first, first + cut.chunks}, end[2] = {first + cut.chunks, first + cut.all};
-  const SharedArray<float> at = sums.from(output.token * kOutputStride + thread_index() % kTileRows);
+  const SharedArray<float> at = sums.from(output.token * cut.token_sums + thread_index() % kTileRows);
   float totals[2] = {kNothing, kNothing};
   if (cut.parts == 2) {
-    add_slots<2>(totals, at, cut.slot, begin, end);
+    add_slots<2, kOutputStride>(totals, at, begin, end);
   } else {
-    add_slots<1>(totals, at, cut.slot, begin, end);
+    add_slots<1, kOutputStride>(totals, at, begin, end);
   }
   *output.to = output.before + output.value(call.glu, totals, scales[output.token]);
 }
@@ -353,7 +358,7 @@ GRETA_KERNEL void GRETA_BOUNDS(kOwnThreads, 1)
   Shared shared;
   const Unpacked unpacked(shared, cut.unpacking);
   OwnShared own(shared, call, cut);
-  const SharedArray<float> sums = shared.array<float>(cut.most * cut.slot);
+  const SharedArray<float> sums = shared.array<float>(static_cast<int>(call.rows) * cut.token_sums);
   OwnWave<T> wave(call, cut, unpacked);
   const int row_thread = thread_index() - kFirstRowThread;
   wave.load_first();
@@ -367,17 +372,18 @@ GRETA_KERNEL void GRETA_BOUNDS(kOwnThreads, 1)
   }
   // What the first outputs need is on its way from here on: those of the waves that have no rows to round.
   constexpr int kGroups = kOwnThreads / kTileRows;
-  const int tiles = block_tiles(cut), group = thread_index() / kTileRows, rows = static_cast<int>(call.rows);
+  const int tiles = cut.block_tiles(), group = thread_index() / kTileRows, rows = static_cast<int>(call.rows);
   Output output;
   load_output(call, cut, tiles, group, output);
   barrier();  // the rows are there
   const OwnRounded x(call, cut, own.rows, own.sums);
   int slot = wave_index();  // of the wave's next chunk
   if (wave.unpacked >= 0) {
-    wave.multiply_unpacked(x, sums.from(slot * cut.slot));
+    wave.multiply_unpacked(x, sums.from(slot * kOutputStride), cut.token_sums);
     slot += cut.waves;
   }
-  for (; wave.is_there(wave.here); slot += cut.waves) wave.multiply_next(x, sums.from(slot * cut.slot), rows);
+  for (; wave.is_there(wave.here); slot += cut.waves)
+    wave.multiply_next(x, sums.from(slot * kOutputStride), rows, cut.token_sums);
   barrier();  // the sums are there
   write_output(call, cut, tiles, group, output, sums, own.scales);
   for (int item = group + kGroups; item < tiles * rows; item += kGroups) {
@@ -399,16 +405,19 @@ int blocks_of(int tiles, int multiprocessors) {
 int row_bytes(int64_t rows, int64_t cols) {
   return static_cast<int>(rows) * (own_stride(cols) + sums_stride(cols)) * 2 + OwnShared::kBytes;
 }
-int slot_of(int64_t rows) { return static_cast<int>(rows) * kOutputStride; }
+
+int64_t sums_bytes(int64_t rows, int64_t token_sums) {
+  return rows * token_sums * static_cast<int64_t>(sizeof(float));
+}
 
 template <quant::Type T>
 void launch_own(const Launch& how, const MatmulCall& call) {
   const int64_t cols = call.products[0].weight.cols;
-  OwnCut cut{
-      cut_of(call, kOwnThreads / kWave), own_stride(cols), sums_stride(cols), 0, slot_of(call.rows), 0};
-  const int blocks = blocks_of(cut.tiles, how.multiprocessors);
-  cut.most = (cut.tiles + blocks - 1) / blocks * cut.all;
-  const int bytes = row_bytes(call.rows, cols) + cut.most * cut.slot * static_cast<int>(sizeof(float));
+  const Cut all = cut_of(call, kOwnThreads / kWave);
+  const int blocks = blocks_of(all.tiles, how.multiprocessors);
+  OwnCut cut{all, own_stride(cols), sums_stride(cols), 0, all.tiles / blocks, all.tiles % blocks, 0};
+  cut.token_sums = static_cast<int>(token_sums_of((cut.each + (cut.more > 0 ? 1 : 0)) * cut.all));
+  const int bytes = row_bytes(call.rows, cols) + static_cast<int>(sums_bytes(call.rows, cut.token_sums));
   const int room = (block_shared_bytes(how) - bytes) / Unpacked::kBytes;
   if (OwnWave<T>::kUnpacks) cut.unpacking = std::min(kFirstRowThread / kWave, room);
   static const std::string name = kernel_name<T>("matmul_own");
@@ -425,8 +434,7 @@ bool rounds_itself(const Launch& how, int64_t rows, int64_t cols, bool norm, int
   // Of a block, at most: each of three products may begin a tile, and both of a glu's go by whole tiles.
   const int64_t tiles = outputs / kTileRows / std::max(how.multiprocessors - kLeft, 1) + 6;
   const int64_t chunks = tiles * ((cols + kChunkK - 1) / kChunkK);
-  return row_bytes(rows, cols) + chunks * slot_of(rows) * static_cast<int64_t>(sizeof(float)) <=
-         block_shared_bytes(how);
+  return row_bytes(rows, cols) + sums_bytes(rows, token_sums_of(chunks)) <= block_shared_bytes(how);
 }
 
 void run_matmul_own(const Launch& how, const MatmulCall& call) {

@@ -151,6 +151,11 @@ class SimDevice final : public Device {
     check(to, bytes, "upload");
     std::memcpy(to, from, bytes);
   }
+  const void* lend(const void* from, size_t bytes) override {
+    lent_.resize(bytes);
+    download(lent_.data(), from, bytes);
+    return lent_.data();
+  }
   void download(void* to, const void* from, size_t bytes) override {
     not_while_recording("nothing can be downloaded");
     report();
@@ -226,6 +231,7 @@ class SimDevice final : public Device {
   std::unique_ptr<SimGraph> recorded_;  ///< what is being recorded
   std::map<std::byte*, std::unique_ptr<Piece>> pieces_;
   std::string damage_;  ///< found, not thrown yet
+  std::vector<std::byte> lent_;
 };
 
 }  // namespace

@@ -158,6 +158,7 @@ class SharedArray {
   Words4 words4(int i) const { return get<Words4>(i); }
   uint32_t word(int i) const { return get<uint32_t>(i); }
   void put_word(int i, uint32_t v) const { put(i, v); }
+  void put_words2(int i, const Words2& v) const { put(i, v); }
   void put_words4(int i, const Words4& v) const { put(i, v); }
   /// 16 bytes from element i on.
   std::byte* bytes16(int i) const { return at<Words4>(i); }
