@@ -56,6 +56,7 @@ std::string megabytes(uint64_t bytes) { return fmt::format("{:.1f} MB", static_c
 constexpr size_t kSlotBytes = size_t{16} << 20;    ///< of the way to the device
 constexpr size_t kBounceBytes = size_t{4} << 20;   ///< of the way back
 constexpr size_t kPieceAlignment = 256;            ///< of small uploads that share a slot
+constexpr size_t kLentBytes = size_t{4} << 20;     ///< that the host reads where they come
 constexpr size_t kThreadedCopy = size_t{4} << 20;  ///< from so many bytes on, several threads copy
 constexpr int64_t kThreadedGrain = int64_t{1} << 20;
 /// One thread copies about 10 GB/s; the bus takes 50.
@@ -277,10 +278,11 @@ class ApiDevice final : public Device {
     not_while_recording("nothing can be downloaded");
     bounce_.download(static_cast<std::byte*>(to), static_cast<const std::byte*>(from), bytes);
   }
+  size_t most_lent() const override { return kLentBytes; }
   const void* lend(const void* from, size_t bytes) override {
     use();
     not_while_recording("nothing can be lent");
-    void* const to = lent_.ready(kMostLent);
+    void* const to = lent_.ready(kLentBytes);
     GRETA_CHECKED(gpuMemcpyAsync, to, from, bytes, gpuMemcpyDeviceToHost, stream_);
     lent_.hand_over(stream_);
     lent_.wait();

@@ -72,9 +72,9 @@ class Device {
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
   virtual void download(void* to, const void* from, size_t bytes) = 0;
   /// The device's bytes in host memory of its own, until it lends others: waits for them, and spares a copy.
-  /// At most kMostLent.
+  /// At most most_lent().
   virtual const void* lend(const void* from, size_t bytes) = 0;
-  static constexpr size_t kMostLent = size_t{4} << 20;
+  virtual size_t most_lent() const = 0;
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void zero(void* at, size_t bytes) = 0;
   /// Waits. Errors: whatever went wrong since, `running` names what was.

@@ -299,7 +299,7 @@ const std::byte* GpuBackend::read_bytes(const void* from, size_t bytes) const {
 const float* GpuBackend::in_place(const View& view, int64_t first, int64_t count) const {
   const float* at = floats(view) + first * view.width;
   if (lent_of_ == nullptr || at < lent_of_ || at + view.width > lent_of_ + lent_count_) {
-    const auto most = static_cast<int64_t>(Device::kMostLent / sizeof(float)) / view.width;
+    const auto most = static_cast<int64_t>(device_->most_lent() / sizeof(float)) / view.width;
     if (most == 0) return nullptr;
     const_cast<GpuBackend*>(this)->launch_pending();
     lent_of_ = nullptr;
