@@ -55,13 +55,12 @@ TEST_P(GpuLogits, AreThoseOfTheLastCallInAnyOrder) {
     const Feed feed{0, std::span(ids).subspan(static_cast<size_t>(done), static_cast<size_t>(count)),
                     Feed::Logits::all};
     engine.evaluate({&feed, 1});
-    for (const size_t i :
-         {size_t{0}, static_cast<size_t>(count) / 2, static_cast<size_t>(count) - 1, size_t{0}})
-      rows.push_back(row_of(engine, i));
+    for (int64_t i = 0; i < count; ++i) rows.push_back(row_of(engine, static_cast<size_t>(i)));
+    EXPECT_EQ(row_of(engine, 0), rows[static_cast<size_t>(done)]);
     done += count;
   }
-  for (size_t a = 0; a < rows.size(); a += 4)
-    for (size_t b = 0; b < a; b += 4) EXPECT_NE(rows[a], rows[b]) << a << " and " << b;
+  for (size_t a = 0; a < rows.size(); ++a)
+    for (size_t b = 0; b < a; ++b) EXPECT_NE(rows[a], rows[b]) << a << " and " << b;
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GpuLogits);
