@@ -360,7 +360,7 @@ class Backend {
   virtual std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) = 0;
 
   /// Row `first` of a view, of `count` rows from there on that will be asked for, as it lies: FP32 in the
-  /// host's memory, until a row of another view is asked for or an operator runs. Null: it must be read.
+  /// host's memory, until another row is asked for or an operator runs. Null: it must be read.
   virtual const float* in_place(const View&, int64_t /*first*/, int64_t /*count*/) const { return nullptr; }
   /// Rows [first, first + count) of a view, as FP32 (the reference rounds) or FP64 (exact).
   virtual void read(const View& view, int64_t first, int64_t count, float* out) const = 0;
