@@ -78,9 +78,9 @@ class Weight {
   int64_t rows_each() const { return rows / experts; }
   uint64_t resident_bytes = 0;  ///< allocated on the device (0 where the file's mapping is used in place)
 
-  /// Row `row` as FP32, read back through the resident layout: [cols]. For `stored` it is the file's
-  /// dequantised row, bit for bit.
-  virtual void read_back(int64_t row, float* out) const = 0;
+  /// Rows first .. first + count as FP32, read back through the resident layout: [count, cols]. For `stored`
+  /// they are the file's dequantised rows, bit for bit. From any thread.
+  virtual void read_back(int64_t first, int64_t count, float* out) const = 0;
 
   /// A backend may serve the first calls from the file's bytes and make the resident layout meanwhile; this
   /// makes the rest of it now, for those who time what comes after. It changes no bit of any result.

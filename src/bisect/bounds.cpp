@@ -1,6 +1,7 @@
 #include "bisect/bounds.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -61,6 +62,9 @@ void quantise_int8(std::span<float> row) {
   }
 }
 
+/// 2^e, a normal FP64 number.
+double power_of_two(int e) { return std::bit_cast<double>(static_cast<uint64_t>(1023 + e) << 52); }
+
 /// NaN aside.
 template <class T>
 double largest_magnitude(std::span<const T> row) {
@@ -69,9 +73,21 @@ double largest_magnitude(std::span<const T> row) {
   return largest;
 }
 
+/// The nearest f16 of an FP32 number, ties to even, as FP64; past 65,504 infinity. A multiple c of the
+/// distance between f16 there (2^-24 at least) is added that leaves the sum no bits behind that distance.
+double nearest_f16(float x) {
+  const int exponent = static_cast<int>(std::bit_cast<uint32_t>(x) >> 23 & 0xff) - 127;
+  const double distance = power_of_two(std::max(exponent, -14) - 10);
+  const double c = 0x1.8p52 * distance;
+  const double rounded = (double{x} + c) - c;
+  const double magnitude =
+      std::abs(rounded) > 65504.0 ? std::numeric_limits<double>::infinity() : std::abs(rounded);
+  return std::isnan(rounded) ? rounded : std::copysign(magnitude, double{x});
+}
+
 /// f16(x 2^e) 2^-e: exact in FP64.
 double rounded_f16(double x, int e) {
-  return std::ldexp(double{f16_to_f32(f32_to_f16(static_cast<float>(std::ldexp(x, e))))}, -e);
+  return nearest_f16(static_cast<float>(x * power_of_two(e))) * power_of_two(-e);
 }
 
 /// Where a block keeps the factor of its minima: those bytes zeroed leave d q, the others m.
@@ -183,27 +199,24 @@ void judged_row(const WeightSource& source, int64_t row, const WeightForm& form,
   }
 }
 
-bool judged_magnitudes(const WeightSource& source, int64_t row, const WeightForm& form, float* out) {
+void judged_magnitudes(const WeightSource& source, int64_t row, const WeightForm& form,
+                       std::span<const float> values, std::span<float> out) {
   const auto field = minimum_field(source.type);
-  if (form.mode == WeightMode::stored && form.rounding == WeightRounding::none && field) {
-    const auto bytes = row_bytes(source, row);
-    const auto products = dequantised_with_zeroed(source, bytes, field->minimum_offset);
-    const auto minima = dequantised_with_zeroed(source, bytes, field->scale_offset);
-    for (size_t i = 0; i < products.size(); ++i) out[i] = std::abs(products[i]) + std::abs(minima[i]);
-    return true;
+  if (form.mode != WeightMode::stored || form.rounding != WeightRounding::none || !field) {
+    std::transform(values.begin(), values.end(), out.begin(), [](float w) { return std::abs(w); });
+    return;
   }
-  judged_row(source, row, form, out);
-  for (int64_t i = 0; i < source.cols; ++i) out[i] = std::abs(out[i]);
-  return false;
+  const auto bytes = row_bytes(source, row);
+  const auto products = dequantised_with_zeroed(source, bytes, field->minimum_offset);
+  const auto minima = dequantised_with_zeroed(source, bytes, field->scale_offset);
+  for (size_t i = 0; i < products.size(); ++i) out[i] = std::abs(products[i]) + std::abs(minima[i]);
 }
 
 JudgedWeight judged_weight(const WeightSource& source, int64_t row, const WeightForm& form) {
-  std::vector<float> values(static_cast<size_t>(source.cols));
+  std::vector<float> values(static_cast<size_t>(source.cols)), magnitudes(values.size());
   judged_row(source, row, form, values.data());
-  JudgedWeight judged{{values.begin(), values.end()}, {}};
-  judged_magnitudes(source, row, form, values.data());
-  judged.magnitude.assign(values.begin(), values.end());
-  return judged;
+  judged_magnitudes(source, row, form, values, magnitudes);
+  return {{values.begin(), values.end()}, {magnitudes.begin(), magnitudes.end()}};
 }
 
 // One rounding more than the kernel has: d q - m is rounded to FP32 in the judge's weights, not in a kernel

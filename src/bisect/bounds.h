@@ -50,8 +50,10 @@ struct WeightForm {
 };
 /// Row `row` of a tensor in that form, FP32: [cols].
 void judged_row(const WeightSource& source, int64_t row, const WeightForm& form, float* out);
-/// What the kernel adds the magnitudes of: |d q| + |m| where it adds minima apart (true), else |w|.
-bool judged_magnitudes(const WeightSource& source, int64_t row, const WeightForm& form, float* out);
+/// What the kernel adds the magnitudes of: |d q| + |m| where it adds minima apart, else |w|. `values`:
+/// judged_row()'s of that row. [cols]
+void judged_magnitudes(const WeightSource& source, int64_t row, const WeightForm& form,
+                       std::span<const float> values, std::span<float> out);
 struct JudgedWeight {
   std::vector<double> value;      ///< dequantised [K]
   std::vector<double> magnitude;  ///< |d q| + |m| [K]

@@ -42,7 +42,9 @@ OwnMatrix::OwnMatrix(int64_t height, int64_t width) : values_(static_cast<size_t
   cols = width;
 }
 
-void OwnMatrix::read_back(int64_t r, float* out) const { std::copy_n(values_.data() + r * cols, cols, out); }
+void OwnMatrix::read_back(int64_t first, int64_t count, float* out) const {
+  std::copy_n(values_.data() + first * cols, count * cols, out);
+}
 
 float rounded_up(double bound) {
   const auto near = static_cast<float>(bound);
@@ -73,7 +75,7 @@ void Checksums::fill(const WeightSource& source, const WeightForm& form, int64_t
   std::vector<double> sum(k, 0.0), squares(static_cast<size_t>(norms_.cols), 0.0);
   for (int64_t i = first(group); i < end(group); ++i) {
     judged_row(source, i, form, values.data());
-    judged_magnitudes(source, i, form, magnitudes.data());
+    judged_magnitudes(source, i, form, values, magnitudes);
     const double c = coefficient(i);
     for (size_t j = 0; j < k; ++j) {
       sum[j] += c * double{values[j]};

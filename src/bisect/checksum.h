@@ -52,7 +52,7 @@ class OwnMatrix : public Weight {
  public:
   OwnMatrix(int64_t height, int64_t width);
   float* row(int64_t r) { return values_.data() + r * cols; }
-  void read_back(int64_t r, float* out) const override;
+  void read_back(int64_t first, int64_t count, float* out) const override;
 
  private:
   std::vector<float> values_;

@@ -343,12 +343,14 @@ std::vector<InputDifference> SubjectRun::check_resident(uint64_t& rows) {
     const WeightForm held =
         product ? WeightForm(mode, arithmetic.matmul(source.type, source.cols).resident) : WeightForm();
     std::atomic<int64_t> first{source.rows};
-    pool.parallel_for(source.rows, 16, [&](int64_t begin, int64_t end, int) {
-      std::vector<float> expected(static_cast<size_t>(source.cols)), got(expected.size());
+    pool.parallel_for(source.rows, 64, [&](int64_t begin, int64_t end, int) {
+      std::vector<float> expected(static_cast<size_t>(source.cols));
+      std::vector<float> held_rows(static_cast<size_t>((end - begin) * source.cols));
+      weight->read_back(begin, end - begin, held_rows.data());
       for (int64_t row = begin; row < end; ++row) {
         judged_row(source, row, held, expected.data());
-        weight->read_back(row, got.data());
-        const bool same = std::equal(expected.begin(), expected.end(), got.begin(), [](float a, float b) {
+        const float* got = held_rows.data() + (row - begin) * source.cols;
+        const bool same = std::equal(expected.begin(), expected.end(), got, [](float a, float b) {
           return (a == b) || (std::isnan(a) && std::isnan(b));
         });
         if (same) continue;

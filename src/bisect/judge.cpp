@@ -41,7 +41,9 @@ class JudgedTensor : public Weight {
     file_type = source.type;
   }
   int64_t output(int64_t row) const { return places_.empty() ? row : places_[static_cast<size_t>(row)]; }
-  void read_back(int64_t row, float* out) const override { judged_row(source, output(row), form, out); }
+  void read_back(int64_t first, int64_t count, float* out) const override {
+    for (int64_t r = 0; r < count; ++r) judged_row(source, output(first + r), form, out + r * cols);
+  }
   WeightSource source;
   WeightForm form;
 
@@ -53,9 +55,10 @@ class JudgedTensor : public Weight {
 OwnMatrix block_norms(const JudgedTensor& tensor, ThreadPool& pool) {
   OwnMatrix norms(tensor.rows, ceil_div(tensor.cols, kNormBlock));
   pool.parallel_for(norms.rows, 16, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> magnitudes(static_cast<size_t>(tensor.cols));
+    std::vector<float> values(static_cast<size_t>(tensor.cols)), magnitudes(values.size());
     for (int64_t row = begin; row < end; ++row) {
-      judged_magnitudes(tensor.source, tensor.output(row), tensor.form, magnitudes.data());
+      tensor.read_back(row, 1, values.data());
+      judged_magnitudes(tensor.source, tensor.output(row), tensor.form, values, magnitudes);
       for (int64_t b = 0; b < norms.cols; ++b) {
         double squares = 0.0;
         for (int64_t k = b * kNormBlock; k < std::min(tensor.cols, (b + 1) * kNormBlock); ++k)

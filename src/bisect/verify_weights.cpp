@@ -31,9 +31,8 @@ class RoundedWeight : public Weight {
   RoundedWeight(WeightSource source, const Weight& stored) : Weight(stored), source_(std::move(source)) {
     resident += " rounded to int8 blocks";
   }
-  void read_back(int64_t row, float* out) const override {
-    const auto values = judged_weight(source_, row, WeightMode::int8).value;
-    std::transform(values.begin(), values.end(), out, [](double x) { return static_cast<float>(x); });
+  void read_back(int64_t first, int64_t count, float* out) const override {
+    for (int64_t r = 0; r < count; ++r) judged_row(source_, first + r, WeightMode::int8, out + r * cols);
   }
 
  private:

@@ -387,8 +387,8 @@ TEST_F(Sampled, ChecksumsAreTheSumsThatTheyShouldBe) {
         }
       }
       std::vector<float> got(k), norms(squares.size());
-      sums.sums().read_back(g, got.data());
-      sums.norms().read_back(g, norms.data());
+      sums.sums().read_back(g, 1, got.data());
+      sums.norms().read_back(g, 1, norms.data());
       for (size_t j = 0; j < k; ++j)
         EXPECT_NEAR(double{got[j]}, sum[j], 0x1p-24 * std::abs(sum[j]) + 1e-14 * size[j]);
       for (size_t b = 0; b < squares.size(); ++b) {

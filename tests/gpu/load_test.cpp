@@ -43,7 +43,7 @@ double load_rate() {
   return best_rate([&] {
     std::vector<std::unique_ptr<Weight>> weights;
     for (int i = 0; i < kTensors; ++i) weights.push_back(backend->load(source, WeightUse::matmul));
-    weights.back()->read_back(kRows - 1, row.data());  // waits for all of it
+    weights.back()->read_back(kRows - 1, 1, row.data());  // waits for all of it
   });
 }
 

@@ -14,7 +14,7 @@ namespace greta::testing_model {
 
 class FakeWeight : public Weight {
  public:
-  void read_back(int64_t, float*) const override { fail("the fake has no numbers"); }
+  void read_back(int64_t, int64_t, float*) const override { fail("the fake has no numbers"); }
 };
 
 /// Matrices are copied (at `resident_per_weight` bytes an element), embeddings and vectors stay in the file.

@@ -300,7 +300,7 @@ void CpuBackend::embed(const EmbedArgs& args) {
     float* out = floats_out(args.out) + row * args.out.width;
     const int32_t token = args.batch->tokens[row];
     if (token < 0 || token >= table.rows) fail("token {} of a vocabulary of {}", token, table.rows);
-    table.read_back(token, out);
+    table.read_back(token, 1, out);
     kernels_.scale(out, args.scale, args.out.width, out);
   });
 }

@@ -129,8 +129,9 @@ void unpack_row(int type, const std::byte* group, int lane, int64_t units, int64
     const int count = units_in_step(units, first);
     for (int u = 0; u < count; ++u) {
       const int64_t left = std::min<int64_t>(kUnit, cols - (first + u) * kUnit);
+      Scales s{};
       for (int k = 0; k < left; ++k) {
-        const Scales s = scales_at(type, step + count * format.quants, lane, u, k / format.sub);
+        if (k % format.sub == 0) s = scales_at(type, step + count * format.quants, lane, u, k / format.sub);
         const float q = static_cast<float>(code_at(type, step + u * format.quants, lane, k) - format.bias);
         const float product = s.scale * q;
         out[(first + u) * kUnit + k] = !format.minima ? product

@@ -229,31 +229,45 @@ void CpuWeight::settle() const {
   source.let_go();
 }
 
-void CpuWeight::read_back(int64_t row, float* out) const {
+void CpuWeight::read_back(int64_t first, int64_t count, float* out) const {
   if (!each.empty()) {
-    each[static_cast<size_t>(row / rows_each())]->read_back(row % rows_each(), out);
+    for (int64_t left = count; left > 0;) {
+      const int64_t own = first % rows_each();
+      const int64_t together = std::min(left, rows_each() - own);
+      each[static_cast<size_t>(first / rows_each())]->read_back(own, together, out);
+      first += together;
+      left -= together;
+      out += together * cols;
+    }
     return;
   }
   if (layout == Layout::vector) {
-    std::copy_n(reinterpret_cast<const float*>(data) + row * cols, cols, out);
+    std::copy_n(reinterpret_cast<const float*>(data) + first * cols, count * cols, out);
     return;
   }
   if (layout == Layout::blocks || (layout == Layout::floats && data == nullptr)) {  // the file's rows
-    quant::dequantize(file_type, stored() + row * row_bytes, cols, out);
+    for (int64_t r = 0; r < count; ++r)
+      quant::dequantize(file_type, stored() + (first + r) * row_bytes, cols, out + r * cols);
     return;
   }
+  read_groups(first, count, out);
+}
+
+void CpuWeight::read_groups(int64_t first, int64_t count, float* out) const {
   std::vector<std::byte> made(data == nullptr ? static_cast<size_t>(group_size) : 0);
-  if (data == nullptr) pack_group(row / kLanes, made.data());
-  const std::byte* group = data == nullptr ? made.data() : data + row / kLanes * group_size;
-  const int lane = static_cast<int>(row % kLanes);
-  if (layout == Layout::integers) {
-    unpack_row(index, group, lane, units, cols, out);
-    return;
-  }
   std::vector<std::byte> elements(static_cast<size_t>(row_bytes));
-  unpack_float_row(quant::traits(kernel_type).bytes, maker->kernels.float_rows, group, lane, cols,
-                   elements.data());
-  quant::dequantize(kernel_type, elements.data(), cols, out);
+  for (int64_t row = first; row < first + count; ++row, out += cols) {
+    const int lane = static_cast<int>(row % kLanes);
+    if (data == nullptr && (row == first || lane == 0)) pack_group(row / kLanes, made.data());
+    const std::byte* group = data == nullptr ? made.data() : data + row / kLanes * group_size;
+    if (layout == Layout::integers) {
+      unpack_row(index, group, lane, units, cols, out);
+      continue;
+    }
+    unpack_float_row(quant::traits(kernel_type).bytes, maker->kernels.float_rows, group, lane, cols,
+                     elements.data());
+    quant::dequantize(kernel_type, elements.data(), cols, out);
+  }
 }
 
 }  // namespace greta::cpu

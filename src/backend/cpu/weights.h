@@ -57,7 +57,11 @@ struct CpuWeight : Weight {
   /// Floats, packed or not.
   FloatRows float_rows() const;
   void settle() const override;
-  void read_back(int64_t row, float* out) const override;
+  void read_back(int64_t first, int64_t count, float* out) const override;
+
+ private:
+  /// read_back() of packed layouts.
+  void read_groups(int64_t first, int64_t count, float* out) const;
 };
 
 /// Why this backend cannot use a tensor, or nothing.

@@ -129,37 +129,31 @@ std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse
   return weight;
 }
 
-void ReadBack::row(const GpuWeight& weight, int64_t row, float* out) {
-  const std::lock_guard lock(mutex_);
-  const int64_t first = row / kRows * kRows;
-  const auto found =
-      std::ranges::find_if(pieces_, [&](const Piece& p) { return p.weight == &weight && p.first == first; });
-  Piece* piece = found == pieces_.end() ? nullptr : &*found;
-  if (piece == nullptr) {
-    piece = &pieces_[next_++ % pieces_.size()];
-    const int64_t count = std::min(kRows, weight.rows - first);
-    piece->weight = nullptr;
-    piece->values.resize(static_cast<size_t>(count * weight.cols));
-    rows_.reserve(device_, piece->values.size() * sizeof(float));
-    const Kernels& kernels = device_.kernels();
-    for (int64_t r = 0; r < count; ++r) {
-      float* to = rows_.data<float>() + r * weight.cols;
-      if (!weight.matrices.empty()) {
-        const int64_t each = weight.rows_each();
-        kernels.unpack(launch_, {weight.matrix((first + r) / each), (first + r) % each, to});
-      } else if (weight.use == WeightUse::embedding) {
-        kernels.dequantize(launch_, {weight.file_type, weight.memory.data() + (first + r) * weight.row_bytes,
-                                     weight.cols, to});
-      } else {
-        device_.copy(to, weight.memory.data<float>() + (first + r) * weight.cols,
-                     static_cast<size_t>(weight.cols) * sizeof(float));
-      }
-    }
-    device_.download(piece->values.data(), rows_.data(), piece->values.size() * sizeof(float));
-    piece->weight = &weight;
-    piece->first = first;
+void ReadBack::unpack(const GpuWeight& weight, int64_t row, float* to) const {
+  const Kernels& kernels = device_.kernels();
+  if (!weight.matrices.empty()) {
+    const int64_t each = weight.rows_each();
+    kernels.unpack(launch_, {weight.matrix(row / each), row % each, to});
+  } else if (weight.use == WeightUse::embedding) {
+    kernels.dequantize(launch_,
+                       {weight.file_type, weight.memory.data() + row * weight.row_bytes, weight.cols, to});
+  } else {
+    device_.copy(to, weight.memory.data<float>() + row * weight.cols,
+                 static_cast<size_t>(weight.cols) * sizeof(float));
   }
-  std::copy_n(piece->values.data() + (row - first) * weight.cols, weight.cols, out);
+}
+
+void ReadBack::rows(const GpuWeight& weight, int64_t first, int64_t count, float* out) {
+  const std::lock_guard lock(mutex_);
+  const size_t row_bytes = static_cast<size_t>(weight.cols) * sizeof(float);
+  const int64_t piece = std::clamp<int64_t>(kPieceBytes / static_cast<int64_t>(row_bytes), 1, count);
+  rows_.reserve(device_, static_cast<size_t>(piece) * row_bytes);
+  for (int64_t done = 0; done < count; done += piece) {
+    const int64_t rows = std::min(piece, count - done);
+    for (int64_t r = 0; r < rows; ++r)
+      unpack(weight, first + done + r, rows_.data<float>() + r * weight.cols);
+    device_.download(out + done * weight.cols, rows_.data(), static_cast<size_t>(rows) * row_bytes);
+  }
 }
 
 }  // namespace greta::gpu

@@ -1,10 +1,8 @@
 #pragma once
 // Weights as they lie on a device.
-#include <array>
 #include <cstddef>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -52,30 +50,28 @@ class DeviceMemory {
   void* data_ = nullptr;
 };
 
-/// Rows read back, several at a time: asking a device costs more than the rows.
+/// Rows read back, for one caller at a time: a device is one thread's.
 class ReadBack {
  public:
   explicit ReadBack(Device& device, const Launch& launch) : device_(device), launch_(launch) {}
-  void row(const class GpuWeight& weight, int64_t row, float* out);
+  /// Rows first .. first + count: [count, cols].
+  void rows(const class GpuWeight& weight, int64_t first, int64_t count, float* out);
 
  private:
-  static constexpr int64_t kRows = 16;
-  struct Piece {
-    const GpuWeight* weight = nullptr;
-    int64_t first = 0;
-    std::vector<float> values;
-  };
+  void unpack(const GpuWeight& weight, int64_t row, float* to) const;
+
+  static constexpr int64_t kPieceBytes = int64_t{1} << 20;  ///< of FP32, on the device at once
   std::mutex mutex_;
   Device& device_;
   const Launch& launch_;
   DeviceMemory rows_;
-  std::array<Piece, 16> pieces_;
-  size_t next_ = 0;
 };
 
 class GpuWeight : public Weight {
  public:
-  void read_back(int64_t row, float* out) const override { reader->row(*this, row, out); }
+  void read_back(int64_t first, int64_t count, float* out) const override {
+    reader->rows(*this, first, count, out);
+  }
   /// One matrix, or an expert's.
   const PackedMatrix& matrix(int64_t expert = 0) const { return matrices[static_cast<size_t>(expert)]; }
 

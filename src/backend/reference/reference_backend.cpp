@@ -46,9 +46,9 @@ class FileWeight : public Weight {
     cols = source.cols;
     experts = source.experts;
   }
-  void read_back(int64_t row, float* out) const override {
+  void read_back(int64_t first, int64_t count, float* out) const override {
     const auto& t = quant::traits(file_type);
-    quant::dequantize(file_type, bytes_.data() + row * (cols / t.block) * t.bytes, cols, out);
+    quant::dequantize(file_type, bytes_.data() + first * (cols / t.block) * t.bytes, count * cols, out);
   }
 
  private:
@@ -57,7 +57,7 @@ class FileWeight : public Weight {
 
 std::vector<float> whole_vector(const Weight& weight) {
   std::vector<float> values(static_cast<size_t>(weight.cols));
-  weight.read_back(0, values.data());
+  weight.read_back(0, 1, values.data());
   return values;
 }
 
@@ -143,7 +143,7 @@ class ReferenceBackend : public Backend {
     ran("reference.embed");
     std::vector<float> values(static_cast<size_t>(a.table->cols));
     for (int64_t r = 0; r < a.batch->rows; ++r) {
-      a.table->read_back(a.batch->tokens[r], values.data());
+      a.table->read_back(a.batch->tokens[r], 1, values.data());
       double* out = row_of(a.out, r);
       for (size_t i = 0; i < values.size(); ++i) out[i] = double{values[i]} * a.scale;
     }
@@ -209,7 +209,7 @@ class ReferenceBackend : public Backend {
       const auto cols = static_cast<size_t>(weight.cols);
       rows.resize(kLanes * cols);
       lanes.resize(cols * kLanes);
-      for (int64_t l = 0; l < count; ++l) weight.read_back(first + l, rows.data() + l * weight.cols);
+      weight.read_back(first, count, rows.data());
       std::fill(rows.begin() + count * weight.cols, rows.end(), 0.0F);
       for (size_t k = 0; k < cols; ++k)
         for (size_t l = 0; l < kLanes; ++l) lanes[k * kLanes + l] = rows[l * cols + k];

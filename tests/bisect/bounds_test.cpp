@@ -1,0 +1,96 @@
+// The judge's own rounding against the definition: binary16 bit by bit (base/half.h), 2^e by ldexp.
+#include "bisect/bounds.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "backend/arithmetic.h"
+#include "base/half.h"
+
+namespace greta {
+namespace {
+
+double f16_by_definition(double x, int e) {
+  return std::ldexp(double{f16_to_f32(f32_to_f16(static_cast<float>(std::ldexp(x, e))))}, -e);
+}
+
+int exponent_of(std::span<const float> row) {
+  double largest = 0.0;
+  for (const float x : row) largest = std::max(largest, std::abs(double{x}));
+  return row_exponent(largest);
+}
+
+void expect_same(double expected, double got) {
+  if (std::isnan(expected)) {
+    EXPECT_TRUE(std::isnan(got)) << got;
+  } else {
+    EXPECT_EQ(expected, got);
+    EXPECT_EQ(std::signbit(expected), std::signbit(got));
+  }
+}
+
+/// Every f16, what lies halfway behind it and beside that, and numbers down to where all is zero, times
+/// `scale`.
+std::vector<float> hard_row(float scale) {
+  std::vector<float> row;
+  for (uint32_t bits = 0; bits < 0x7bff; ++bits) {
+    const float here = f16_to_f32(static_cast<uint16_t>(bits));
+    const float half = (here + f16_to_f32(static_cast<uint16_t>(bits + 1))) / 2;
+    for (const float x : {here, half, std::nextafter(half, 0.0f), std::nextafter(half, 1e6f)})
+      row.push_back((bits % 2 == 0 ? x : -x) * scale);
+  }
+  std::mt19937 random(7);
+  std::uniform_real_distribution<float> exponent(-60.0f, 0.0f);
+  for (int i = 0; i < 2000; ++i) row.push_back(std::exp2(exponent(random)) * scale);
+  for (const float x : {0.0f, -0.0f, std::numeric_limits<float>::denorm_min()}) row.push_back(x);
+  return row;
+}
+
+std::vector<std::vector<float>> hard_rows() {
+  std::vector<std::vector<float>> rows = {hard_row(0x1p-1f), hard_row(1.0f), hard_row(0x1p-60f),
+                                          hard_row(0x1p90f)};
+  rows.push_back({1.0f, std::numeric_limits<float>::quiet_NaN(), 3.0f});
+  // A row with an infinity has e = 0, and what is past f16 there is infinite, too.
+  rows.push_back({std::numeric_limits<float>::infinity(), 65504.0f, 65519.0f, 65520.0f, -65520.0f, 3e38f,
+                  1e-8f, -1e-7f});
+  return rows;
+}
+
+TEST(Bounds, OperandsRoundToTheNearestF16OfTheirRow) {
+  for (const auto& row : hard_rows()) {
+    const std::vector<double> x(row.begin(), row.end());
+    const auto got = rounded_operand(x, OperandRounding::f16_row);
+    const int e = exponent_of(row);
+    for (size_t i = 0; i < row.size(); ++i) {
+      SCOPED_TRACE(row[i]);
+      expect_same(f16_by_definition(x[i], e), got[i]);
+    }
+  }
+}
+
+TEST(Bounds, WeightsRoundToOneOrTwoF16OfTheirRow) {
+  for (const auto& row : hard_rows()) {
+    const auto cols = static_cast<int64_t>(row.size());
+    const WeightSource source{"w", quant::Type::F32, 1, cols, std::as_bytes(std::span(row))};
+    const int e = exponent_of(row);
+    for (const auto rounding : {WeightRounding::f16_row, WeightRounding::f16_pair}) {
+      std::vector<float> got(row.size());
+      judged_row(source, 0, {WeightMode::stored, rounding}, got.data());
+      for (size_t i = 0; i < row.size(); ++i) {
+        SCOPED_TRACE(row[i]);
+        const double high = f16_by_definition(double{row[i]}, e);
+        const double low =
+            rounding == WeightRounding::f16_pair ? f16_by_definition(double{row[i]} - high, e) : 0.0;
+        expect_same(double{static_cast<float>(high + low)}, double{got[i]});
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace greta

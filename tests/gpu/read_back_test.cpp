@@ -1,0 +1,40 @@
+// What bisect compares with the file before it runs: weights read back from a device, any rows of them.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "gpu_devices.h"
+#include "kernels/random_inputs.h"
+
+namespace greta {
+namespace {
+
+class GpuReadBack : public testing::TestWithParam<std::string> {};
+
+/// 60 of 70 rows of 32 KiB: a piece on its way holds 32. Of a stack the second expert begins at row 35.
+TEST_P(GpuReadBack, GivesAnyRowsOfTheFile) {
+  constexpr int64_t kAll = 70, kCols = 8192, kFirst = 5, kRows = 60;
+  const auto backend = make_backend(GetParam(), {});
+  for (const quant::Type type : {quant::Type::F16, quant::Type::Q4_K}) {
+    const auto file = gpu::random_matrix(type, kAll, kCols, 3);
+    const std::vector<float> expected = file.part(kFirst, kRows).values();
+    for (const auto use : {WeightUse::matmul, WeightUse::experts, WeightUse::embedding}) {
+      SCOPED_TRACE(gpu::name_of(type) + ", use " + std::to_string(static_cast<int>(use)));
+      WeightSource source{"w", type, kAll, kCols, file.bytes};
+      if (use == WeightUse::experts) source.experts = 2;
+      const auto weight = backend->load(source, use);
+      std::vector<float> got(static_cast<size_t>(kRows * kCols), -1.0f);
+      weight->read_back(kFirst, kRows, got.data());
+      EXPECT_EQ(got, expected);
+    }
+  }
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GpuReadBack);
+INSTANTIATE_TEST_SUITE_P(Device, GpuReadBack, testing::ValuesIn(test::usable_gpus()), test::gpu_test_name);
+
+}  // namespace
+}  // namespace greta
