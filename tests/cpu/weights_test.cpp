@@ -53,6 +53,21 @@ TEST_P(CpuWeights, ReadBackIsTheFilesRowBitForBit) {
   }
 }
 
+/// From the middle of a group and of an expert to the middle of another.
+TEST_P(CpuWeights, AnyRowsOfAStackAreReadBack) {
+  constexpr int64_t kAll = 60, kFirst = 7, kRows = 45;  // three experts of 20
+  const int64_t cols = 3 * std::max<int64_t>(quant::traits(GetParam()).block, 7);
+  Source stack = random_weight(GetParam(), kAll, cols, 5);
+  stack.source.experts = 3;
+  const auto device = backend(isas().front(), 2);
+  const auto weight = device->load(stack.source, WeightUse::experts);
+  const std::vector<float> file = dequantised(stack);
+  const auto at = [&](int64_t row) { return file.begin() + row * cols; };
+  std::vector<float> got(static_cast<size_t>(kRows * cols));
+  weight->read_back(kFirst, kRows, got.data());
+  EXPECT_TRUE(same_bits(got, std::vector<float>(at(kFirst), at(kFirst + kRows))));
+}
+
 /// The first calls take their groups from the file's blocks; then the weight is packed, its file is let go
 /// and not read again. No bit of a product tells when.
 TEST_P(CpuWeights, FirstCallsAreServedFromTheFile) {
