@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -16,18 +17,37 @@ struct Candidate {
   double value;  ///< a logit, later a probability
 };
 
+void refuse_nans(std::span<const float> logits) {
+  for (size_t i = 0; i < logits.size(); ++i)
+    if (std::isnan(logits[i])) fail("the logits hold a NaN at token {}: no token can be chosen", i);
+}
+
 /// Larger first; ties to the lower id. No NaN reaches it.
 bool before(const Candidate& a, const Candidate& b) {
   return a.value != b.value ? a.value > b.value : a.id < b.id;
 }
 
+/// The first of the largest: by bits, which order as their numbers do once a negative one's are turned, so
+/// that the compiler makes vectors of the loop.
+TokenId first_largest(std::span<const float> logits) {
+  int32_t largest = std::numeric_limits<int32_t>::min(), nans = 0;
+  for (const float logit : logits) {
+    const auto bits = std::bit_cast<int32_t>(logit);
+    nans |= int32_t{0x7f800000} - (bits & 0x7fffffff);
+    largest = std::max(largest, bits ^ (bits >> 31 & 0x7fffffff));
+  }
+  if (nans < 0) refuse_nans(logits);
+  const auto value = std::bit_cast<float>(largest ^ (largest >> 31 & 0x7fffffff));
+  if (logits.empty() || !std::isfinite(value))
+    fail("no finite logit among {} to choose a token from", logits.size());
+  return static_cast<TokenId>(std::find(logits.begin(), logits.end(), value) - logits.begin());
+}
+
 std::vector<Candidate> penalised(std::span<const float> logits, float penalty,
                                  std::span<const TokenId> history) {
+  refuse_nans(logits);
   std::vector<Candidate> candidates(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (std::isnan(logits[i])) fail("the logits hold a NaN at token {}: no token can be chosen", i);
-    candidates[i] = {static_cast<TokenId>(i), double{logits[i]}};
-  }
+  for (size_t i = 0; i < logits.size(); ++i) candidates[i] = {static_cast<TokenId>(i), double{logits[i]}};
   if (penalty == 1.0f) return candidates;
   std::vector<bool> seen(logits.size());
   for (const TokenId id : history) {
@@ -71,11 +91,13 @@ void SamplerOptions::validate() const {
 
 TokenId sample(std::span<const float> logits, const SamplerOptions& options, std::span<const TokenId> history,
                uint64_t sequence, int64_t position) {
+  const bool greedy = options.greedy || options.temperature == 0.0f;
+  if (greedy && options.repeat_penalty == 1.0f) return first_largest(logits);
   auto candidates = penalised(logits, options.repeat_penalty, history);
   const auto best = std::min_element(candidates.begin(), candidates.end(), before);
   if (best == candidates.end() || !std::isfinite(best->value))
     fail("no finite logit among {} to choose a token from", logits.size());
-  if (options.greedy || options.temperature == 0.0f) return best->id;
+  if (greedy) return best->id;
 
   for (Candidate& c : candidates) c.value /= double{options.temperature};
   size_t keep = candidates.size();

@@ -2,8 +2,10 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <random>
 
 #include "base/error.h"
 
@@ -37,6 +39,28 @@ TEST(Sampler, GreedyTakesTheLargestAndTheLowerIdOfEquals) {
   SamplerOptions cold;
   cold.temperature = 0.0f;
   EXPECT_EQ(sample(kLogits, cold, {}, 0, 0), 1);
+}
+
+/// Of the signs, of zeros alike, of what is far apart and of what is side by side, at every place of a
+/// vector.
+TEST(Sampler, GreedyIsMaxElement) {
+  SamplerOptions greedy;
+  greedy.greedy = true;
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  const std::vector<float> few = {-0.0f,  0.0f,   -INFINITY, -1e-45f,
+                                  1e-45f, -3e38f, 1.0f,      std::nextafter(1.0f, 2.0f)};
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<float> logits(1 + random() % 70);
+    const size_t kinds = 1 + random() % few.size();
+    for (float& x : logits)
+      x = round % 3 == 0   ? normal(random)
+          : round % 3 == 1 ? -std::abs(normal(random))
+                           : few[random() % kinds];
+    const auto best = std::max_element(logits.begin(), logits.end());
+    if (std::isinf(*best)) continue;
+    EXPECT_EQ(sample(logits, greedy, {}, 0, 0), best - logits.begin()) << "round " << round;
+  }
 }
 
 TEST(Sampler, FrequenciesAreTheSoftmax) {
@@ -106,6 +130,13 @@ TEST(Sampler, RefusesNaNAndNonsense) {
   EXPECT_THAT(message({-INFINITY, -INFINITY}, {}), HasSubstr("no finite logit"));
   EXPECT_THAT(message({INFINITY, 0.0f}, {}), HasSubstr("no finite logit"));
   SamplerOptions o;
+  o.greedy = true;
+  EXPECT_THAT(message({0.0f, NAN}, o), HasSubstr("NaN at token 1"));
+  EXPECT_THAT(message({0.0f, 1.0f, -NAN}, o), HasSubstr("NaN at token 2"));
+  EXPECT_THAT(message({-INFINITY, -INFINITY}, o), HasSubstr("no finite logit among 2"));
+  EXPECT_THAT(message({INFINITY, 0.0f}, o), HasSubstr("no finite logit"));
+  EXPECT_THAT(message({}, o), HasSubstr("no finite logit among 0"));
+  o = {};
   o.top_p = 0.0f;
   EXPECT_THAT(message(kLogits, o), HasSubstr("--top-p 0: expected above 0"));
   o = {};
