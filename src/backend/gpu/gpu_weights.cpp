@@ -146,8 +146,8 @@ void ReadBack::unpack(const GpuWeight& weight, int64_t row, float* to) const {
 void ReadBack::rows(const GpuWeight& weight, int64_t first, int64_t count, float* out) {
   const std::lock_guard lock(mutex_);
   const size_t row_bytes = static_cast<size_t>(weight.cols) * sizeof(float);
-  const int64_t piece = std::clamp<int64_t>(kPieceBytes / static_cast<int64_t>(row_bytes), 1, count);
-  rows_.reserve(device_, static_cast<size_t>(piece) * row_bytes);
+  const int64_t piece = std::max<int64_t>(kPieceBytes / static_cast<int64_t>(row_bytes), 1);
+  rows_.reserve(device_, static_cast<size_t>(std::min(piece, count)) * row_bytes);
   for (int64_t done = 0; done < count; done += piece) {
     const int64_t rows = std::min(piece, count - done);
     for (int64_t r = 0; r < rows; ++r)
