@@ -73,21 +73,9 @@ double largest_magnitude(std::span<const T> row) {
   return largest;
 }
 
-/// The nearest f16 of an FP32 number, ties to even, as FP64; past 65,504 infinity. A multiple c of the
-/// distance between f16 there (2^-24 at least) is added that leaves the sum no bits behind that distance.
-double nearest_f16(float x) {
-  const int exponent = static_cast<int>(std::bit_cast<uint32_t>(x) >> 23 & 0xff) - 127;
-  const double distance = power_of_two(std::max(exponent, -14) - 10);
-  const double c = 0x1.8p52 * distance;
-  const double rounded = (double{x} + c) - c;
-  const double magnitude =
-      std::abs(rounded) > 65504.0 ? std::numeric_limits<double>::infinity() : std::abs(rounded);
-  return std::isnan(rounded) ? rounded : std::copysign(magnitude, double{x});
-}
-
-/// f16(x 2^e) 2^-e: exact in FP64.
+/// f16(x 2^e) 2^-e: exact in FP64. By products, since ldexp would take three quarters of the time.
 double rounded_f16(double x, int e) {
-  return nearest_f16(static_cast<float>(x * power_of_two(e))) * power_of_two(-e);
+  return double{f16_to_f32(f32_to_f16(static_cast<float>(x * power_of_two(e))))} * power_of_two(-e);
 }
 
 /// Where a block keeps the factor of its minima: those bytes zeroed leave d q, the others m.

@@ -22,6 +22,10 @@ void refuse_nans(std::span<const float> logits) {
     if (std::isnan(logits[i])) fail("the logits hold a NaN at token {}: no token can be chosen", i);
 }
 
+[[noreturn]] void refuse_infinite(size_t count) {
+  fail("no finite logit among {} to choose a token from", count);
+}
+
 /// Larger first; ties to the lower id. No NaN reaches it.
 bool before(const Candidate& a, const Candidate& b) {
   return a.value != b.value ? a.value > b.value : a.id < b.id;
@@ -38,8 +42,7 @@ TokenId first_largest(std::span<const float> logits) {
   }
   if (nans < 0) refuse_nans(logits);
   const auto value = std::bit_cast<float>(largest ^ (largest >> 31 & 0x7fffffff));
-  if (logits.empty() || !std::isfinite(value))
-    fail("no finite logit among {} to choose a token from", logits.size());
+  if (logits.empty() || !std::isfinite(value)) refuse_infinite(logits.size());
   return static_cast<TokenId>(std::find(logits.begin(), logits.end(), value) - logits.begin());
 }
 
@@ -95,8 +98,7 @@ TokenId sample(std::span<const float> logits, const SamplerOptions& options, std
   if (greedy && options.repeat_penalty == 1.0f) return first_largest(logits);
   auto candidates = penalised(logits, options.repeat_penalty, history);
   const auto best = std::min_element(candidates.begin(), candidates.end(), before);
-  if (best == candidates.end() || !std::isfinite(best->value))
-    fail("no finite logit among {} to choose a token from", logits.size());
+  if (best == candidates.end() || !std::isfinite(best->value)) refuse_infinite(logits.size());
   if (greedy) return best->id;
 
   for (Candidate& c : candidates) c.value /= double{options.temperature};
