@@ -8,6 +8,7 @@
 // output depends on its own inputs alone, by a fixed order of operations that follows from the weight's shape
 // and type (for attention: from absolute key positions). Rows in a call, chunking, neighbours, threads and
 // page addresses change no bit.
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -48,6 +49,14 @@ struct WeightSource {
   int64_t experts = 1;
   /// Told once of each part of `bytes` that its weight will not read again. May be empty.
   std::function<void(std::span<const std::byte>)> release = {};
+  /// Copies a part of `bytes` from where they come from, from any thread. May be empty: they are copied.
+  std::function<void(std::span<const std::byte> part, std::byte* to)> read = {};
+  void copy(std::span<const std::byte> part, std::byte* to) const {
+    if (read)
+      read(part, to);
+    else
+      std::copy(part.begin(), part.end(), to);
+  }
   /// The weight needs none of `bytes` any more.
   void let_go() const {
     if (release) release(bytes);

@@ -45,7 +45,7 @@ std::string resolve_path(const std::string& path) {
 }
 
 MappedFile::MappedFile(const std::string& path) : real_path_(resolve_path(path)) {
-  const Descriptor file{::open(real_path_.c_str(), O_RDONLY | O_CLOEXEC)};
+  Descriptor file{::open(real_path_.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.fd < 0) fail("cannot open {}: {}", real_path_, std::strerror(errno));
   struct stat info {};
   if (::fstat(file.fd, &info) != 0) fail("cannot read {}: {}", real_path_, std::strerror(errno));
@@ -56,19 +56,23 @@ MappedFile::MappedFile(const std::string& path) : real_path_(resolve_path(path))
   void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (mapped == MAP_FAILED) fail("cannot map {} ({} bytes): {}", real_path_, size_, std::strerror(errno));
   data_ = static_cast<const std::byte*>(mapped);
+  fd_ = std::exchange(file.fd, -1);
 }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (fd_ >= 0) ::close(fd_);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : real_path_(std::move(other.real_path_)),
+      fd_(std::exchange(other.fd_, -1)),
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(real_path_, other.real_path_);
+  std::swap(fd_, other.fd_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
@@ -79,6 +83,19 @@ void MappedFile::drop(std::span<const std::byte> part) const {
   const size_t begin = (static_cast<size_t>(part.data() - data_) + page - 1) / page * page;
   const size_t end = (static_cast<size_t>(part.data() - data_) + part.size()) / page * page;
   if (end > begin) ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
+}
+
+void MappedFile::read(std::span<const std::byte> part, std::byte* to) const {
+  const auto first = static_cast<size_t>(part.data() - data_);
+  for (size_t done = 0; done < part.size();) {
+    const ssize_t n = ::pread(fd_, to + done, part.size() - done, static_cast<off_t>(first + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail("cannot read {}: {}", real_path_, std::strerror(errno));
+    if (n == 0)
+      fail("cannot read {}: it had {} bytes when it was opened and ends at byte {} now", real_path_, size_,
+           first + done);
+    done += static_cast<size_t>(n);
+  }
 }
 
 std::string read_whole_file(const std::string& path) {

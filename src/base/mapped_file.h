@@ -24,8 +24,14 @@ class MappedFile {
   /// cache keeps them). Reading them again is permitted and only costs time.
   void drop(std::span<const std::byte> part) const;
 
+  /// The bytes of `part` of the mapping, copied to `to` from the file itself, so that no page of them becomes
+  /// resident: for what is read once. From any thread. Errors: the system's reason, or that the file has
+  /// become shorter.
+  void read(std::span<const std::byte> part, std::byte* to) const;
+
  private:
   std::string real_path_;
+  int fd_ = -1;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
 };

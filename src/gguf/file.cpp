@@ -212,4 +212,12 @@ void File::drop(const Tensor& tensor, std::span<const std::byte> part) const {
   if (mapping) mapping->drop(part);
 }
 
+void File::read(const Tensor& tensor, std::span<const std::byte> part, std::byte* to) const {
+  const auto& mapping = parts_.at(static_cast<size_t>(tensor.part));
+  if (mapping)
+    mapping->read(part, to);
+  else
+    std::copy(part.begin(), part.end(), to);
+}
+
 }  // namespace greta::gguf

@@ -97,6 +97,8 @@ class File {
 
   /// Lets the resident pages of a part of a tensor's bytes go (it was repacked).
   void drop(const Tensor& tensor, std::span<const std::byte> part) const;
+  /// Copies a part of a tensor's bytes without making their pages resident (MappedFile::read).
+  void read(const Tensor& tensor, std::span<const std::byte> part, std::byte* to) const;
 
  private:
   friend class Reader;

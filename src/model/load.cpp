@@ -35,6 +35,9 @@ Model load_model(const gguf::File& file, const Plan& plan, Backend& backend,
       if (only) file.drop(tensor, part);
       if (!only && --*left == 0) file.drop(tensor, tensor.bytes);
     };
+    source.read = [&file, &tensor](std::span<const std::byte> part, std::byte* to) {
+      file.read(tensor, part, to);
+    };
     model.owned.push_back(backend.load(source, planned.use));
     const Weight* weight = model.owned.back().get();
     auto& slots = planned.layer < 0 ? model.global : model.layers[static_cast<size_t>(planned.layer)];

@@ -240,6 +240,33 @@ TEST(MappedFile, NamesWhatIsWrong) {
   EXPECT_NE(message("/dev/null").find("not a regular file"), std::string::npos);
 }
 
+/// Cut off, the mapping is a fault to touch: read() says so instead.
+TEST(MappedFile, ReadsPastTheMapping) {
+  const test::TemporaryFolder folder;
+  std::vector<std::byte> bytes(50'000);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 7 + i / 256);
+  write_whole_file(folder / "file", bytes);
+  MappedFile opened(folder / "file");
+  const MappedFile file = std::move(opened);
+  const auto read = [&](size_t first, size_t count) {
+    std::vector<std::byte> to(count);
+    file.read(file.bytes().subspan(first, count), to.data());
+    return to;
+  };
+  EXPECT_TRUE(std::ranges::equal(read(4'097, 30'000), std::span(bytes).subspan(4'097, 30'000)));
+  EXPECT_TRUE(read(50'000, 0).empty());
+  std::filesystem::resize_file(folder / "file", 8'192);
+  EXPECT_TRUE(std::ranges::equal(read(1, 8'191), std::span(bytes).subspan(1, 8'191)));
+  try {
+    read(8'000, 20'000);
+    FAIL() << "expected an error";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("it had 50000 bytes when it was opened and ends at byte 8192 now"),
+              std::string::npos)
+        << e.what();
+  }
+}
+
 TEST(MappedFile, WholeOrAbsent) {
   const test::TemporaryFolder folder;
   const std::string text = "GRETA";

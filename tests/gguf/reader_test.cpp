@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <vector>
 
 #include "base/error.h"
 #include "gguf/gguf.h"
@@ -118,6 +120,11 @@ TEST(Reader, FileOfThePythonPackage) {
   EXPECT_EQ(file.sha256(), sha256_hex(MappedFile(golden("all_types.gguf")).bytes()));
   for (const Tensor& t : file.tensors()) file.drop(t, t.bytes);
   expect_all_tensors(file);  // dropped pages come back
+  for (const Tensor& t : file.tensors()) {
+    std::vector<std::byte> read(t.bytes.size());
+    file.read(t, t.bytes, read.data());
+    EXPECT_TRUE(std::ranges::equal(read, t.bytes)) << t.name;
+  }
 }
 
 TEST(Reader, OtherAlignments) {

@@ -141,7 +141,7 @@ TEST_F(ApiDeviceTest, ListsDevicesUsableOrNot) {
 
 TEST_F(ApiDeviceTest, UploadsAreTakenAndNoSlotIsWrittenWhileItIsRead) {
   const auto device = open_device(0);
-  constexpr size_t kBytes = size_t{90} << 20;  // the ring has 64 MiB
+  constexpr size_t kBytes = size_t{90} << 20;  // the ring has 32 MiB
   auto* memory = static_cast<std::byte*>(device->allocate(kBytes));
   const std::vector<std::byte> expected = pattern(kBytes, 1);
   uint32_t x = 5;

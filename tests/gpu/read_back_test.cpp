@@ -1,11 +1,16 @@
 // What bisect compares with the file before it runs: weights read back from a device, any rows of them.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/error.h"
 #include "gpu_devices.h"
 #include "kernels/random_inputs.h"
 
@@ -30,6 +35,32 @@ TEST_P(GpuReadBack, GivesAnyRowsOfTheFile) {
       weight->read_back(kFirst, kRows, got.data());
       EXPECT_EQ(got, expected);
     }
+  }
+}
+
+/// A weight is read from where its source comes from, each byte once; what lies at `bytes` is not touched.
+TEST_P(GpuReadBack, IsLoadedByTheSourcesReader) {
+  constexpr int64_t kRows = 40, kCols = 8192;
+  const auto backend = make_backend(GetParam(), {});
+  for (const auto use : {WeightUse::matmul, WeightUse::experts, WeightUse::embedding, WeightUse::vector}) {
+    SCOPED_TRACE("use " + std::to_string(static_cast<int>(use)));
+    const auto file = gpu::random_matrix(quant::Type::Q8_0, kRows, kCols, 3);
+    const std::vector<std::byte> elsewhere(file.bytes.size());
+    WeightSource source{"w", quant::Type::Q8_0, kRows, kCols, elsewhere};
+    if (use == WeightUse::experts) source.experts = 2;
+    std::atomic<size_t> read{0};
+    source.read = [&](std::span<const std::byte> part, std::byte* to) {
+      const auto at = file.bytes.begin() + (part.data() - elsewhere.data());
+      std::copy(at, at + static_cast<std::ptrdiff_t>(part.size()), to);
+      read += part.size();
+    };
+    const auto weight = backend->load(source, use);
+    std::vector<float> got(static_cast<size_t>(kRows * kCols), -1.0f);
+    weight->read_back(0, kRows, got.data());
+    EXPECT_EQ(got, file.part(0, kRows).values());
+    EXPECT_EQ(read, elsewhere.size());
+    source.read = [](std::span<const std::byte>, std::byte*) { fail("the file is gone"); };
+    EXPECT_THROW(backend->load(source, use), Error);
   }
 }
 

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 #include <numeric>
 
@@ -54,6 +55,10 @@ TEST(Load, EveryRoleHasItsTensor) {
     ASSERT_NE(tensor, nullptr);
     EXPECT_EQ(source.bytes.data(), tensor->bytes.data());
     EXPECT_EQ(source.bytes.size(), tensor->bytes.size());
+    std::vector<std::byte> read(source.bytes.size());
+    ASSERT_TRUE(source.read);
+    source.read(source.bytes, read.data());
+    EXPECT_TRUE(std::ranges::equal(read, tensor->bytes)) << source.name;
     EXPECT_EQ(source.cols, static_cast<int64_t>(tensor->shape[0]));
     EXPECT_EQ(source.rows, tensor->shape.size() > 1 ? static_cast<int64_t>(tensor->shape[1]) : 1);
     const bool vector = source.name.ends_with("norm.weight") || source.name.ends_with(".bias");

@@ -3,6 +3,7 @@
 // three implementations: cuda and hip (api_device.inl, one source), and sim.
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -68,8 +69,15 @@ class Device {
   virtual void* allocate_host(size_t bytes) = 0;
   virtual void release_host(void* memory) = 0;
 
-  // In order with the launches. `upload` has taken the bytes when it returns; `download` waits for them.
-  virtual void upload(void* to, const void* from, size_t bytes) = 0;
+  // In order with the launches. An upload has taken the bytes when it returns; `download` waits for them.
+  /// Writes bytes [first, first + count) of what is uploaded; called from several threads at once.
+  using Write = std::function<void(std::byte* to, size_t first, size_t count)>;
+  virtual void upload_by(void* to, size_t bytes, const Write& write) = 0;
+  void upload(void* to, const void* from, size_t bytes) {
+    upload_by(to, bytes, [from](std::byte* at, size_t first, size_t count) {
+      std::memcpy(at, static_cast<const std::byte*>(from) + first, count);
+    });
+  }
   virtual void download(void* to, const void* from, size_t bytes) = 0;
   /// The device's bytes in host memory of its own, until it lends others: waits for them, and spares a copy.
   /// At most most_lent().

@@ -15,6 +15,13 @@ size_t scale_bytes(int64_t rows) {
   return aligned(static_cast<size_t>(ceil_div(rows, 16) * 16) * sizeof(float));
 }
 
+/// Bytes [first, first + bytes) of a tensor, from the file to the device.
+void upload(const WeightSource& source, size_t first, size_t bytes, std::byte* to, Device& device) {
+  device.upload_by(to, bytes, [&](std::byte* at, size_t begin, size_t count) {
+    source.copy(source.bytes.subspan(first + begin, count), at);
+  });
+}
+
 /// The file's rows go over in pieces of whole 16-row tiles; each is packed while the next is on its way.
 /// Returns how many values are not what the file has.
 uint64_t pack_matrix(const WeightSource& source, bool int8, const PackedMatrix& to, Device& device,
@@ -28,8 +35,8 @@ uint64_t pack_matrix(const WeightSource& source, bool int8, const PackedMatrix& 
   device.zero(inexact, sizeof *inexact);
   for (int64_t first = 0; first < source.rows; first += piece) {
     const int64_t rows = std::min(piece, source.rows - first);
-    device.upload(staging.data(), source.bytes.data() + first * row_bytes,
-                  static_cast<size_t>(rows * row_bytes));
+    upload(source, static_cast<size_t>(first * row_bytes), static_cast<size_t>(rows * row_bytes),
+           staging.data(), device);
     PackedMatrix part = to;
     part.rows = rows;
     part.data += kernels.packed_bytes(to.type, first, to.cols);
@@ -111,21 +118,20 @@ std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse
     case WeightUse::embedding:
       weight->row_bytes = file_row_bytes(source.type, source.cols);
       weight->memory = DeviceMemory(device, aligned(source.bytes.size()));
-      device.upload(weight->memory.data(), source.bytes.data(), source.bytes.size());
+      upload(source, 0, source.bytes.size(), weight->memory.data(), device);
       weight->resident = fmt::format("{} as in the file", quant::traits(source.type).name);
       break;
     case WeightUse::vector:
       weight->memory =
           DeviceMemory(device, aligned(static_cast<size_t>(source.rows * source.cols) * sizeof(float)));
       staging.reserve(device, aligned(source.bytes.size()));
-      device.upload(staging.data(), source.bytes.data(), source.bytes.size());
+      upload(source, 0, source.bytes.size(), staging.data(), device);
       device.kernels().dequantize(
           launch, {source.type, staging.data(), source.rows * source.cols, weight->memory.data<float>()});
       weight->resident = "F32";
       break;
   }
   weight->resident_bytes = weight->memory.bytes();
-  source.let_go();
   return weight;
 }
 

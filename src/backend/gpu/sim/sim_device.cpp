@@ -144,12 +144,12 @@ class SimDevice final : public Device {
   void* allocate_host(size_t bytes) override { return allocate(bytes); }
   void release_host(void* memory) override { release(memory); }
 
-  void upload(void* to, const void* from, size_t bytes) override {
+  void upload_by(void* to, size_t bytes, const Write& write) override {
     not_while_recording("nothing can be uploaded");
     report();
     if (bytes == 0) return;
     check(to, bytes, "upload");
-    std::memcpy(to, from, bytes);
+    write(static_cast<std::byte*>(to), 0, bytes);
   }
   /// Little, so that tests go past it.
   size_t most_lent() const override { return 4096; }
