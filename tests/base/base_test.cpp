@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 
@@ -246,8 +247,9 @@ TEST(MappedFile, ReadsPastTheMapping) {
   std::vector<std::byte> bytes(50'000);
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 7 + i / 256);
   write_whole_file(folder / "file", bytes);
-  MappedFile opened(folder / "file");
-  const MappedFile file = std::move(opened);
+  auto opened = std::make_unique<MappedFile>(folder / "file");
+  const MappedFile file = std::move(*opened);
+  opened.reset();
   const auto read = [&](size_t first, size_t count) {
     std::vector<std::byte> to(count);
     file.read(file.bytes().subspan(first, count), to.data());

@@ -22,7 +22,7 @@ void upload(const WeightSource& source, size_t first, size_t bytes, std::byte* t
   });
 }
 
-/// The file's rows go over in pieces of whole 16-row tiles; each is packed while the next is on its way.
+/// The file's rows go over in pieces of whole 16-row tiles; each is packed while the host reads the next.
 /// Returns how many values are not what the file has.
 uint64_t pack_matrix(const WeightSource& source, bool int8, const PackedMatrix& to, Device& device,
                      const Launch& launch, DeviceMemory& staging) {
