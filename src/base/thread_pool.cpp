@@ -68,32 +68,30 @@ void ThreadPool::work(int worker) {
     // in the one order of seq_cst): either the caller waits for this worker, or this worker stays out.
     seat.busy.store(1);
     if (open_.load()) {
-      do_share(*share_, worker);
+      share(worker);
       if (!ahead_.empty()) ahead = ahead_[static_cast<size_t>(worker)];
     }
     if (seat.busy.exchange(0) == 2) seat.busy.notify_one();
   }
 }
 
-void ThreadPool::do_share(const Share& share, int worker) {
+void ThreadPool::share(int worker) {
   try {
-    share(worker);
+    walks_ ? walk(worker) : take_items(worker);
   } catch (...) {
     if (!failed_.exchange(true)) error_ = std::current_exception();
   }
 }
 
-void ThreadPool::loop(const Share& share, std::span<const Memory> ahead) {
-  share_ = &share;
-  ahead_ = ahead;
+void ThreadPool::loop() {
   open_.store(true, std::memory_order_release);  // a worker late for the loop before may come in by it
   // Nobody is told who does not sleep: whoever lies down later sees the new generation first. (The library
   // knows sleepers by a hash of the address, so any other pool's would cost a system call here.)
   generation_.fetch_add(1);
   if (asleep_.load() != 0) generation_.notify_all();
-  do_share(share, 0);
+  share(0);
   open_.store(false);  // a worker that wakes only now is not waited for
-  Memory own = ahead.empty() ? Memory{} : ahead[0];
+  Memory own = ahead_.empty() ? Memory{} : ahead_[0];
   for (size_t i = 1; i < seats_.size(); ++i) {
     for (int spin = 0; spin < kSpins && seats_[i].busy.load() != 0; ++spin) wait_a_moment(own);
     for (int in = 1; seats_[i].busy.compare_exchange_strong(in, 2) || in == 2; in = 1) seats_[i].busy.wait(2);
@@ -104,6 +102,14 @@ void ThreadPool::loop(const Share& share, std::span<const Memory> ahead) {
   }
 }
 
+void ThreadPool::take_items(int worker) {
+  for (;;) {
+    const int64_t begin = next_.fetch_add(step_, std::memory_order_relaxed);
+    if (begin >= count_) return;
+    body_(begin, std::min(begin + step_, count_), worker);
+  }
+}
+
 void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
   grain = std::max<int64_t>(grain, 1);
   if (workers_.empty() || count <= grain) {
@@ -111,14 +117,12 @@ void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
     return;
   }
   next_.store(0, std::memory_order_relaxed);
-  const Share take_items = [&](int worker) {
-    for (;;) {
-      const int64_t begin = next_.fetch_add(grain, std::memory_order_relaxed);
-      if (begin >= count) return;
-      body(begin, std::min(begin + grain, count), worker);
-    }
-  };
-  loop(take_items, {});
+  walks_ = false;
+  body_ = body;
+  count_ = count;
+  step_ = grain;
+  ahead_ = {};
+  loop();
 }
 
 bool ThreadPool::take_front(Seat& seat, int64_t least, int64_t* begin, int64_t* end) {
@@ -164,14 +168,19 @@ void ThreadPool::parallel_walk(int64_t count, int64_t least, const Body& body,
     seats_[static_cast<size_t>(i)].left.store(
         pack(static_cast<uint64_t>(count * i / threads), static_cast<uint64_t>(count * (i + 1) / threads)),
         std::memory_order_relaxed);
-  const Share walk = [&](int worker) {
-    Seat& own = seats_[static_cast<size_t>(worker)];
-    int64_t begin = 0, end = 0;
-    do {
-      while (take_front(own, std::max<int64_t>(least, 1), &begin, &end)) body(begin, end, worker);
-    } while (steal_into(own));
-  };
-  loop(walk, ahead);
+  walks_ = true;
+  body_ = body;
+  step_ = std::max<int64_t>(least, 1);
+  ahead_ = ahead;
+  loop();
+}
+
+void ThreadPool::walk(int worker) {
+  Seat& own = seats_[static_cast<size_t>(worker)];
+  int64_t begin = 0, end = 0;
+  do {
+    while (take_front(own, step_, &begin, &end)) body_(begin, end, worker);
+  } while (steal_into(own));
 }
 
 }  // namespace greta

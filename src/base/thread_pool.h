@@ -3,9 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <functional>
+#include <memory>
 #include <span>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace greta {
@@ -22,11 +23,29 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
+  /// What a loop calls: a reference, for as long as the loop runs. A worker that wakes reads all of it in one
+  /// line; a std::function would be two more that the caller has written.
+  class Body {
+   public:
+    template <class F>
+    requires(!std::is_same_v<std::remove_cvref_t<F>, Body>) Body(const F& body)
+        : object_(std::addressof(body)),
+          call_([](const void* object, int64_t begin, int64_t end, int worker) {
+            (*static_cast<const F*>(object))(begin, end, worker);
+          }) {}
+    void operator()(int64_t begin, int64_t end, int worker) const { call_(object_, begin, end, worker); }
+
+   private:
+    friend class ThreadPool;
+    Body() = default;
+    const void* object_ = nullptr;
+    void (*call_)(const void*, int64_t, int64_t, int) = nullptr;
+  };
+
   /// Calls body(begin, end, worker) on disjoint ranges that cover [0, count), each at most `grain` long;
   /// worker is in [0, size()). Returns when all are done. The first exception of a body is thrown here, when
   /// no body runs any more; items that nobody had begun may be left out then. Not reentrant: one loop at a
   /// time, from one thread.
-  using Body = std::function<void(int64_t begin, int64_t end, int worker)>;
   void parallel_for(int64_t count, int64_t grain, const Body& body);
 
   /// The same for items that stream through memory: worker i of n walks the i-th n-th of them in ascending
@@ -48,11 +67,12 @@ class ThreadPool {
   static bool take_front(Seat& seat, int64_t least, int64_t* begin, int64_t* end);
   bool steal_into(Seat& own);
 
-  /// What a thread that comes in time does of a loop.
-  using Share = std::function<void(int worker)>;
   void work(int worker);
-  void loop(const Share& share, std::span<const Memory> ahead);
-  void do_share(const Share& share, int worker);
+  void loop();
+  /// What a thread that comes in time does of the loop.
+  void share(int worker);
+  void take_items(int worker);
+  void walk(int worker);
 
   std::vector<std::thread> workers_;
   std::vector<Seat> seats_;
@@ -63,7 +83,10 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> generation_{0};  ///< raised once for each loop: wakes the workers
   std::atomic<int> asleep_{0};                       ///< workers that may be
   std::atomic<bool> open_{false};                    ///< a loop is on: workers may enter
-  const Share* share_ = nullptr;
+  bool walks_ = false;
+  Body body_;
+  int64_t count_ = 0;
+  int64_t step_ = 0;  ///< the grain; of a walk the least
   std::span<const Memory> ahead_;
   alignas(64) std::atomic<int64_t> next_{0};  ///< the first item that nobody has taken
 };
