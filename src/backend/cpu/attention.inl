@@ -17,7 +17,7 @@ struct AttentionState {
   float* o;  // [queries][padded]
   float* p;  // [queries][64] scores of the page, then probabilities
   float* c;  // [queries] the factor of what came before the page
-  float* k;  // a page as FP32, where more than two tiles read it: [head_dim][64]
+  float* k;  // a page as FP32, where more than two tiles read it: [4][head_dim][16]
   float* v;  // [64][padded]
   // [queries] the keys of the page that a query sees: begin .. end - 1, none where they are equal
   int32_t *begin, *end;
@@ -54,7 +54,8 @@ inline void see_page(const AttentionJob& job, AttentionState& s, int64_t number)
   s.to = (last + 15) / 16;
 }
 
-// The keys and values of a page, one kv head: k [head_dim][64], v [64] rows v_row bytes apart.
+// The keys and values of a page, one kv head: k [4][head_dim][16] (a token's key lies in half as many lines
+// as by rows of 64), v [64] rows v_row bytes apart.
 struct Page {
   const std::byte* k;
   const std::byte* v;
@@ -65,11 +66,9 @@ struct Page {
 // caches since.
 template <FloatType C>
 inline void ask_for(const Page& page, int head_dim, int64_t begin, int64_t end) {
-  for (int64_t d = 0; d < head_dim; ++d) {
-    const std::byte* row = page.k + d * kPage * kElement<C>;
-    for (int64_t at = begin * kElement<C> / 64 * 64; at < end * kElement<C>; at += 64)
-      fetch_to_second(row + at);
-  }
+  const int64_t sixteen = int64_t{16} * head_dim * kElement<C>;
+  for (int64_t at = begin / 16 * sixteen; at < (end + 15) / 16 * sixteen; at += 64)
+    fetch_to_second(page.k + at);
   for (int64_t at = begin * page.v_row / 64 * 64; at < end * page.v_row; at += 64)
     fetch_to_second(page.v + at);
 }
@@ -82,15 +81,16 @@ template <FloatType C, int R, int D>
   const VF factor = set1(job.scale);
   VF acc[R][D];
   unroll<R>([&](auto r) { unroll<D>([&](auto i) { acc[r][i] = zero(); }); });
-  const std::byte* keys = k + first * 16 * kElement<C>;
+  const int64_t sixteen = int64_t{16} * job.head_dim * kElement<C>;
+  const std::byte* keys = k + first * sixteen;
   for (int d = 0; d < job.head_dim; ++d) {
     VF key[D];
-    unroll<D>([&](auto i) { key[i] = load_weights<C>(keys + i * 16 * kElement<C>); });
+    unroll<D>([&](auto i) { key[i] = load_weights<C>(keys + i * sixteen); });
     unroll<R>([&](auto r) {
       const VF element = set1(q[d * R + r]);
       unroll<D>([&](auto i) { acc[r][i] = fma(element, key[i], acc[r][i]); });
     });
-    keys += kPage * kElement<C>;
+    keys += 16 * kElement<C>;
   }
   unroll<R>([&](auto r) {
     unroll<D>([&](auto i) {

@@ -243,7 +243,10 @@ Backend::Route CpuBackend::route() const {
   return route;
 }
 
-/// Where batch row `row`'s position lies in its page: K is [kv_head][head_dim][64], V is
+/// Elements from one of a key to its next.
+constexpr int64_t kKeyStride = 16;
+
+/// Where batch row `row`'s position lies in its page: K is [kv_head][4][head_dim][16], V is
 /// [kv_head][64][head_dim].
 std::byte* CpuBackend::element_at(const KvLayer& cache, KvPart part, const BatchView& batch,
                                   int64_t row) const {
@@ -252,13 +255,15 @@ std::byte* CpuBackend::element_at(const KvLayer& cache, KvPart part, const Batch
   const int64_t slot = position % kKvPage;
   auto* base = static_cast<std::byte*>(part == KvPart::k ? cache.k : cache.v);
   base += page * static_cast<int64_t>(kv_page_bytes(cache.kv_heads, cache.head_dim));
-  return base + slot * (part == KvPart::k ? 1 : cache.head_dim) * element_bytes_;
+  const int64_t at = part == KvPart::k ? slot / kKeyStride * kKeyStride * cache.head_dim + slot % kKeyStride
+                                       : slot * cache.head_dim;
+  return base + at * element_bytes_;
 }
 
 void CpuBackend::read_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
                          double* out) const {
   const std::byte* at = element_at(cache, part, batch, row);
-  const int64_t stride = part == KvPart::k ? kKvPage : 1;
+  const int64_t stride = part == KvPart::k ? kKeyStride : 1;
   for (int head = 0; head < cache.kv_heads; ++head) {
     for (int d = 0; d < cache.head_dim; ++d) {
       const std::byte* p = at + (int64_t{head} * kKvPage * cache.head_dim + d * stride) * element_bytes_;
@@ -278,7 +283,7 @@ void CpuBackend::read_kv(const KvLayer& cache, KvPart part, const BatchView& bat
 void CpuBackend::write_kv(const KvLayer& cache, KvPart part, const BatchView& batch, int64_t row,
                           const double* in) {
   std::byte* at = element_at(cache, part, batch, row);
-  const int64_t stride = part == KvPart::k ? kKvPage : 1;
+  const int64_t stride = part == KvPart::k ? kKeyStride : 1;
   for (int head = 0; head < cache.kv_heads; ++head) {
     for (int d = 0; d < cache.head_dim; ++d) {
       std::byte* p = at + (int64_t{head} * kKvPage * cache.head_dim + d * stride) * element_bytes_;
@@ -323,6 +328,13 @@ void CpuBackend::matmul(const MatmulArgs& args) {
   matmul_.run(args);
 }
 
+template <class Element>
+void write_key(const std::byte* key, int64_t head_dim, std::byte* to) {
+  for (int64_t d = 0; d < head_dim; ++d)
+    std::memcpy(to + d * kKeyStride * int64_t{sizeof(Element)}, key + d * int64_t{sizeof(Element)},
+                sizeof(Element));
+}
+
 /// K and V of one row and kv head into the cache: `k` rotated, `v` as it is, [head_dim]; rounded: room for
 /// as many elements.
 void CpuBackend::cache_head(const RopeArgs& args, int64_t row, int64_t head, const float* k, const float* v,
@@ -331,9 +343,10 @@ void CpuBackend::cache_head(const RopeArgs& args, int64_t row, int64_t head, con
   const int64_t at = head * kKvPage * head_dim * element_bytes_;
   kernels_.round_to[element_](k, head_dim, rounded);
   std::byte* to = element_at(args.cache, KvPart::k, *args.batch, row) + at;
-  for (int64_t d = 0; d < head_dim; ++d)
-    std::memcpy(to + d * kKvPage * element_bytes_, rounded + d * element_bytes_,
-                static_cast<size_t>(element_bytes_));
+  if (element_bytes_ == 4)
+    write_key<uint32_t>(rounded, head_dim, to);
+  else
+    write_key<uint16_t>(rounded, head_dim, to);
   kernels_.round_to[element_](v, head_dim, element_at(args.cache, KvPart::v, *args.batch, row) + at);
 }
 

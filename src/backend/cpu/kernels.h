@@ -121,8 +121,8 @@ struct FloatJob {
   float* out = nullptr;         ///< [tokens, rows]
 };
 
-/// Queries that read the same kv head of the same sequence. K page: [kv_head][head_dim][64]; V:
-/// [kv_head][64][head_dim].
+/// Queries that read the same kv head of the same sequence. K page: [kv_head][4][head_dim][16];
+/// V: [kv_head][64][head_dim].
 struct AttentionJob {
   int queries = 0;
   const float* const* q = nullptr;  ///< each [head_dim]
