@@ -187,6 +187,11 @@ TEST(CpuWeightsInt8, RowsThatAreNoMultipleOf32ArePadded) {
       const std::vector<float> w = read_all(*weight), got = product(*device, *weight, x, 7);
       if (first.empty()) first = got;
       EXPECT_TRUE(same_bits(got, first));
+      for (int64_t r = 0; r < 7; ++r) {  // alone it is rounded by code of its own
+        const std::vector<float> row(x.begin() + r * k, x.begin() + (r + 1) * k);
+        const std::vector<float> expected(got.begin() + r * 19, got.begin() + (r + 1) * 19);
+        EXPECT_TRUE(same_bits(product(*device, *weight, row, 1), expected)) << name_of(isa) << " K = " << k;
+      }
       const double gamma = cpu::matmul_roundings(quant::Type::Q8_0, k, Activations::bits16) * 0x1p-24 * 1.001;
       for (int64_t r = 0; r < 7; ++r) {
         for (int64_t n = 0; n < 19; ++n) {
@@ -264,17 +269,26 @@ TEST(CpuRounding, KernelsRoundAsTheScalarFunctionsSay) {
       to.q = q.data();
       to.scale = scale.data();
       to.sum = sum.data();
-      for (int64_t r = 0; r < rows; ++r) {
-        table.round_tile[eight ? 1 : 0](x.data() + r * k, k, to, r);
-        for (int64_t unit = 0; unit < 3; ++unit) {
+      const auto expect_row = [&](int64_t r, int64_t cell) {
+        for (int64_t unit = 0; unit < 3; ++unit, ++cell) {
           const auto block = std::span(x).subspan(static_cast<size_t>(r * k + unit * 32), 32);
           const cpu::RoundedBlock expected = eight ? cpu::round_block8(block) : cpu::round_block16(block);
-          ASSERT_EQ(scale[static_cast<size_t>(r * 3 + unit)], expected.scale) << name_of(isa) << " row " << r;
+          ASSERT_EQ(scale[static_cast<size_t>(cell)], expected.scale) << name_of(isa) << " row " << r;
           int32_t low = 0, high = 0;
           for (int i = 0; i < 32; ++i) (i < 16 ? low : high) += expected.q[i];
-          ASSERT_EQ(sum[static_cast<size_t>(r * 6 + unit * 2)], low) << name_of(isa) << " row " << r;
-          ASSERT_EQ(sum[static_cast<size_t>(r * 6 + unit * 2 + 1)], high) << name_of(isa) << " row " << r;
+          ASSERT_EQ(sum[static_cast<size_t>(cell * 2)], low) << name_of(isa) << " row " << r;
+          ASSERT_EQ(sum[static_cast<size_t>(cell * 2 + 1)], high) << name_of(isa) << " row " << r;
         }
+      };
+      for (int64_t r = 0; r < rows; ++r) {
+        to.rows = rows;
+        table.round_tile[eight ? 1 : 0](x.data() + r * k, k, to, r);
+        expect_row(r, r * 3);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        to.rows = 1;
+        table.round_tile[eight ? 1 : 0](x.data() + r * k, k, to, 0);
+        expect_row(r, 0);
       }
     }
   }
