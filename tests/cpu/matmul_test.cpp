@@ -155,6 +155,49 @@ TEST_P(CpuMatmul, SameBitsForAnyNumberOfRowsThreadsAndPath) {
   }
 }
 
+// A one-token call is planned once and kept: never for other weights, though they lie where the first one
+// lay, nor for other arguments.
+TEST_P(CpuMatmul, OneTokenAfterOtherCalls) {
+  const auto [type, activations] = GetParam();
+  const int64_t n = 150, k = widths(type).back();
+  const std::vector<float> x[2] = {random_rows(k, 41), random_rows(k, 43)};
+  const Source bias = random_weight(quant::Type::F32, 1, n, 3);
+  const auto device = backend(isas().back(), 2, activations);
+  const auto bias_weight = device->load(bias.source, WeightUse::vector);
+  std::vector<float> out[2] = {std::vector<float>(n), std::vector<float>(n)};
+  std::vector<float> in = x[0];
+  const auto run = [&](const Weight& weight, std::vector<float>& from, const Weight* with, size_t to) {
+    MatmulArgs args{1, {from.data(), k}, {}};
+    args.outputs[0] = {&weight, with, {out[to].data(), n}};
+    out[to].assign(n, NAN);
+    device->matmul(args);
+    return out[to];
+  };
+  const auto expected = [&](const Source& source, const std::vector<float>& row, bool with) {
+    const auto fresh = backend(isas().back(), 1, activations);
+    const auto weight = fresh->load(source.source, WeightUse::matmul);
+    const auto b = fresh->load(bias.source, WeightUse::vector);
+    return product(*fresh, *weight, row, 1, with ? b.get() : nullptr);
+  };
+  std::unique_ptr<Weight> weight;
+  for (uint32_t seed = 1; seed <= 3; ++seed) {
+    const Source source = random_weight(type, n, k, seed);
+    weight.reset();  // the next one lies where it lay
+    weight = device->load(source.source, WeightUse::matmul);
+    weight->settle();
+    for (const std::vector<float>& row : {x[0], x[1], x[0]}) {
+      in = row;
+      EXPECT_TRUE(same_bits(run(*weight, in, nullptr, 0), expected(source, row, false))) << seed;
+    }
+    EXPECT_TRUE(same_bits(run(*weight, in, nullptr, 1), expected(source, x[0], false))) << seed;
+    EXPECT_TRUE(same_bits(run(*weight, in, bias_weight.get(), 1), expected(source, x[0], true))) << seed;
+    std::vector<float> elsewhere = x[1];
+    EXPECT_TRUE(same_bits(run(*weight, elsewhere, bias_weight.get(), 1), expected(source, x[1], true)))
+        << seed;
+    EXPECT_TRUE(same_bits(run(*weight, in, nullptr, 0), expected(source, x[0], false))) << seed;
+  }
+}
+
 // Past the tokens that a kernel carries through K together, of one thread (several share them): two blocks of
 // them for integer weights, three for float.
 TEST_P(CpuMatmul, SameBitsInSeveralBlocksOfTokens) {

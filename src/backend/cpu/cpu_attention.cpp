@@ -11,6 +11,18 @@ namespace {
 /// item for every thread, and each thread some.
 constexpr int64_t kMostQueries = 256, kLeastQueries = 64;
 constexpr int64_t kItemsOfThread = 4;
+/// A call of fewer multiply-adds in its scores runs on the caller: another thread would have to be waited for
+/// (1 us) and to fetch the keys that the caller has just written.
+constexpr int64_t kAlone = 32768;
+
+int64_t multiply_adds(const AttentionArgs& args) {
+  int64_t keys = 0;
+  for (int64_t row = 0; row < args.batch->rows; ++row) {
+    const int64_t seen = int64_t{args.batch->positions[row]} + 1;
+    keys += args.window == 0 ? seen : std::min<int64_t>(seen, args.window);
+  }
+  return keys * args.heads * args.cache.head_dim;
+}
 
 }  // namespace
 
@@ -79,9 +91,14 @@ void Attention::run(const AttentionArgs& args) {
   if (args.batch->rows == 0) return;
   workers_.resize(static_cast<size_t>(pool_.size()));
   plan(args);
-  pool_.parallel_walk(static_cast<int64_t>(items_.size()), 1, [&](int64_t begin, int64_t end, int worker) {
+  const auto share = [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; ++i) run_item(args, items_[static_cast<size_t>(i)], worker);
-  });
+  };
+  const auto items = static_cast<int64_t>(items_.size());
+  if (multiply_adds(args) <= kAlone)
+    share(0, items, 0);
+  else
+    pool_.parallel_walk(items, 1, share);
 }
 
 uint64_t Attention::scratch_bytes(int64_t widest) const {

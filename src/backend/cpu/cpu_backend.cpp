@@ -107,7 +107,7 @@ class CpuBackend : public Backend {
         element_(element_of(options.kv_type)),
         element_bytes_(element_ == kF32 ? 4 : 2),
         maker_{kernels_, pool_, options.weights},
-        matmul_(kernels_, pool_, options.activations == Activations::bits8),
+        matmul_(kernels_, maker_, options.activations == Activations::bits8),
         attention_(kernels_, pool_, element_, element_bytes_),
         arithmetic_(options.weights, options.activations, options.kv_type) {}
 
@@ -123,7 +123,10 @@ class CpuBackend : public Backend {
   size_t element_bytes() const override { return sizeof(float); }
   const Arithmetic& arithmetic() const override { return arithmetic_; }
   Route route() const override;
-  void reset_route() override { runs_ = {}; }
+  void reset_route() override {
+    runs_ = {};
+    matmul_.reset_runs();
+  }
 
   std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows,
                                      int64_t cols) const override {
@@ -182,7 +185,7 @@ class CpuBackend : public Backend {
   void gather(const GatherArgs& args) override;
 
  private:
-  void ran(Operator op) { ++runs_.operators[op]; }
+  void ran(Operator op) { ++runs_[op]; }
   /// body(row) for every row: on the caller where there is little to do.
   template <class Body>
   void each_row(int64_t rows, int64_t width, const Body& body) {
@@ -220,12 +223,8 @@ class CpuBackend : public Backend {
     std::vector<float> values;  ///< [rows][2][dims / 2] cos, sin
   };
   RopeTable rope_table_;
-  /// How often each kernel ran: two hundred times a token, so by number. route() names them.
-  struct Runs {
-    std::array<uint64_t, kOperators.size()> operators{};
-    std::array<std::array<uint64_t, 2>, 64> products{};  ///< [type number][one token, tile]
-  };
-  Runs runs_;
+  /// How often each operator ran: two hundred times a token, so by number. route() names them.
+  std::array<uint64_t, kOperators.size()> runs_{};
 };
 
 Backend::Route CpuBackend::route() const {
@@ -234,9 +233,9 @@ Backend::Route CpuBackend::route() const {
     if (times > 0) route[std::move(name)] = times;
   };
   for (size_t i = 0; i < kOperators.size(); ++i)
-    add(runs_.operators[i], fmt::format("{}.{}", kOperators[i], kernels_.name));
+    add(runs_[i], fmt::format("{}.{}", kOperators[i], kernels_.name));
   for (const quant::Traits& t : quant::all_types()) {
-    const auto& [one, tile] = runs_.products[static_cast<size_t>(t.type)];
+    const auto [one, tile] = matmul_.runs(t.type);
     add(one, fmt::format("matmul.{}.{}.t1", lower(t.name), kernels_.name));
     add(tile, fmt::format("matmul.{}.{}.tile", lower(t.name), kernels_.name));
   }
@@ -319,14 +318,7 @@ void CpuBackend::rmsnorm(const RmsnormArgs& args) {
   });
 }
 
-void CpuBackend::matmul(const MatmulArgs& args) {
-  if (args.rows == 0) return;
-  for (int i = 0; i < args.count; ++i) {
-    const auto type = static_cast<size_t>(own(args.outputs[static_cast<size_t>(i)].weight).kernel_type);
-    ++runs_.products[type][args.rows == 1 ? 0 : 1];
-  }
-  matmul_.run(args);
-}
+void CpuBackend::matmul(const MatmulArgs& args) { matmul_.run(args); }
 
 template <class Element>
 void write_key(const std::byte* key, int64_t head_dim, std::byte* to) {
@@ -369,8 +361,8 @@ void CpuBackend::make_rope_table(const RopeSpec& spec, const BatchView& batch) {
   });
 }
 
-/// By row and kv head, with the heads of q that read it: one row is work for several threads, too, and each
-/// writes what it will read (Attention::run shares the heads out alike).
+/// By row and kv head, with the heads of q that read it: one row can be work for several threads, too, and
+/// each writes what it will read (Attention::run shares the heads out alike).
 void CpuBackend::rope(const RopeArgs& args) {
   ran(kRope);
   const BatchView& batch = *args.batch;
@@ -384,7 +376,7 @@ void CpuBackend::rope(const RopeArgs& args) {
     rotate(x, table, table + pairs, static_cast<int>(pairs), out);
     std::memcpy(out + spec.dims, x + spec.dims, static_cast<size_t>(head_dim - spec.dims) * sizeof(float));
   };
-  pool_.parallel_walk(batch.rows * kv_heads, 1, [&](int64_t begin, int64_t end, int) {
+  const auto share = [&](int64_t begin, int64_t end, int) {
     thread_local std::vector<float> k;
     thread_local std::vector<std::byte> rounded;
     k.resize(static_cast<size_t>(head_dim));
@@ -396,7 +388,12 @@ void CpuBackend::rope(const RopeArgs& args) {
       turn(row, floats(args.k) + i * head_dim, k.data());
       cache_head(args, row, i % kv_heads, k.data(), floats(args.v) + i * head_dim, rounded.data());
     }
-  });
+  };
+  constexpr int64_t kWork = 4;  // elements of other operators that one takes as long as
+  if (batch.rows * (args.heads + kv_heads) * head_dim * kWork <= kAlone)
+    share(0, batch.rows * kv_heads, 0);
+  else
+    pool_.parallel_walk(batch.rows * kv_heads, 1, share);
 }
 
 void CpuBackend::attention(const AttentionArgs& args) {

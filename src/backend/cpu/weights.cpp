@@ -176,6 +176,7 @@ void load_groups(const WeightSource& source, CpuWeight& weight, WeightMaker& mak
 
 std::unique_ptr<CpuWeight> load_weight(const WeightSource& source, WeightUse use, WeightMaker& maker) {
   if (use == WeightUse::experts) return load_stack(source, maker);
+  ++maker.loads;
   auto weight = std::make_unique<CpuWeight>();
   if (const auto why = weight_refusal(use, source.type, source.rows, source.cols))
     fail("{}: {}", source.name, *why);

@@ -25,6 +25,7 @@ struct WeightMaker {
   WeightMode mode;
   Arena arena = {};
   int64_t put_off = 0;  ///< weights so far whose packing was put off
+  uint64_t loads = 0;   ///< weights so far: each may lie where another was
 };
 
 /// Weights as stored are not packed as they are loaded: that would hold the first token up. Their first calls
