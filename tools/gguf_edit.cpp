@@ -5,6 +5,7 @@
 //   gguf_edit IN OUT set KEY VALUE
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <string>
 
 #include "base/error.h"
@@ -34,6 +35,9 @@ int edit(int argc, char** argv) {
   set->add_option("KEY", first)->required();
   set->add_option("VALUE", second)->required();
   CLI11_PARSE(app, argc, argv);
+  std::error_code unknown;
+  if (std::filesystem::equivalent(in, out, unknown))
+    greta::fail("{}: expected the name of a copy, got the input itself; name another file", out);
   std::string what;
   if (rows->parsed()) what = greta::swap_rows_in_file(in, out, first, i, j);
   if (tensors->parsed()) what = greta::swap_tensors_in_file(in, out, first, second);

@@ -4,11 +4,14 @@
 #include <string>
 #include <vector>
 
+#include "base/build_info.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/commands.h"
+#include "cli/conflicts.h"
 #include "cli/help.h"
 #include "cli/interrupt.h"
+#include "cli/model_options.h"
 #include "cli/output.h"
 
 namespace greta::cli {
@@ -33,6 +36,7 @@ int dispatch(const Values& values) {
     case Command::trace:
       return trace(values);
     case Command::bisect:
+      require_pins(values);
       return bisect(values);
     case Command::verify:
       return verify(values);
@@ -65,12 +69,14 @@ int guarded_main(const std::vector<std::string>& arguments) {
     flush_output();
     return 0;
   }
+  refuse_conflicts(values);
   if (find_option(values.command, "quiet") != nullptr) {
-    if (values.flag("quiet") && values.flag("verbose"))
-      fail("--quiet and --verbose: expected one of them at most");
     log::set_level(values.flag("quiet")     ? log::Level::quiet
                    : values.flag("verbose") ? log::Level::verbose
                                             : log::Level::normal);
+    const BuildInfo& build = build_info();
+    log::debug("{}, commit {}{}, {}, {}", build.version, build.commit, build.dirty ? " (dirty)" : "",
+               build.compiler, build.type);
   }
   const int status = dispatch(values);
   flush_output();

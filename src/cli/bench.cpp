@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/system.h"
+#include "base/text.h"
 #include "bench/cost.h"
 #include "bench/limits.h"
 #include "bench/paired.h"
@@ -33,7 +34,7 @@ struct Row {
   int64_t depth = 0;
   int64_t batch = 1;
   int threads = 0;
-  std::string model;  ///< the file's name
+  std::string model;  ///< the file's name, or its path where another file has the same name
   std::string device;
   std::vector<Paired> repeats;
   double bytes = 0.0;  ///< decode: read by one repeat
@@ -240,6 +241,15 @@ std::vector<Row> rows_of(const Settings& settings) {
   return rows;
 }
 
+/// How a model is called in the rows: its file's name, where that tells it from the others.
+std::string label_of(const std::string& path, const std::vector<std::string>& all) {
+  const auto name = [](const std::string& of) { return std::filesystem::path(of).filename().string(); };
+  const bool shared = std::any_of(all.begin(), all.end(), [&](const std::string& other) {
+    return other != path && name(other) == name(path);
+  });
+  return shared ? path : name(path);
+}
+
 /// All rows of one model at one thread count; what is finished is kept if Ctrl-C comes.
 void bench_model(const Values& values, const std::string& path, int threads, const Settings& settings,
                  const InterruptGuard& interrupt, Limits& limits, std::vector<Row>& done) {
@@ -253,7 +263,7 @@ void bench_model(const Values& values, const std::string& path, int threads, con
   for (const auto& weight : engine->model().owned) weight->settle();
   const WeightMode mode = options.backend.weights;
   const uint64_t bytes = model_bytes(engine->plan(), mode);
-  const std::string name = std::filesystem::path(path).filename().string();
+  const std::string name = label_of(path, values.positionals);
   Bench bench(*engine, interrupt);
   for (Row row : rows_of(settings)) {
     row.threads = threads;
@@ -277,8 +287,9 @@ void bench_model(const Values& values, const std::string& path, int threads, con
         [&] { engine->backend().synchronize(); });
     bench.once(row, clock);  // warm-up
     for (int64_t i = 0; i < settings.repeat; ++i) row.repeats.push_back(bench.once(row, clock));
-    log::info("{} {}, depth {}, batch {}, {} threads: {:.2f} tokens/s, {:.2f} of the limit", name, row.test(),
-              row.depth, row.batch, threads, spread(rates(row)).median, spread(shares(row)).median);
+    log::info("{} {}, depth {}, batch {}, {} threads: {:.2f} tokens/s, {:.2f} of the limit", printable(name),
+              row.test(), row.depth, row.batch, threads, spread(rates(row)).median,
+              spread(shares(row)).median);
     done.push_back(row);
   }
 }
@@ -411,16 +422,16 @@ void print_read(const char* label, const ReadLimits& limits) {
 
 void print_table(const std::vector<Row>& rows, const Limits& limits) {
   size_t width = 5;
-  for (const Row& row : rows) width = std::max(width, row.model.size());
+  for (const Row& row : rows) width = std::max(width, printable(row.model).size());
   print(fmt::format("{:<{}}  {:<8} {:>6} {:>5} {:>7} {:>10} {:>21} {:>8} {:>14}  {}\n", "model", width,
                     "test", "depth", "batch", "threads", "tokens/s", "min .. max", "of limit", "min .. max",
                     "limit"));
   for (const Row& row : rows) {
     const Spread speed = spread(rates(row));
     const Spread share = spread(shares(row));
-    print(fmt::format("{:<{}}  {:<8} {:>6} {:>5} {:>7} {:>10.2f} {:>21} {:>8.2f} {:>14}  {}\n", row.model,
-                      width, row.test(), row.depth, row.batch, row.threads, speed.median,
-                      fmt::format("{:.2f} .. {:.2f}", speed.min, speed.max), share.median,
+    print(fmt::format("{:<{}}  {:<8} {:>6} {:>5} {:>7} {:>10.2f} {:>21} {:>8.2f} {:>14}  {}\n",
+                      printable(row.model), width, row.test(), row.depth, row.batch, row.threads,
+                      speed.median, fmt::format("{:.2f} .. {:.2f}", speed.min, speed.max), share.median,
                       fmt::format("{:.2f} .. {:.2f}", share.min, share.max), limit_name(row)));
   }
   print(fmt::format("\ncpu         {}\n", cpu_name()));
@@ -449,9 +460,10 @@ void print_table(const std::vector<Row>& rows, const Limits& limits) {
 }  // namespace
 
 int bench(const Values& values) {
-  if (values.flag("json") && values.flag("csv")) fail("--json and --csv: expected one of them at most");
   const Settings settings = settings_of(values);
   rows_of(settings);  // its errors come before the loading
+  for (const std::string& path : values.positionals)
+    gguf::File::open(path);  // so that what cannot be read costs no measurement
   Limits limits;
   std::vector<Row> rows;
   bool interrupted = false;

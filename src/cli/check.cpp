@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "cli/commands.h"
 #include "cli/model_options.h"
 #include "cli/output.h"
@@ -87,7 +88,7 @@ int check(const Values& values) {
     print(plan_text(plan, file, *backend));
     print(fmt::format("{:<14}{}\n", "sha256", sha256));
   }
-  for (const std::string& warning : plan.warnings) log::warning("{}", warning);
+  for (const std::string& warning : plan.warnings) log::warning("{}", printable(warning));
   flush_output();
   if (plan.fits()) return 0;
   std::vector<std::string> lines;

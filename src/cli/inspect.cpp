@@ -102,8 +102,8 @@ std::unique_ptr<Tokenizer> tokenizer_of(const gguf::File& file) {
   try {
     return Tokenizer::from_gguf(file);
   } catch (const Error& error) {
-    log::warning("the tokenizer cannot be used: {}", error.what());
-    for (const std::string& detail : error.details()) log::warning("{}", detail);
+    log::warning("the tokenizer cannot be used: {}", printable(error.what()));
+    for (const std::string& detail : error.details()) log::warning("{}", printable(detail));
     return nullptr;
   }
 }
@@ -122,7 +122,8 @@ void print_tokenizer(const gguf::File& file) {
   std::string ends;
   for (const TokenId id : tokenizer->end_tokens())
     ends += (ends.empty() ? "" : ", ") + token_text(*tokenizer, id);
-  print(fmt::format("tokenizer     {}, {} tokens\n", tokenizer->description(), tokenizer->vocab_size()));
+  print(fmt::format("tokenizer     {}, {} tokens\n", printable(tokenizer->description()),
+                    tokenizer->vocab_size()));
   print(fmt::format("begin         {}{}\n", token_text(*tokenizer, tokenizer->bos()),
                     tokenizer->adds_bos() ? ", added to a prompt" : ""));
   print(fmt::format("end           {}{}\n", token_text(*tokenizer, tokenizer->eos()),
@@ -138,9 +139,9 @@ std::string string_of(const gguf::File& file, std::string_view key) {
 }
 
 void print_summary(const gguf::File& file) {
-  print(fmt::format("file          {}\n", file.path()));
+  print(fmt::format("file          {}\n", printable(file.path())));
   for (size_t i = 1; i < file.part_paths().size(); ++i)
-    print(fmt::format("              {}\n", file.part_paths()[i]));
+    print(fmt::format("              {}\n", printable(file.part_paths()[i])));
   print(fmt::format("              {}, GGUF version {}, alignment {}\n",
                     bytes_shown(static_cast<double>(file.file_bytes())), file.version(), file.alignment()));
   print(fmt::format("name          {}\n", string_of(file, "general.name")));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <sstream>
 #include <string>
 
 #include "backend/cpu/cpu_backend.h"
@@ -12,6 +13,8 @@
 #include "base/text.h"
 #include "cli/interrupt.h"
 #include "cli/progress.h"
+#include "model/expect.h"
+#include "model/hparams.h"
 
 namespace greta::cli {
 
@@ -32,10 +35,7 @@ BackendOptions backend_options(const Values& values) {
   options.activations = values.text("activations") == "8" ? Activations::bits8 : Activations::bits16;
   const std::string kv = values.text("kv-type");
   options.kv_type = kv == "bf16" ? KvType::bf16 : kv == "f32" ? KvType::f32 : KvType::f16;
-  if (device_of(values) == "reference") {
-    if (values.has("kv-type")) fail("--kv-type {}: the reference keeps float64; leave the option out", kv);
-    options.kv_type = KvType::f64;
-  }
+  if (device_of(values) == "reference") options.kv_type = KvType::f64;
   if (values.command != Command::bench)
     options.threads = static_cast<int>(values.number("threads").value_or(0));
   return options;
@@ -123,6 +123,19 @@ std::optional<int64_t> context_for(const Values& values, const gguf::File& file,
                 : std::nullopt;  // without it, the plan reports the key
 }
 
+void require_pins(const Values& values) {
+  if (!values.has("expect")) return;
+  const auto pins = parse_pins(values.text("expect"));  // its spelling, before anything is read
+  const ModelFile model = ModelFile::open(values.positionals[0], values.text("tokenizer"));
+  PlanRequest request;
+  if (pins_sha256(values.text("expect"))) request.file_sha256 = model.file.sha256();
+  request.tokenizer = model.tokenizer->description();
+  Plan plan;
+  plan.hp = read_hparams(model.file).hp;
+  check_pins(pins, request, plan);
+  require_fit(plan, model.file);
+}
+
 std::unique_ptr<Engine> load_engine(const Values& values, const ModelFile& model,
                                     const EngineOptions& options) {
   uint64_t bytes = 0;
@@ -136,15 +149,17 @@ std::unique_ptr<Engine> load_engine(const Values& values, const ModelFile& model
       bytes = total;
     });
   }
-  for (const std::string& warning : engine->plan().warnings) log::warning("{}", warning);
+  for (const std::string& warning : engine->plan().warnings) log::warning("{}", printable(warning));
   const double seconds = engine->load_seconds();
   const double gigabytes = static_cast<double>(bytes) / 1e9;
   std::string loaded = fmt::format("{:.2f} GB in {:.2f} s", gigabytes, seconds);
   if (is_gpu(options.device)) loaded += fmt::format(" ({:.1f} GB/s)", gigabytes / seconds);
   std::string device = engine->backend().description();
   if (device.find("weights") == std::string::npos) device += ", weights as stored";
-  log::info("{} ({}): {}; context {}, loaded {}", engine->hparams().name, model.file.path(), device,
-            engine->context(), loaded);
+  log::info("{} ({}): {}; context {}, loaded {}", printable(engine->hparams().name),
+            printable(model.file.path()), device, engine->context(), loaded);
+  std::istringstream plan(plan_text(engine->plan(), model.file, engine->backend()));
+  for (std::string line; std::getline(plan, line);) log::debug("{}", printable(line));
   return engine;
 }
 

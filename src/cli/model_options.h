@@ -36,6 +36,10 @@ std::optional<int64_t> stated_context(const gguf::File& file);
 std::optional<int64_t> context_for(const Values& values, const gguf::File& file, int64_t prompt,
                                    int64_t more);
 
+/// The pins of --expect against the model, for a command whose engines do not know them. Errors: one line for
+/// each field that differs.
+void require_pins(const Values& values);
+
 /// Loads the model with a bar, and logs one line on what was loaded where and how. Ctrl-C throws Interrupted.
 std::unique_ptr<Engine> load_engine(const Values& values, const ModelFile& model,
                                     const EngineOptions& options);

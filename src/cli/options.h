@@ -39,7 +39,8 @@ struct CommandInfo {
 /// What an option's value is.
 enum class Kind {
   flag,     ///< none: it is given or not
-  text,     ///< any bytes
+  text,     ///< any bytes, none at all too
+  word,     ///< any bytes, at least one
   path,     ///< a file; completed as one
   choice,   ///< one of `choices`
   number,   ///< a whole number in [least, most]; a size suffix may follow

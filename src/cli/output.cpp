@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/partial_file.h"
 #include "base/text.h"
 
 namespace greta::cli {
@@ -72,7 +73,7 @@ void show_error(const std::string& headline, const std::vector<std::string>& det
   if (::write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // nobody is there to be told
 }
 
-void require_file_target(const std::string& path) {
+void require_file_target(const std::string& path, const std::vector<std::string>& inputs) {
   namespace fs = std::filesystem;
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
@@ -82,6 +83,10 @@ void require_file_target(const std::string& path) {
   const fs::path folder = fs::path(path).parent_path();
   if (!folder.empty() && !fs::is_directory(folder, error))
     fail("cannot write {}: there is no folder {}", path, folder.string());
+  for (const std::string& input : inputs)
+    if (!input.empty() && fs::equivalent(path, input, error))
+      fail("cannot write {}: it is the input {}, which would be lost; -o names another file", path, input);
+  const PartialFile attempt(path);  // only the system knows what it lets be written; nothing of it stays
 }
 
 }  // namespace greta::cli

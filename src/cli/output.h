@@ -27,8 +27,9 @@ std::string bytes_shown(double bytes);
 /// standard error, whatever the log's level.
 void show_error(const std::string& headline, const std::vector<std::string>& details = {});
 
-/// Refuses what cannot become a file, before any work is done for it: a missing folder, a directory, a device
-/// or pipe (which a finished file would replace). Errors: the path and the reason.
-void require_file_target(const std::string& path);
+/// Refuses what cannot become a file, before any work is done for it: a missing or read-only folder, a
+/// directory, a device or pipe (which a finished file would replace), and what is one of `inputs` by whatever
+/// name. Empty inputs are none. Errors: the path and the reason.
+void require_file_target(const std::string& path, const std::vector<std::string>& inputs);
 
 }  // namespace greta::cli

@@ -54,9 +54,15 @@ void check_value(const Option& option, const std::string& value) {
     case Kind::path:
       if (value.empty()) fail("{}: the file's name is empty", what);
       return;
+    case Kind::word:
+    case Kind::ranges:
+      // An unset variable of a script must not mean "as if it had not been given".
+      if (value.empty())
+        fail("{}: expected {}, got an empty value; leave the option out where none is meant", what,
+             option.placeholder);
+      return;
     case Kind::flag:
     case Kind::text:
-    case Kind::ranges:
       return;
   }
 }
@@ -102,7 +108,8 @@ void refuse_empty_assignments(Command command, const std::vector<std::string>& a
     if (argument.size() == name.size() + 2) {
       ++i;  // its value follows, whatever that looks like
     } else if (argument.size() == name.size() + 3) {
-      fail("--{}=: no value (an empty one is written --{} '')", name, name);
+      fail("--{}=: no value{}", name,
+           option->kind == Kind::text ? fmt::format(" (an empty one is written --{} '')", name) : "");
     }
   }
 }
@@ -177,6 +184,8 @@ void check_positionals(Command command, const std::vector<std::string>& position
     fail("{}: {} is missing ({} --help)", name, wanted.substr(0, wanted.find('.')), name);
   }
   if (!wanted.ends_with("...") && positionals.size() > 1) unknown_argument(command, positionals[1]);
+  if (std::find(positionals.begin(), positionals.end(), "") != positionals.end())
+    fail("{}: expected {}, got an empty name", command_name(command), wanted);
 }
 
 const std::vector<std::string>* find_given(
@@ -205,6 +214,9 @@ std::string_view nearest(std::string_view word, const std::vector<std::string_vi
     }
     return row[b.size()];
   };
+  if (word.size() >= 3)  // a word cut short, before one that merely looks alike
+    for (const std::string_view candidate : known)
+      if (candidate.starts_with(word)) return candidate;
   std::string_view best;
   size_t least = std::max<size_t>(2, word.size() / 3) + 1;
   for (const std::string_view candidate : known) {
@@ -214,10 +226,7 @@ std::string_view nearest(std::string_view word, const std::vector<std::string_vi
       best = candidate;
     }
   }
-  if (!best.empty() || word.size() < 3) return best;
-  for (const std::string_view candidate : known)
-    if (candidate.starts_with(word)) return candidate;
-  return {};
+  return best;
 }
 
 int64_t parse_number(std::string_view text, double least, double most, std::string_view what) {
@@ -344,6 +353,10 @@ Values parse(const std::vector<std::string>& arguments) {
     const std::vector<std::string> unknown = app->remaining();
     if (!unknown.empty()) unknown_argument(app == &top ? Command::top : chosen->command(), unknown[0]);
   }
+  const auto before = levels.back()->take();
+  if (chosen->command() != Command::top && !before.empty())
+    fail("--{} with the command {}: expected one of them at most", before.begin()->first,
+         info_of(chosen->command()).name);
   values.given_ = chosen->take();
   values.positionals = chosen->positionals();
   if (chosen->command() != Command::top) check_positionals(chosen->command(), values.positionals);

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "cli/conflicts.h"
 #include "cli/help.h"
 
 namespace greta::cli {
@@ -23,8 +24,8 @@ constexpr std::string_view kTail = R"(
 
 | status | when |
 | --- | --- |
-| 0 | done; `check`: the model fits |
-| 1 | `check` of a readable GGUF file that does not fit its plan, the pins or the device; `verify` with a row that is not a pass |
+| 0 | done; `check`: the model fits; `bisect`: no divergence |
+| 1 | `check` of a readable GGUF file that does not fit its plan, the pins or the device; `verify` with a row that is not a pass; `bisect` with a divergence (of rounding alone: not with `--allow rounding`); `bisect --self-test` with a fault not found, a false alarm, or fewer than 95 % of the faults placed exactly |
 | 2 | it could not be done: usage, a file that cannot be read as GGUF, a missing device, bad input, an output that cannot be written; in every command but `check` also a model that does not fit |
 | 130 | after Ctrl-C: the text so far stays and the statistics are printed; a second Ctrl-C ends at once |
 
@@ -41,7 +42,8 @@ are whole; after an error nothing is left behind.
 - `tokenize --json`: `ids` and `pieces`; with `--decode`: `ids` and `text`.
 - `check --json`: `file`, `sha256`, `fits`, `problems` (each `where`, `expected`, `got`, `remedy`), `warnings`, and of a
   model that fits `hparams`, `context` and `memory`.
-- `bench --json`: `limits` and `rows`; a row has `test` (`pp512`, `tg128`), `model`, `depth`, `batch`, `threads`,
+- `bench --json`: `limits` and `rows`; a row has `test` (`pp512`, `tg128`), `model` (the file's name; its path
+  where files of one name are measured together), `depth`, `batch`, `threads`,
   `tokens_per_s` (the median), `min`, `max`, `samples`, `limit` (`read`, `read_model` or `compute`), `of_limit` (the median
   of the repeats' shares), `of_limit_min`, `of_limit_max` and `of_limit_samples`. In `limits` each rate is the best of all
   measurements; `median_` and `min_` before its name give the others.
@@ -81,6 +83,31 @@ std::string escaped(std::string_view text) {
   return out;
 }
 
+/// The names of the commands in a set, in the table's order.
+std::string command_names(CommandSet set) {
+  std::string names;
+  bool all = true;
+  for (const CommandInfo& info : commands()) {
+    if (info.id == Command::top) continue;
+    if ((set & set_of(info.id)) == 0)
+      all = false;
+    else
+      names += fmt::format("{}`{}`", names.empty() ? "" : ", ", info.name);
+  }
+  return all ? "all" : names.empty() ? "`greta`" : names;
+}
+
+std::string conflicts_section() {
+  std::string out =
+      "\n## Options that exclude each other\n\nAn option that would be without effect beside another is an "
+      "error. A value that says\nnothing new (`--temperature 0` beside `--greedy`, `--isa auto`) passes.\n"
+      "\n| command | option | beside | what to do |\n| --- | --- | --- | --- |\n";
+  for (const Conflict& conflict : conflicts())
+    out += fmt::format("| {} | `--{}` | {} | {} |\n", command_names(conflict.commands), conflict.option,
+                       conflict.beside, conflict.advice);
+  return out;
+}
+
 std::string command_section(const CommandInfo& info) {
   std::string out =
       fmt::format("\n## greta {}{}{}\n\n{}{}.", info.name, info.positional.empty() ? "" : " ",
@@ -112,6 +139,7 @@ std::string reference_markdown() {
     out += fmt::format("| `greta {}` | {} |\n", signature(*option), option->help);
   for (const CommandInfo& info : commands())
     if (info.id != Command::top) out += command_section(info);
+  out += conflicts_section();
   out += kTail;
   return out;
 }

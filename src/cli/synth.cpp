@@ -26,7 +26,7 @@ std::string type_names() {
 int synth(const Values& values) {
   const std::string path = values.text("output");
   if (path.empty()) fail("greta synth: the file to write is missing: --output FILE (-o FILE)");
-  require_file_target(path);
+  require_file_target(path, {values.text("tokenizer-from")});
   const auto type = quant::from_name(values.text("type"));
   if (!type) fail("--type '{}': expected one of {}", values.text("type"), type_names());
   const auto number = [&](const char* name) {

@@ -28,11 +28,9 @@ std::vector<TokenId> ids_in(std::string text, int64_t vocab, const std::string& 
 }
 
 int decode(const Values& values, const Tokenizer& tokenizer) {
-  if (values.has("prompt"))
-    fail("--prompt with --decode: expected the ids in --token-ids, or in the file of --prompt-file");
-  std::vector<TokenId> ids = values.has("token-ids")
-                                 ? prompt_ids(values, tokenizer)
-                                 : ids_in(prompt_text(values), tokenizer.vocab_size(), "--prompt-file");
+  std::vector<TokenId> ids = values.has("token-ids") ? prompt_ids(values, tokenizer)
+                                                     : ids_in(prompt_text(values), tokenizer.vocab_size(),
+                                                              "--prompt-file " + values.text("prompt-file"));
   const std::vector<TokenId> given = ids;
   if (!values.flag("no-special")) {  // what encoding adds by itself is no part of the text
     if (tokenizer.adds_bos() && !ids.empty() && ids.front() == tokenizer.bos()) ids.erase(ids.begin());

@@ -72,15 +72,18 @@ int trace(const Values& values) {
   require_one_prompt(values);
   const std::string path = values.text("output");
   if (path.empty()) fail("greta trace: the file to write is missing: --output FILE (-o FILE)");
-  require_file_target(path);
+  require_file_target(path, {values.positionals[0], values.text("tokenizer"), values.text("prompt-file")});
   EngineOptions options = engine_options(values);
   const ModelFile model = ModelFile::open(values.positionals[0], values.text("tokenizer"));
+  require_file_target(path, model.file.part_paths());
   const std::vector<TokenId> prompt = prompt_ids(values, *model.tokenizer);
   const auto length = static_cast<int64_t>(prompt.size());
   options.context = context_for(values, model.file, length, 0);
   options.chunk = std::min(options.chunk, length);
   options.all_logits = true;
-  if (values.has("stages")) parse_stage_list(values.text("stages"));  // its errors come before the loading
+  // What is wrong with the lists comes before the loading, but for layers, which the plan counts.
+  if (values.has("stages")) parse_stage_list(values.text("stages"));
+  if (values.has("positions")) parse_number_list(values.text("positions"), length, "--positions");
 
   const std::unique_ptr<Engine> engine = load_engine(values, model, options);
   TraceTap tap(selection_of(values, engine->hparams().layers, length));
@@ -107,7 +110,8 @@ int trace(const Values& values) {
     print_json(
         {{"file", path}, {"tokens", length}, {"rows", rows}, {"stages", stages}, {"logits_hash", hash}});
   } else {
-    print(fmt::format("{}: {} tokens, {} rows of {} stages, logits hash {}\n", path, length, rows, stages,
+    print(fmt::format("{}: {} token{}, {} row{} of {} stage{}, logits hash {}\n", path, length,
+                      length == 1 ? "" : "s", rows, rows == 1 ? "" : "s", stages, stages == 1 ? "" : "s",
                       hash));
   }
   return 0;

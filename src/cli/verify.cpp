@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/system.h"
+#include "base/text.h"
 #include "bench/limits.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
@@ -96,8 +97,8 @@ Json document(const Values& values, const ModelFile& model, const VerifyResult& 
 }
 
 void print_table(const ModelFile& model, const VerifyResult& result) {
-  print(fmt::format("{} ({}, sha256 {})\n{}\n\n", result.hp.name, model.file.path(), model.file.sha256(),
-                    result.device));
+  print(fmt::format("{} ({}, sha256 {})\n{}\n\n", printable(result.hp.name), printable(model.file.path()),
+                    model.file.sha256(), result.device));
   print(fmt::format("{:<8} {:<8} {:>8} {:>5} {:>10} {:>15}  {}\n", "row", "verdict", "seconds", "runs",
                     "rows", "values", "what was compared"));
   for (const VerifyRow& row : result.rows) {

@@ -142,7 +142,8 @@ void write_safetensors(const std::string& path, const std::vector<SafeTensor>& t
                            {"data_offsets", {offset, offset + tensor.bytes.size()}}};
     offset += tensor.bytes.size();
   }
-  std::string text = header.dump();
+  // Metadata name files and models, which need not be UTF-8; a file's header must be.
+  std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   text.resize((text.size() + 7) / 8 * 8, ' ');  // data begin at a multiple of 8
   const uint64_t length = text.size();
   std::vector<std::byte> whole(sizeof length + text.size());

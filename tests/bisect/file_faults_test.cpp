@@ -217,6 +217,10 @@ TEST_F(FileFaults, Program) {
   EXPECT_NE(bad.first, 0);
   EXPECT_THAT(bad.second, testing::StartsWith("gguf_edit: output.weight: expected block 0 to"));
   EXPECT_NE(run("").first, 0);
+  out_ = in_;
+  const auto itself = run("change-block output.weight 17");
+  EXPECT_NE(itself.first, 0);
+  EXPECT_THAT(itself.second, testing::HasSubstr("got the input itself"));
 }
 
 }  // namespace

@@ -174,6 +174,15 @@ TEST_F(Commands, TraceHashCoversAllRowsWhateverIsRecorded) {
   EXPECT_EQ(SafeTensorsFile(folder / "t.safetensors").find("final_norm")->dtype, "F64");
 }
 
+TEST_F(Commands, TraceOfAModelWhosePathIsNoUtf8) {
+  const std::string path = folder / "m\xff.gguf";
+  std::filesystem::rename(model, path);
+  const Outcome outcome = greta_run({"trace", path, "--prompt", "a", "-o", folder / "t.safetensors"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_NE(SafeTensorsFile(folder / "t.safetensors").metadata().at("model_file").find("m\xef\xbf\xbd.gguf"),
+            std::string::npos);
+}
+
 TEST_F(Commands, TraceRefusesBadLists) {
   const struct {
     std::vector<std::string> extra;
@@ -252,6 +261,19 @@ TEST_F(Commands, BenchRowsAreHeldAgainstLimitsThatWereMeasured) {
   EXPECT_GE(read["median_bytes_per_s"], read["min_bytes_per_s"]);
   EXPECT_GT(json["limits"]["read"]["bytes_per_s"].get<double>(), 1e8);
   for (const char* key : {"cpu", "build", "files", "options"}) EXPECT_TRUE(json.contains(key)) << key;
+}
+
+TEST_F(Commands, BenchTellsModelsOfOneNameApart) {
+  for (const char* sub : {"a", "b"}) std::filesystem::create_directory(folder / sub);
+  const std::string a = make_model("a/m.gguf"), b = make_model("b/m.gguf", {"--ffn-dim", "1024"});
+  const Json json =
+      json_of(greta_run({"bench", a, b, model, "--pp", "0", "--tg", "1", "--repeat", "1", "--json"}));
+  ASSERT_EQ(json["rows"].size(), 3u);
+  EXPECT_EQ(json["rows"][0]["model"], a);
+  EXPECT_EQ(json["rows"][1]["model"], b);
+  const Json& read = json["limits"]["read_model"];
+  ASSERT_EQ(read.size(), 3u) << read;
+  EXPECT_LT(read[a]["buffer_bytes"], read[b]["buffer_bytes"]);
 }
 
 TEST_F(Commands, BenchWritesCsv) {

@@ -93,7 +93,10 @@ TEST_F(Guard, Prompts) {
     expect_refusal(line({"--prompt", "a", "--context", "4096"}), {"4096", "2048"});
   }
   expect_refusal({"tokenize", model, "--prompt-file", bad}, {"--prompt-file", "offset 3"});
-  EXPECT_EQ(files(), (std::vector<std::string>{"bad", "empty", "m.gguf", "nul"}));
+  const std::string ids = folder / "ids";
+  write_file(ids, "[1,[[2");
+  expect_refusal({"tokenize", model, "--decode", "--prompt-file", ids}, {"--prompt-file " + ids, "'[1'"});
+  EXPECT_EQ(files(), (std::vector<std::string>{"bad", "empty", "ids", "m.gguf", "nul"}));
 }
 
 TEST_F(Guard, DevicesAndPins) {
@@ -104,6 +107,89 @@ TEST_F(Guard, DevicesAndPins) {
                  {"--kv-type bf16"});
   expect_refusal({"run", model, "--prompt", "a", "--expect", "dim=1,layers=9"}, {"dim", "64", "layers", "9"});
   expect_refusal({"run", model, "--prompt", "a", "--tokenizer", folder / "none"}, {folder / "none"});
+}
+
+TEST_F(Guard, PinsThatAreEmptyAreNoPins) {
+  for (const char* command : {"run", "check", "bench", "trace", "bisect", "verify"}) {
+    std::vector<std::string> arguments = {command, model, "--expect", ""};
+    if (command == std::string("run")) arguments.insert(arguments.end(), {"--prompt", "a"});
+    if (command == std::string("trace"))
+      arguments.insert(arguments.end(), {"--prompt", "a", "-o", folder / "t"});
+    expect_refusal(arguments, {"--expect", "expected PINS", "empty", "leave the option out"});
+  }
+  EXPECT_EQ(files(), std::vector<std::string>{"m.gguf"});
+}
+
+TEST_F(Guard, BisectHoldsToThePins) {
+  expect_refusal({"bisect", model, "-o", folder / "report", "--expect", "dim=1,layers=2,vocab=9"},
+                 {"2 mismatches", "--expect dim: expected 1, got 64", "--expect vocab: expected 9, got 300"});
+  EXPECT_EQ(files(), std::vector<std::string>{"m.gguf"});
+}
+
+TEST_F(Guard, AnOutputThatIsAnInput) {
+  const std::string vocabulary = folder / "v.gguf";
+  std::filesystem::copy_file(model, vocabulary);
+  std::filesystem::create_symlink("m.gguf", folder / "link.gguf");
+  std::filesystem::create_hard_link(model, folder / "hard.gguf");
+  write_file(folder / "prompt", "Hi");
+  const std::string before = read_file(model);
+  for (const char* other : {"m.gguf", "./m.gguf", "link.gguf", "hard.gguf"})
+    expect_refusal({"trace", model, "--prompt", "Hi", "-o", folder / other},
+                   {folder / other, "it is the input", "-o names another file"});
+  expect_refusal({"trace", folder / "link.gguf", "--prompt", "Hi", "-o", model}, {"it is the input"});
+  expect_refusal({"trace", model, "--prompt-file", folder / "prompt", "-o", folder / "prompt"},
+                 {"it is the input"});
+  expect_refusal({"trace", model, "--prompt", "Hi", "--tokenizer", vocabulary, "-o", vocabulary},
+                 {"it is the input"});
+  expect_refusal({"synth", "--tokenizer-from", vocabulary, "-o", vocabulary}, {"it is the input"});
+  EXPECT_EQ(read_file(model), before);
+  EXPECT_EQ(read_file(vocabulary), before);
+  EXPECT_EQ(read_file(folder / "prompt"), "Hi");
+  EXPECT_EQ(files(), (std::vector<std::string>{"hard.gguf", "link.gguf", "m.gguf", "prompt", "v.gguf"}));
+}
+
+TEST_F(Guard, WhatIsWrongIsSaidBeforeTheWork) {
+  expect_refusal({"trace", model, "--prompt", "Hi", "-o", "/proc/t"}, {"cannot write /proc/t"});
+  for (const auto& arguments :
+       {std::vector<std::string>{"trace", model, "--prompt", "Hi", "--positions", "9", "-o", folder / "t"},
+        {"trace", model, "--prompt", "Hi", "-o", "/proc/t"},
+        {"bench", model, folder / "none.gguf", "--pp", "1", "--tg", "0"}}) {
+    const Outcome outcome = greta_run(arguments);
+    EXPECT_EQ(outcome.status, 2);
+    EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;  // no model was loaded
+  }
+}
+
+TEST_F(Guard, StringsOfTheFileDoNotSpeakToTheTerminal) {
+  const std::string evil = "\x1b]0;title\x07\x1b[31m\r\nred";
+  const gguf::File file = gguf::File::open(model);
+  gguf::Writer writer;
+  for (const auto& [key, value] : file.metadata())
+    if (key != "general.name") writer.add_value(key, value);
+  writer.add_string("general.name", evil);
+  writer.add_string("general.description", evil + "\xff");
+  for (const gguf::Tensor& tensor : file.tensors())
+    writer.add_tensor(tensor.name, tensor.shape, tensor.type,
+                      [bytes = tensor.bytes](const gguf::Writer::Sink& sink) { sink(bytes); });
+  const std::string path = folder / "evil.gguf";
+  writer.write(path);
+  const std::vector<std::vector<std::string>> lines = {
+      {"check", path},
+      {"check", path, "--expect", "dim=1"},
+      {"inspect", path},
+      {"inspect", path, "--metadata", "--tensors"},
+      {"run", path, "--token-ids", "1", "--max-tokens", "0", "--verbose"},
+      {"trace", path, "--prompt", "a", "-o", folder / "t"},
+      {"bench", path, "--pp", "1", "--tg", "0", "--repeat", "1"},
+      {"verify", path, "--rows", "phase"},
+      {"bisect", path, "--max-tokens", "1", "-o", folder / "report"}};
+  for (const auto& arguments : lines) {
+    const Outcome outcome = greta_run(arguments);
+    EXPECT_LT(outcome.status, 2) << outcome.err;
+    for (const char c : {'\x1b', '\x07', '\r', '\xff'})
+      EXPECT_EQ((outcome.out + outcome.err).find(c), std::string::npos)
+          << arguments[0] << ": " << static_cast<int>(c) << " in " << outcome.out << outcome.err;
+  }
 }
 
 /// TinyLlama-1.1B by its metadata and its tensors' shapes; the weights are one block over and over.

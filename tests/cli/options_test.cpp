@@ -1,15 +1,19 @@
 // The options table and what is made from it.
 #include "cli/options.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
 
 #include "base/error.h"
 #include "bisect/verify.h"
+#include "cli/conflicts.h"
 #include "cli/help.h"
 #include "cli/parse.h"
 #include "cli/run_binary.h"
+#include "refusal.h"
 
 namespace greta::cli {
 namespace {
@@ -122,6 +126,21 @@ TEST(Parse, ValuesMayLookLikeAnything) {
   EXPECT_EQ(parse({"bench", "a", "b", "--pp", "1"}).positionals, (std::vector<std::string>{"a", "b"}));
 }
 
+TEST(Parse, AnEmptyValueIsNotAnOptionLeftOut) {
+  size_t refused = 0;
+  for (const CommandInfo& info : commands())
+    for (const Option* option : options_of(info.id)) {
+      if (option->kind == Kind::flag || option->kind == Kind::text) continue;
+      std::vector<std::string> arguments;
+      if (!info.positional.empty()) arguments.emplace_back("m");
+      if (!info.name.empty()) arguments.insert(arguments.begin(), std::string(info.name));
+      arguments.insert(arguments.end(), {fmt::format("--{}", option->name), ""});
+      EXPECT_THROW(parse(arguments), Error) << info.name << " --" << option->name;
+      ++refused;
+    }
+  EXPECT_GT(refused, 60u);
+}
+
 TEST(Parse, AnOptionOfAnotherCommandIsADefect) {
   const Values values = parse({"devices"});
   EXPECT_THROW(values.text("prompt"), std::logic_error);
@@ -130,8 +149,92 @@ TEST(Parse, AnOptionOfAnotherCommandIsADefect) {
 TEST(Parse, Nearest) {
   EXPECT_EQ(nearest("max-token", {"max-tokens", "threads"}), "max-tokens");
   EXPECT_EQ(nearest("rnu", {"run", "check"}), "run");
-  EXPECT_EQ(nearest("temp", {"temperature", "threads"}), "temperature");
+  EXPECT_EQ(nearest("temp", {"help", "temperature", "threads"}), "temperature");
   EXPECT_EQ(nearest("zzzzzz", {"run", "check"}), "");
+}
+
+/// What `greta` says of options that it takes one by one; "" where it takes them together.
+std::string conflict(const std::vector<std::string>& arguments) {
+  return test::refusal([&] { refuse_conflicts(parse(arguments)); });
+}
+
+TEST(Conflicts, AreOfOptionsThatTheirCommandsTake) {
+  for (const Conflict& row : conflicts()) {
+    size_t takers = 0;
+    for (const CommandInfo& info : commands())
+      if ((row.commands & set_of(info.id)) != 0 && find_option(info.id, row.option) != nullptr) ++takers;
+    EXPECT_GT(takers, 0u) << row.option;
+    EXPECT_NE(
+        reference_markdown().find(fmt::format("| `--{}` | {} | {} |", row.option, row.beside, row.advice)),
+        std::string::npos)
+        << row.option;
+  }
+}
+
+TEST(Conflicts, WhatWouldBeWithoutEffectIsRefused) {
+  const std::vector<std::string> cases[] = {
+      {"run", "m", "--temperature", "1.5", "--greedy"},
+      {"run", "m", "--top-k", "5", "--greedy"},
+      {"run", "m", "--top-p", "0.5", "--greedy"},
+      {"run", "m", "--min-p", "0.5", "--greedy"},
+      {"run", "m", "--seed", "3", "--greedy"},
+      {"run", "m", "--logprobs", "1", "--quiet"},
+      {"run", "m", "--isa", "avx2", "--device", "reference"},
+      {"check", "m", "--isa", "avx2", "--device", "cuda:0"},
+      {"trace", "m", "--isa", "portable", "--device", "hip:0"},
+      {"bench", "m", "--isa", "avx2", "--device", "reference"},
+      {"verify", "m", "--isa", "avx2", "--device", "reference"},
+      {"bisect", "m", "--kv-type", "bf16", "--device", "reference"},
+      {"run", "m", "--activations", "8", "--weights", "f32"},
+      {"tokenize", "m", "--prompt", "1", "--decode"},
+      {"tokenize", "m", "--no-special", "--token-ids", "1"},
+      {"bench", "m", "--batch", "2", "--tg", "0"},
+      {"bench", "m", "--csv", "--json"},
+      {"synth", "--experts", "0", "--arch", "qwen3moe"},
+      {"bench", "m", "--threads", "1,2", "--device", "cuda:0"},
+      {"verify", "m", "--context", "64", "--rows", "phase,chunk"},
+      {"bisect", "m", "--a", "cpu", "--self-test"},
+      {"bisect", "m", "--prompts", "p0_short", "--self-test"},
+      {"bisect", "m", "--output", "x", "--self-test"},
+      {"bisect", "m", "--plantings", "3"},
+      {"bisect", "m", "--clean", "3"},
+      {"devices", "--quiet", "--verbose"},
+      {"--version", "--help-markdown"},
+  };
+  for (const auto& arguments : cases) {
+    const std::string said = conflict(arguments);
+    const auto option = std::find_if(arguments.begin(), arguments.end(),
+                                     [](const std::string& word) { return word.starts_with("--"); });
+    EXPECT_EQ(said.rfind(*option, 0), 0u)
+        << fmt::format("{}", fmt::join(arguments, " ")) << " gives " << said;
+  }
+  const auto all = test::greta_run(
+      {"run", "m", "--prompt", "a", "--greedy", "--temperature", "1.5", "--top-k", "5", "--seed", "3"});
+  EXPECT_EQ(all.status, 2);
+  EXPECT_EQ(test::lines_of(all.err).size(), 4u) << all.err;  // a headline and each of the three
+}
+
+TEST(Conflicts, WhatIsMeantTogetherPasses) {
+  const std::vector<std::string> cases[] = {
+      {"run", "m", "--greedy", "--temperature", "0"},
+      {"run", "m", "--temperature", "0", "--top-k", "40", "--seed", "1"},  // a row of temperatures
+      {"run", "m", "--greedy", "--repeat-penalty", "1.1", "--ignore-eos"},
+      {"run", "m", "--logprobs", "1", "--quiet", "--json"},
+      {"run", "m", "--isa", "auto", "--device", "cuda:0", "--threads", "4"},
+      {"run", "m", "--isa", "avx2", "--device", "cpu"},
+      {"run", "m", "--activations", "16", "--weights", "f32"},
+      {"run", "m", "--activations", "8", "--weights", "int8"},
+      {"tokenize", "m", "--no-special", "--token-ids", "1", "--decode"},
+      {"bench", "m", "--batch", "2", "--tg", "0,4"},
+      {"bench", "m", "--pp", "0", "--tg", "4", "--threads", "1,2", "--device", "cpu"},
+      {"verify", "m", "--context", "64", "--rows", "phase,context"},
+      {"verify", "m", "--context", "64"},
+      {"synth", "--experts", "0", "--arch", "llama"},
+      {"bisect", "m", "--b", "cpu", "--self-test", "--plantings", "3", "--clean", "1", "--seed", "2"},
+      {"bisect", "m", "--isa", "avx2", "--b", "reference"},  // the other side has it
+  };
+  for (const auto& arguments : cases)
+    EXPECT_EQ(conflict(arguments), "") << fmt::format("{}", fmt::join(arguments, " "));
 }
 
 TEST(Usage, HelpOfEveryCommand) {
@@ -183,11 +286,13 @@ TEST(Usage, MistakesAreErrorsWithStatus2) {
       {{"run", "m", "--prompt", "a", "--threads", "0"}, "--threads '0'"},
       {{"run", "m"}, "exactly one of --prompt, --prompt-file and --token-ids, got none"},
       {{"run", "m", "--prompt", "a", "--token-ids", "1"}, "got several"},
-      {{"run", "m", "--prompt", "a", "--quiet", "--verbose"}, "--quiet and --verbose"},
+      {{"run", "m", "--prompt", "a", "--quiet", "--verbose"}, "--quiet with --verbose"},
+      {{"run", "", "--prompt", "a"}, "greta run: expected MODEL, got an empty name"},
+      {{"run", "m", "--prompt", "a", "--expect="}, "--expect=: no value"},
       {{"synth"}, "--output FILE"},
       {{"synth", "-o", "x", "--type", "q9"}, "--type 'q9'"},
       {{"trace", "m", "--prompt", "a"}, "--output FILE"},
-      {{"bench", "m", "--json", "--csv"}, "--json and --csv"},
+      {{"bench", "m", "--json", "--csv"}, "--csv with --json"},
       {{"bench", "m", "--pp", "0", "--tg", "0"}, "nothing to measure"},
       {{"verify", "m", "--rows", "phases"},
        "no row 'phases': expected phase, chunk, batch, threads, repeats, isa, weights, taps, context"},
@@ -195,6 +300,8 @@ TEST(Usage, MistakesAreErrorsWithStatus2) {
       {{"verify", "m", "--context", "1"}, "--context '1'"},
       {{"completion", "fish"}, "expected bash or zsh"},
       {{"dissect", "m"}, "no command 'dissect'"},
+      {{"--version", "run", "m", "--prompt", "a"}, "--version with the command run"},
+      {{"synth", "-o", "x", "--experts", "4", "--experts-used", "0"}, "--experts-used '0'"},
   };
   for (const auto& c : cases) {
     const auto outcome = greta_run(c.arguments);

@@ -71,6 +71,9 @@ TEST_F(Run, StreamsAndStatisticsAreWhereTheyBelong) {
   EXPECT_NE(lines_of(eight.err).back().find("activations 8"), std::string::npos) << eight.err;
   const Outcome quiet = generate({"--prompt", "Hello", "--max-tokens", "2", "--quiet", "--seed", "1"});
   EXPECT_EQ(quiet.err, "");
+  const Outcome verbose = generate({"--prompt", "Hello", "--max-tokens", "2", "--verbose", "--seed", "1"});
+  for (const char* part : {"commit", "norm epsilon", "KV cache"})
+    EXPECT_NE(verbose.err.find(part), std::string::npos) << part << " in " << verbose.err;
 }
 
 TEST_F(Run, ABarOnATerminalAndNoneWhereItIsQuiet) {

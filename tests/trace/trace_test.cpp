@@ -72,6 +72,17 @@ TEST(SafeTensors, RoundTrip) {
   EXPECT_THAT(message_of([&] { file.numbers("absent"); }), HasSubstr("holds no tensor absent"));
 }
 
+TEST(SafeTensors, MetadataThatIsNoUtf8) {
+  test::TemporaryFolder folder;
+  write_safetensors(folder / "a", {},
+                    {{"model_file",
+                      "a\xff"
+                      "b"}});
+  EXPECT_EQ(SafeTensorsFile(folder / "a").metadata().at("model_file"),
+            "a\xef\xbf\xbd"
+            "b");
+}
+
 TEST(SafeTensors, BrokenFilesAreNamed) {
   const test::TemporaryFolder folder;
   const auto read = [&](const std::string& bytes) {
