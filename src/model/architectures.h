@@ -65,9 +65,14 @@ struct Architecture {
   // What an architecture has fixed where its files have no key for it.
   bool scaled_embedding = false;  ///< by sqrt(dim)
   bool mixture = false;           ///< may have experts
-  int64_t window_period = 0;     ///< with a window: layer l is global where (l + 1) % period == 0; 0: none is
-  double local_rope_base = 0.0;  ///< of the local layers, unscaled; 0: they turn as the others
-  int64_t wide_scale_layers = 0;  ///< the size (by layers) that scales its scores by 1 / sqrt(dim / heads)
+  int64_t window = 0;          ///< published models have one and agree in it: an absent key is told; 0: none
+  bool states_window = false;  ///< published models differ, and 0 is none: an absent key is an error
+  int64_t window_period = 0;   ///< with a window: layer l is global where (l + 1) % period == 0; 0: none is
+  double attention_softcap = 0.0;  ///< as `window`
+  double logits_softcap = 0.0;     ///< as `window`
+  double local_rope_base = 0.0;    ///< of the local layers; 0: the others'
+  bool local_unscaled = false;     ///< the rotary scaling is the global layers' alone
+  int64_t wide_scale_layers = 0;   ///< the size (by layers) that scales its scores by 1 / sqrt(dim / heads)
 };
 
 /// All entries.

@@ -10,29 +10,13 @@
 
 #include "base/text.h"
 #include "model/metadata.h"
+#include "model/ranges.h"
 #include "model/rope.h"
 #include "model/unknown_architecture.h"
 
 namespace greta {
 
 namespace {
-
-// What a field may be. Wide enough for any model that one could mean, narrow enough that no product of two of
-// them and an element size overflows 64 bits, and that positions and token ids fit 32.
-constexpr IntRange kLayers{1, 4096};
-constexpr IntRange kDim{1, 1 << 20};
-constexpr IntRange kHeads{1, 1 << 14};
-constexpr IntRange kHeadDim{2, 1 << 13};
-constexpr IntRange kFfnDim{1, 1 << 24};
-constexpr IntRange kVocab{1, 1 << 24};
-constexpr IntRange kContext{1, 1 << 30};
-constexpr RealRange kEps{0.0, 1.0};
-constexpr RealRange kRopeBase{1.0, 1e15};
-constexpr RealRange kFactor{0.0, 65536.0};
-constexpr RealRange kScale{0.0, 1e6};
-constexpr IntRange kExperts{0, 1 << 12};
-constexpr IntRange kWindow{0, 1 << 30};
-constexpr RealRange kSoftcap{0.0, 1e6, true};
 
 struct NeutralKey {
   std::string_view name;
@@ -77,8 +61,11 @@ class HParamsReader {
     const double own_scale =
         out_.architecture->scaled_embedding ? std::sqrt(static_cast<double>(hp_.dim)) : 1.0;
     hp_.embedding_scale = keys_.real("embedding_scale", kScale, false).or_else(own_scale).value_or(0.0);
-    hp_.attention_softcap = keys_.real("attn_logit_softcapping", kSoftcap, false).value.value_or(0.0);
-    hp_.logits_softcap = keys_.real("final_logit_softcapping", kSoftcap, false).value.value_or(0.0);
+    const auto softcap = [&](std::string_view name, double own) {
+      return or_told(name, keys_.real(name, kSoftcap, false), own);
+    };
+    hp_.attention_softcap = softcap("attn_logit_softcapping", out_.architecture->attention_softcap);
+    hp_.logits_softcap = softcap("final_logit_softcapping", out_.architecture->logits_softcap);
     read_heads();
     read_window();
     read_vocab(keys_.integer("vocab_size", kVocab, false).or_else(none).value_or(0));
@@ -125,9 +112,21 @@ class HParamsReader {
                    fmt::format("{}", hp_.experts_used));
   }
 
+  /// The value; where the key is absent the architecture's own, and if that is not 0 a warning: older
+  /// converters left such keys out, and the model without is another one.
+  template <class T>
+  T or_told(std::string_view name, const Field<T>& field, T own) {
+    if (field.absent && own != 0)
+      out_.warnings.push_back(fmt::format("{}: no such key; {} is taken, as every published {} model has it",
+                                          keys_.key(name), own, hp_.architecture));
+    return field.or_else(own).value_or(T{});
+  }
+
   /// Which layers are local: the key's pattern (a period, or one bool a layer), or the architecture's own.
   void read_window() {
-    hp_.window = keys_.integer("attention.sliding_window", kWindow, false).value.value_or(0);
+    constexpr std::string_view kKey = "attention.sliding_window";
+    const auto window = keys_.integer(kKey, kWindow, out_.architecture->states_window);
+    hp_.window = or_told(kKey, window, out_.architecture->window);
     const auto stated = keys_.pattern("attention.sliding_window_pattern", hp_.layers);
     if (hp_.window > 0)
       hp_.local = stated.or_else(every_but_nth(hp_.layers, out_.architecture->window_period))
@@ -240,8 +239,9 @@ void HParamsReader::read_rope() {
     hp_.rope = make_rope(style, settings);
   }
   hp_.local_rope_base = *local_base;
-  if (*local_base == settings.base) return;
-  // Local layers with a base of their own see short stretches: nothing is scaled there.
+  const bool scaled = settings.scaling != RopeScaling::none || !factors.empty();
+  if (*local_base == settings.base && !(scaled && out_.architecture->local_unscaled)) return;
+  // Local layers see short stretches: nothing is scaled there.
   RopeSettings local;
   local.dims = settings.dims;
   local.base = *local_base;

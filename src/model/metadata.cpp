@@ -150,9 +150,7 @@ Field<double> MetadataReader::real(std::string_view name, RealRange range, bool 
     return {std::nullopt, true};
   }
   const auto* number = std::get_if<double>(&value->data);
-  const bool inside = number != nullptr && ((*number > range.above && *number <= range.most) ||
-                                            (range.zero && *number == 0.0));  // false for a NaN
-  if (value->type != ValueType::F32 || !inside) {
+  if (value->type != ValueType::F32 || number == nullptr || !range.has(*number)) {
     report(name, expected, show(*value));
     return {};
   }

@@ -10,6 +10,7 @@
 
 #include "gguf/gguf.h"
 #include "model/plan.h"
+#include "model/ranges.h"
 
 namespace greta {
 
@@ -22,17 +23,6 @@ struct Field {
 
   /// The value; `otherwise` where the key is absent; nothing where it is broken.
   std::optional<T> or_else(std::optional<T> otherwise) const { return absent ? otherwise : value; }
-};
-
-struct IntRange {
-  int64_t least;
-  int64_t most;
-};
-/// above < x <= most, and 0 itself where that is a value.
-struct RealRange {
-  double above;
-  double most;
-  bool zero = false;
 };
 
 class MetadataReader {

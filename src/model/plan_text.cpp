@@ -70,9 +70,9 @@ void add_model(const Plan& plan, const gguf::File& file, Lines& lines) {
   if (!hp.local.empty())
     lines.add("window", "{} positions in {} of {} layers{}", hp.window,
               std::count(hp.local.begin(), hp.local.end(), true), hp.layers,
-              hp.local_rope_base == hp.rope_base
+              hp.local_rope.dims == 0
                   ? ""
-                  : fmt::format(", there with rope base {}", hp.local_rope_base));
+                  : fmt::format(", there with rope base {}, unscaled", hp.local_rope_base));
   if (hp.attention_softcap > 0) lines.add("soft cap", "{} on attention scores", hp.attention_softcap);
   if (hp.logits_softcap > 0) lines.add("soft cap", "{} on logits", hp.logits_softcap);
   lines.add("tensors", "{}", tensor_types(file));

@@ -444,6 +444,80 @@ TEST(HParams, LocalLayersTakeTheLongFactorsToo) {
   EXPECT_EQ(hp.rope_of(0).inv_freq, hp.long_rope.inv_freq);
 }
 
+/// A file of another architecture: llama's keys and tensors under its name.
+SmallFile renamed(const std::string& architecture) {
+  SmallFile small;
+  small.set("general.architecture", architecture);
+  for (const char* key : {"block_count", "context_length", "embedding_length", "feed_forward_length",
+                          "attention.head_count", "attention.head_count_kv", "vocab_size"})
+    small.erase(std::string("llama.") + key);
+  small.erase("llama.attention.layer_norm_rms_epsilon");
+  small.u32(architecture + ".block_count", 8).u32(architecture + ".context_length", 1024);
+  small.u32(architecture + ".embedding_length", 32).u32(architecture + ".feed_forward_length", 64);
+  small.u32(architecture + ".attention.head_count", 4).u32(architecture + ".attention.head_count_kv", 2);
+  return small.f32(architecture + ".attention.layer_norm_rms_epsilon", 1e-6f);
+}
+
+TEST(HParams, Gemma2WithoutItsKeysIsStillGemma2AndSaysSo) {
+  const auto file = renamed("gemma2").open();
+  const auto read = read_hparams(file);
+  EXPECT_THAT(read.problems, IsEmpty());
+  EXPECT_EQ(read.hp.window, 4096);
+  EXPECT_EQ(read.hp.local, (std::vector<bool>{true, false, true, false, true, false, true, false}));
+  EXPECT_EQ(read.hp.attention_softcap, 50.0);
+  EXPECT_EQ(read.hp.logits_softcap, 30.0);
+  EXPECT_THAT(
+      read.warnings,
+      ElementsAre(
+          "gemma2.attn_logit_softcapping: no such key; 50 is taken, as every published gemma2 model has it",
+          "gemma2.final_logit_softcapping: no such key; 30 is taken, as every published gemma2 model has it",
+          "gemma2.attention.sliding_window: no such key; 4096 is taken, as every published gemma2 model has "
+          "it"));
+
+  const auto stated = renamed("gemma2")
+                          .f32("gemma2.attn_logit_softcapping", 8.0f)
+                          .f32("gemma2.final_logit_softcapping", 0.0f)
+                          .u32("gemma2.attention.sliding_window", 0)
+                          .open();
+  const auto as_said = read_hparams(stated);
+  EXPECT_THAT(as_said.warnings, IsEmpty());
+  EXPECT_EQ(as_said.hp.attention_softcap, 8.0);
+  EXPECT_EQ(as_said.hp.logits_softcap, 0.0);  // said: none
+  EXPECT_EQ(as_said.hp.window, 0);
+}
+
+TEST(HParams, AWindowInWhichPublishedModelsDifferIsNotGuessed) {
+  for (const std::string name : {"gemma3", "phi3"}) {
+    SmallFile small = renamed(name);
+    EXPECT_THAT(problems(small),
+                ElementsAre(name + ".attention.sliding_window: expected an integer, 0 to 1073741824, got no "
+                                   "such key (the file's metadata is incomplete)"));
+    EXPECT_EQ(good(small.u32(name + ".attention.sliding_window", 0)).window, 0);
+  }
+  for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe", "olmo2"}) {
+    const auto file = renamed(name).open();
+    EXPECT_THAT(read_hparams(file).problems, IsEmpty()) << name;
+    EXPECT_THAT(read_hparams(file).warnings, IsEmpty()) << name;
+  }
+}
+
+/// OLMo 3's files say olmo2: three local layers of four, of which none turns scaled.
+TEST(HParams, LocalLayersOfOlmoTurnUnscaled) {
+  SmallFile small = renamed("olmo2");
+  small.u32("olmo2.attention.sliding_window", 64).f32("olmo2.rope.freq_base", 500000.0f);
+  small.set("olmo2.rope.scaling.type", "yarn").f32("olmo2.rope.scaling.factor", 8.0f);
+  small.u32("olmo2.rope.scaling.original_context_length", 128);
+  const auto hp = good(small);
+  EXPECT_EQ(hp.local, (std::vector<bool>{true, true, true, false, true, true, true, false}));
+  RopeSettings plain;
+  plain.dims = 8;
+  plain.base = 500000.0;
+  EXPECT_EQ(hp.rope_of(0).inv_freq, make_rope(RopeStyle::half, plain).inv_freq);
+  EXPECT_EQ(hp.rope_of(0).magnitude, 1.0);
+  EXPECT_NE(hp.rope_of(3).inv_freq, hp.rope_of(0).inv_freq);
+  EXPECT_GT(hp.rope_of(3).magnitude, 1.0);
+}
+
 TEST(HParams, HarmlessKeysAreWarnings) {
   SmallFile small;
   small.set("llama.tensor_data_layout", "Meta AI original pth").boolean("llama.rope.scaling.finetuned", true);
