@@ -168,7 +168,10 @@ const std::vector<Option>& table() {
       {"head-dim", 0, Kind::number, "N", "", kSynth, "shape", "width of a head; default: dim / heads", 1},
       {"vocab", 0, Kind::number, "N", "", kSynth, "shape",
        "tokens, at least 260; default: 1024, or that of --tokenizer-from", 1},
-      {"context", 0, Kind::number, "N", "2048", kSynth, "shape", "the model's context length", 1},
+      {"context", 0, Kind::number, "N", "", kSynth, "shape",
+       "the model's context length; default: 2048, or FACTOR times CONTEXT of --rope-scaling where that is "
+       "more",
+       1},
       {"type", 0, Kind::word, "TYPE", "q8_0", kSynth, "shape", "type of every matrix: q4_k, q8_0, f16 ..."},
       {"seed", 0, Kind::number, "N", "1", kSynth, "shape", "of the weights"},
       {"tied", 0, Kind::flag, "", "", kSynth, "shape",

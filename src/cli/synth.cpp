@@ -41,7 +41,7 @@ int synth(const Values& values) {
   options.kv_heads = number("kv-heads");
   options.head_dim = number("head-dim");
   options.vocab = number("vocab");
-  options.context = number("context");
+  if (const auto context = values.number("context")) options.context = static_cast<uint64_t>(*context);
   options.type = *type;
   options.seed = number("seed");
   options.tied = values.flag("tied");

@@ -3,20 +3,16 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <cmath>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
+#include "model/ranges.h"
 #include "synth/vocabulary.h"
 
 namespace greta::synth {
 namespace {
-
-constexpr uint64_t kLimit = std::numeric_limits<int32_t>::max();
-constexpr uint64_t kMostExperts = 1 << 12;  // as the reader of the keys has it
 
 /// Gemma 2 caps scores at 50 and logits at 30; of random weights (scores of spread 2, logits of spread 3)
 /// hardly one comes near. At 8 and 12 a value of twice its spread loses a thirteenth and the largest a
@@ -94,14 +90,12 @@ std::optional<Scaling> parse_scaling(const std::string& text) {
   const size_t fewest = scaling.kind == Kind::linear ? 2 : 3;
   if (scaling.kind == Kind::none || parts.size() < fewest || parts.size() > 3) return std::nullopt;
   const auto factor = number<double>(parts[1]);
-  if (!factor || !(*factor >= 1.0) || !(*factor <= 1e6)) return std::nullopt;
+  if (!factor || !(*factor >= 1.0)) return std::nullopt;
   scaling.factor = *factor;
   if (parts.size() < 3) return scaling;
   const uint64_t least = scaling.kind == Kind::longrope ? 2 : 1;  // its magnitude divides by ln(original)
   scaling.original_context = number<uint64_t>(parts[2]);
-  if (!scaling.original_context || *scaling.original_context < least ||
-      *scaling.original_context > std::numeric_limits<uint32_t>::max())
-    return std::nullopt;
+  if (!scaling.original_context || *scaling.original_context < least) return std::nullopt;
   return scaling;
 }
 
@@ -114,8 +108,8 @@ class Deriver {
     find_architecture_or_complain();
     experts();
     window();
-    rotary();
     const bool sane = sizes();
+    rotary();
     vocabulary();
     biases();
     if (!sane) give_up();  // what follows divides by these and multiplies them
@@ -130,9 +124,14 @@ class Deriver {
     if (!good) problems_.push_back(problem);
     return good;
   }
-  bool sized(const char* option, uint64_t value, uint64_t least, uint64_t most) {
-    return expect(value >= least && value <= most,
-                  fmt::format("{}: expected {} to {}, got {}", option, least, most, value));
+  /// `what`: an option, or how a number follows from several.
+  bool sized(const char* what, uint64_t value, IntRange range) {
+    return expect(value >= static_cast<uint64_t>(range.least) && value <= static_cast<uint64_t>(range.most),
+                  fmt::format("{}: expected {} to {}, got {}", what, range.least, range.most, value));
+  }
+  /// The same of an option whose 0 leaves the number to what follows.
+  bool sized_or_derived(const char* option, uint64_t value, IntRange range) {
+    return value == 0 || sized(option, value, range);
   }
   [[noreturn]] void give_up() { throw Error("cannot make such a model", std::move(problems_)); }
 
@@ -165,7 +164,7 @@ class Deriver {
     if (!expect_of_architecture(s_.architecture->mixture, "--experts", fmt::format("{}", count), "experts",
                                 names_of([](const Architecture& a) { return a.mixture; })))
       return;
-    if (!sized("--experts", count, 1, kMostExperts)) return;
+    if (!sized("--experts", count, {1, kExperts.most})) return;
     const uint64_t used = o_.experts_used > 0 ? o_.experts_used : std::min<uint64_t>(2, count);
     expect(used <= count, fmt::format("--experts-used: expected 1 to --experts, {}, got {}", count, used));
     s_.hp.experts = static_cast<int64_t>(count);
@@ -179,13 +178,14 @@ class Deriver {
     const auto windowed = [](const Architecture& a) { return customs_of(a.name).window.has_value(); };
     expect_of_architecture(s_.customs.window.has_value(), "--window", fmt::format("{}", asked),
                            "window in its files", names_of(windowed));
-    sized("--window", asked, 0, 1u << 30);
+    sized("--window", asked, kWindow);
   }
 
   void rotary() {
     s_.rope_base = o_.rope_base == 0.0F ? s_.customs.rope_base : o_.rope_base;
-    expect(std::isfinite(s_.rope_base) && s_.rope_base > 1.0F,
-           fmt::format("--rope-base: expected a number above 1, got {}", s_.rope_base));
+    expect(kRopeBase.has(s_.rope_base),
+           fmt::format("--rope-base: expected a number above {:g}, at most {:g}, got {}", kRopeBase.above,
+                       kRopeBase.most, s_.rope_base));
     const auto scaling = parse_scaling(o_.rope_scaling);
     if (!scaling) {
       expect(false,
@@ -195,6 +195,10 @@ class Deriver {
       return;
     }
     s_.scaling = *scaling;
+    expect(kFactor.has(scaling->factor),
+           fmt::format("--rope-scaling: expected a factor of at most {:g}, got {}", kFactor.most,
+                       scaling->factor));
+    if (scaling->original_context) stretched(*scaling->original_context);
     const auto needs = [&](Kind kind, std::string_view tensor) {
       if (scaling->kind == kind)
         expect_of_architecture(
@@ -205,15 +209,30 @@ class Deriver {
     needs(Kind::longrope, kLongFactors);
   }
 
+  /// The context is what the scaling is for, where none is asked for; YaRN's reader holds one to it.
+  void stretched(uint64_t original) {
+    if (!sized("--rope-scaling, the original context", original, kContext)) return;
+    if (!o_.context) {
+      const double reach = s_.scaling.factor * static_cast<double>(original);
+      s_.hp.context = std::max(s_.hp.context, static_cast<int64_t>(std::min<double>(reach, kContext.most)));
+    }
+    if (s_.scaling.kind == Kind::yarn)
+      expect(static_cast<int64_t>(original) <= s_.hp.context,
+             fmt::format("--rope-scaling: expected an original context of at most --context, {}, got {}; "
+                         "leave --context out, or raise it",
+                         s_.hp.context, original));
+  }
+
   bool sizes() {
-    bool sane = sized("--dim", o_.dim, 1, kLimit);
-    sane &= sized("--layers", o_.layers, 1, 65535);
-    sane &= sized("--heads", o_.heads, 1, kLimit);
-    sane &= sized("--ffn-dim", o_.ffn_dim, 0, kLimit);
-    sane &= sized("--kv-heads", o_.kv_heads, 0, kLimit);
-    sane &= sized("--head-dim", o_.head_dim, 0, kLimit);
-    sized("--context", o_.context, 1, kLimit);
-    s_.hp.context = static_cast<int64_t>(o_.context);
+    bool sane = sized("--dim", o_.dim, kDim);
+    sane &= sized("--layers", o_.layers, kLayers);
+    sane &= sized("--heads", o_.heads, kHeads);
+    sane &= sized_or_derived("--ffn-dim", o_.ffn_dim, kFfnDim);
+    sane &= sized_or_derived("--kv-heads", o_.kv_heads, kHeads);
+    sane &= sized_or_derived("--head-dim", o_.head_dim, kHeadDim);
+    const uint64_t context = o_.context.value_or(2048);
+    sized("--context", context, kContext);
+    s_.hp.context = static_cast<int64_t>(context);
     return sane;
   }
 
@@ -225,7 +244,7 @@ class Deriver {
           fmt::format("--vocab: expected {}, the vocabulary of --tokenizer-from, got {}; leave --vocab out",
                       *tokens_, vocab));
     else  // the scores are ranks in F32: exact up to 2^24
-      sized("--vocab", vocab, kMinVocabulary, 1u << 24);
+      sized("--vocab", vocab, {kMinVocabulary, kVocab.most});
     s_.hp.vocab = static_cast<int64_t>(vocab);
   }
 
@@ -250,14 +269,15 @@ class Deriver {
     const uint64_t head_dim = o_.head_dim != 0 ? o_.head_dim : o_.dim / o_.heads;
     expect(head_dim % 2 == 0 && head_dim > 0,
            fmt::format("--head-dim: expected an even number (rotary pairs), got {}", head_dim));
-    expect(o_.heads * head_dim <= kLimit,
-           fmt::format("--heads times --head-dim: expected at most {}, got {}", kLimit, o_.heads * head_dim));
+    if (o_.head_dim == 0 && head_dim % 2 == 0) sized("--dim over --heads", head_dim, kHeadDim);
     hp.dim = static_cast<int64_t>(o_.dim);
     hp.layers = static_cast<int64_t>(o_.layers);
     hp.heads = static_cast<int64_t>(o_.heads);
     hp.kv_heads = static_cast<int64_t>(kv_heads);
     hp.head_dim = static_cast<int64_t>(head_dim);
     hp.ffn_dim = hp.expert_ffn_dim = static_cast<int64_t>(ffn);
+    if (s_.customs.experts > 0)
+      sized("--experts-used times --ffn-dim", static_cast<uint64_t>(hp.mlp_width()), kFfnDim);
     hp.rope.dims = static_cast<int>(head_dim);
   }
 

@@ -26,8 +26,9 @@ struct SynthOptions {
   uint64_t head_dim = 0;
   /// At least 260. 0: 1024, or the size of tokenizer_from's vocabulary.
   uint64_t vocab = 0;
-  /// {arch}.context_length.
-  uint64_t context = 2048;
+  /// {arch}.context_length. Nothing: 2048, or factor times original context of rope_scaling where that is
+  /// more.
+  std::optional<uint64_t> context;
   /// Of every matrix, embedding and head included; norms, biases and routers are F32.
   quant::Type type = quant::Type::Q8_0;
   /// Same seed and shape, same bytes, at any thread count.

@@ -8,7 +8,7 @@
 namespace greta::synth {
 
 /// The fewest tokens: <unk>, <s>, </s>, 256 bytes and one piece.
-constexpr uint64_t kMinVocabulary = 260;
+constexpr int64_t kMinVocabulary = 260;
 
 /// Writes tokenizer.ggml.* for an SPM vocabulary of `size` tokens: <unk>, <s>, </s>, the 256 byte tokens,
 /// then pieces made so that text runs: the space mark, printable ASCII, and words of lower-case letters,

@@ -129,7 +129,8 @@ TEST_P(SynthArchitecture, RunsWithNumbersOfASaneSize) {
     SynthOptions o = options();
     o.dim = dim;
     o.layers = 3;
-    o.window = GetParam().window_period > 0 ? std::optional<uint64_t>(20) : std::nullopt;
+    const bool windowed = GetParam().window > 0 || GetParam().states_window;
+    o.window = windowed ? std::optional<uint64_t>(20) : std::nullopt;
     make(o);
     const ModelFile model = ModelFile::open(path_);
     EngineOptions run;
@@ -281,8 +282,8 @@ TEST_F(SynthFolder, WhatAnArchitectureLacksIsSaidWithTheWayOut) {
   refused(
       "qwen3moe", [](auto& o) { o.ffn_dim = 100; }, "--ffn-dim 100: a row is not a multiple of 32");
   refused(
-      "phi3", [](auto& o) { o.heads = o.kv_heads = 1u << 16, o.head_dim = 1u << 16; },
-      "--heads times --head-dim: expected at most");
+      "qwen3moe", [](auto& o) { o.experts_used = 8, o.ffn_dim = 1u << 22; },
+      "--experts-used times --ffn-dim: expected 1 to 16777216, got 33554432");
   // All of them at once.
   SynthOptions o = small("olmo2");
   o.experts = 4;

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "gguf/gguf.h"
+#include "model/hparams.h"
 #include "synth/random.h"
 #include "temporary_folder.h"
 
@@ -301,6 +302,31 @@ TEST_F(Synth, RopeScaling) {
   for (size_t i = 36; i < 64; ++i) EXPECT_EQ(divisors[i], 8.0F) << i;
 }
 
+/// Every shape that is written opens: at the ends of the ranges, and where one number follows from others.
+TEST_F(Synth, WhatIsWrittenIsRead) {
+  const auto fits = [&](auto change) {
+    SynthOptions options;
+    options.dim = 64;
+    options.layers = 1;
+    change(options);
+    const gguf::File file = make(options);
+    for (const Problem& problem : read_hparams(file).problems) ADD_FAILURE() << problem.text();
+    return static_cast<uint64_t>(read_hparams(file).hp.context);
+  };
+  EXPECT_EQ(fits([](auto&) {}), 2048u);
+  EXPECT_EQ(fits([](auto& o) { o.rope_scaling = "yarn:4:4096"; }), 16384u);
+  EXPECT_EQ(fits([](auto& o) { o.rope_scaling = "yarn:65536:1073741824"; }), 1u << 30);
+  EXPECT_EQ(fits([](auto& o) { o.rope_scaling = "yarn:2:64"; }), 2048u);
+  EXPECT_EQ(fits([](auto& o) { o.rope_scaling = "yarn:4:4096", o.context = 4096; }), 4096u);
+  EXPECT_EQ(fits([](auto& o) { o.rope_scaling = "llama3:8:8192"; }), 65536u);
+  fits([](auto& o) { o.rope_scaling = "linear:65536"; });
+  fits([](auto& o) { o.context = 1u << 30; });
+  fits([](auto& o) { o.layers = 4096, o.dim = o.ffn_dim = 32; });
+  fits([](auto& o) { o.heads = o.kv_heads = 1u << 14, o.head_dim = 2; });
+  fits([](auto& o) { o.heads = 1, o.head_dim = 1u << 13; });
+  fits([](auto& o) { o.rope_base = 1e15F; });
+}
+
 TEST_F(Synth, MadeUpVocabulary) {
   for (const uint64_t size : {260, 300, 1024, 5000, 40000}) {
     SynthOptions options;
@@ -376,6 +402,24 @@ TEST_F(Synth, RefusesWithTheWayOut) {
   refused([](auto& o) { o.dim = 0; }, {"--dim", "got 0"});
   refused([](auto& o) { o.layers = 0; }, {"--layers", "got 0"});
   refused([](auto& o) { o.context = 0; }, {"--context", "got 0"});
+  // What the reader of files would not take.
+  refused([](auto& o) { o.context = 2000000000; }, {"--context: expected 1 to 1073741824, got 2000000000"});
+  refused([](auto& o) { o.dim = 1u << 21; }, {"--dim: expected 1 to 1048576, got 2097152"});
+  refused([](auto& o) { o.layers = 5000; }, {"--layers: expected 1 to 4096, got 5000"});
+  refused([](auto& o) { o.heads = 1u << 15; }, {"--heads: expected 1 to 16384, got 32768"});
+  refused([](auto& o) { o.head_dim = 1u << 14; }, {"--head-dim: expected 2 to 8192, got 16384"});
+  refused([](auto& o) { o.dim = 1u << 15, o.heads = 1; },
+          {"--dim over --heads: expected 2 to 8192, got 32768"});
+  refused([](auto& o) { o.ffn_dim = 1u << 25; }, {"--ffn-dim: expected 1 to 16777216, got 33554432"});
+  refused([](auto& o) { o.rope_base = 1e16F; }, {"--rope-base", "at most 1e+15"});
+  refused([](auto& o) { o.rope_scaling = "linear:100000"; },
+          {"--rope-scaling: expected a factor of at most 65536, got 100000"});
+  refused([](auto& o) { o.rope_scaling = "linear:2:2000000000"; },
+          {"--rope-scaling, the original context: expected 1 to 1073741824, got 2000000000"});
+  refused(
+      [](auto& o) { o.rope_scaling = "yarn:4:4096", o.context = 2048; },
+      {"--rope-scaling: expected an original context of at most --context, 2048, got 4096; leave --context "
+       "out, or raise it"});
   refused([](auto& o) { o.kv_heads = 3; }, {"--kv-heads", "divisor of --heads 4", "got 3"});
   refused([](auto& o) { o.heads = 3; }, {"--heads", "divisor of --dim 256", "--head-dim"});
   refused([](auto& o) { o.head_dim = 31; }, {"--head-dim", "even", "got 31"});
