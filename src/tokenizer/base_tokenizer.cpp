@@ -3,32 +3,30 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/text.h"
+#include "tokenizer/unicode.h"
 
 namespace greta {
 namespace {
 
-/// Spellings of tokens that end a turn or a text, as well-known model families have them. They count only
-/// where the vocabulary has them as control tokens.
+/// Spellings of tokens that end a turn or a text, as well-known model families have them. They count whatever
+/// type the vocabulary gives them: converters write what a tokenizer.json calls an added token as
+/// user-defined or normal, and a model that said <|end|> would go on talking to itself.
 constexpr std::string_view kEndSpellings[] = {
     "<|eot_id|>",      "<|eom_id|>", "<|im_end|>", "<|end|>",         "<|endoftext|>", "<end_of_turn>",
     "<|end_of_text|>", "<EOT>",      "<|return|>", "<|end_of_turn|>", "<|endofturn|>", "<end_of_utterance>",
 };
 
+/// Phi-3's special tokens that keep the white space behind them.
+constexpr std::string_view kKeepSpace[] = {"<unk>", "<s>", "<|endoftext|>"};
+
 }  // namespace
 
 BaseTokenizer::BaseTokenizer(const VocabData& data, bool family_adds_bos, bool cuts_at_user_defined)
-    : vocab_(data) {
-  const auto checked = [&](std::string_view key, const std::optional<int64_t>& id) -> std::optional<TokenId> {
-    if (!id) return std::nullopt;
-    if (*id < 0 || *id >= vocab_.size()) {
-      fail("{}: tokenizer.ggml.{}: expected a token from 0 to {}, got {}", data.source, key,
-           vocab_.size() - 1, *id);
-    }
-    return static_cast<TokenId>(*id);
-  };
-  bos_ = checked("bos_token_id", data.bos);
-  eos_ = checked("eos_token_id", data.eos);
+    : vocab_(data), strips_after_special_(data.strips_after_special) {
+  bos_ = checked(data, "bos_token_id", data.bos);
+  eos_ = checked(data, "eos_token_id", data.eos);
   const auto needs = [&](std::string_view word, bool add, const std::optional<TokenId>& id) {
     if (add && !id) {
       fail("{}: tokenizer.ggml.add_{}_token is true, but there is no tokenizer.ggml.{}_token_id to add",
@@ -38,24 +36,47 @@ BaseTokenizer::BaseTokenizer(const VocabData& data, bool family_adds_bos, bool c
   };
   adds_bos_ = needs("bos", data.add_bos.value_or(family_adds_bos && bos_.has_value()), bos_);
   adds_eos_ = needs("eos", data.add_eos.value_or(false), eos_);
-
-  const auto ends = [&](const std::optional<TokenId>& id) {
-    if (id && std::find(end_tokens_.begin(), end_tokens_.end(), *id) == end_tokens_.end())
-      end_tokens_.push_back(*id);
-  };
-  ends(eos_);
-  ends(checked("eot_token_id", data.eot));
-  ends(checked("eom_token_id", data.eom));
-  for (const auto spelling : kEndSpellings) {
-    const TokenId id = vocab_.find(spelling);
-    if (id >= 0 && vocab_.type(id) == TokenType::control) ends(id);
-  }
+  find_end_tokens(data);
   for (TokenId id = 0; id < vocab_.size(); ++id) {
     const TokenType type = vocab_.type(id);
     const bool user = type == TokenType::user_defined && cuts_at_user_defined;
     if (user) always_.add(vocab_.piece(id), id);
     if (user || type == TokenType::control || type == TokenType::unknown) special_.add(vocab_.piece(id), id);
   }
+}
+
+std::optional<TokenId> BaseTokenizer::checked(const VocabData& data, std::string_view key,
+                                              const std::optional<int64_t>& id) const {
+  if (!id) return std::nullopt;
+  if (*id < 0 || *id >= vocab_.size()) {
+    fail("{}: tokenizer.ggml.{}: expected a token from 0 to {}, got {}", data.source, key, vocab_.size() - 1,
+         *id);
+  }
+  return static_cast<TokenId>(*id);
+}
+
+void BaseTokenizer::find_end_tokens(const VocabData& data) {
+  const auto ends = [&](const std::optional<TokenId>& id) {
+    if (id && std::find(end_tokens_.begin(), end_tokens_.end(), *id) == end_tokens_.end())
+      end_tokens_.push_back(*id);
+  };
+  ends(eos_);
+  ends(checked(data, "eot_token_id", data.eot));
+  ends(checked(data, "eom_token_id", data.eom));
+  const auto spelled = [&](std::string_view spelling) {
+    const TokenId id = vocab_.find(spelling);
+    if (id < 0) return;
+    ends(id);
+    if (vocab_.type(id) == TokenType::control) return;
+    log::warning(
+        "{}: token {} \"{}\" ends a turn, but its type is {}: it is taken as a control token and generation "
+        "stops at it",
+        data.source, id, spelling, name_of(vocab_.type(id)));
+    vocab_.take_as_control(id);
+  };
+  for (const auto spelling : kEndSpellings) spelled(spelling);
+  // Gemma's vocabularies have an HTML tag of this name.
+  if (data.strips_after_special) spelled("</s>");
 }
 
 std::optional<TokenId> BaseTokenizer::find(std::string_view piece) const {
@@ -81,11 +102,26 @@ std::vector<TokenId> BaseTokenizer::encode(std::string_view text, const EncodeOp
     const auto match = matcher.empty() ? LiteralMatcher::Match{} : matcher.find(text, at);
     const size_t end = match.length > 0 ? match.begin : text.size();
     if (end > at) encode_plain(text.substr(at, end - at), ids);
-    if (match.length > 0) ids.push_back(match.id);
     at = end + match.length;
+    if (match.length == 0) continue;
+    ids.push_back(match.id);
+    at = after_special(text, at, match.id);
   }
+  if (options.add_special && adds_bos_ && ids.size() > 1 && ids[1] == bos_)
+    log::warning("the text begins with \"{}\", which is put before every text: it is there twice",
+                 piece(*bos_));
   if (options.add_special && adds_eos_) ids.push_back(*eos_);
   return ids;
+}
+
+size_t BaseTokenizer::after_special(std::string_view text, size_t at, TokenId id) const {
+  if (!strips_after_special_ || std::ranges::find(kKeepSpace, piece(id)) != std::end(kKeepSpace)) return at;
+  while (at < text.size()) {
+    const unicode::Decoded next = unicode::decode(text, at);
+    if (!unicode::is(next.value, unicode::space)) break;
+    at += next.length;
+  }
+  return at;
 }
 
 std::string BaseTokenizer::decode(const std::vector<TokenId>& ids, bool with_special) const {

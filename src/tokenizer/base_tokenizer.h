@@ -32,13 +32,23 @@ class BaseTokenizer : public Tokenizer {
   /// Whether encode_plain puts a space before each text (and decode takes it away).
   virtual bool has_space_prefix() const { return false; }
 
-  const Vocabulary vocab_;
+  Vocabulary vocab_;
 
  private:
+  /// Tokens at which generation stops, in end_tokens_; those that the file calls by another type become
+  /// control tokens, with a warning.
+  void find_end_tokens(const VocabData& data);
+  /// The id of a key, or nothing. Errors: out of range.
+  std::optional<TokenId> checked(const VocabData& data, std::string_view key,
+                                 const std::optional<int64_t>& id) const;
+  /// Where the text goes on behind a token that was read up to `at`.
+  size_t after_special(std::string_view text, size_t at, TokenId id) const;
+
   LiteralMatcher special_;  ///< read where parse_special: control and unknown tokens, and what is always read
   LiteralMatcher always_;   ///< always read
   std::optional<TokenId> bos_, eos_;
   bool adds_bos_ = false, adds_eos_ = false;
+  bool strips_after_special_ = false;
   std::vector<TokenId> end_tokens_;
 };
 

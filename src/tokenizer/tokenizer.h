@@ -62,15 +62,17 @@ class Tokenizer {
   /// where the text has no special tokens in it. Control and unknown tokens give nothing unless
   /// `with_special`, then their piece. Where the vocabulary puts a space before a text (SPM), it is taken
   /// away at the start and after each control token, as encode put it there. One exception is SentencePiece's
-  /// own: it spells a space as U+2581, so that a U+2581 in the text comes back as a space; and an SPM
-  /// vocabulary without byte tokens cannot give back what it does not know.
+  /// own: it spells a space as U+2581, so that a U+2581 in the text comes back as a space; an SPM vocabulary
+  /// without byte tokens cannot give back what it does not know; and of Phi-3's the white space behind a
+  /// special token is gone.
   virtual std::string decode(const std::vector<TokenId>& ids, bool with_special = false) const = 0;
 
   virtual std::optional<TokenId> bos() const = 0;
   virtual std::optional<TokenId> eos() const = 0;
   virtual bool adds_bos() const = 0;
   virtual bool adds_eos() const = 0;
-  /// Every token at which generation stops: eos, eot, eom and what else the metadata names.
+  /// Every token at which generation stops: eos, eot and eom of the metadata, and the well-known spellings of
+  /// an end in the vocabulary. Those become control tokens whatever the file calls them, with a warning.
   virtual const std::vector<TokenId>& end_tokens() const = 0;
   /// The id of a token by its exact vocabulary spelling.
   virtual std::optional<TokenId> find(std::string_view piece) const = 0;

@@ -21,6 +21,11 @@ std::string shown(std::string_view piece) {
   return most < piece.size() ? out + "..." : out;
 }
 
+std::string_view name_of(TokenType type) {
+  constexpr std::string_view kNames[] = {"normal", "unknown", "control", "user-defined", "unused", "byte"};
+  return kNames[static_cast<size_t>(type) - 1];
+}
+
 Vocabulary::Vocabulary(const VocabData& data) {
   const size_t count = data.pieces.size();
   if (count == 0) fail("{}: tokenizer.ggml.tokens: expected a vocabulary, got no tokens", data.source);

@@ -25,10 +25,15 @@ struct VocabData {
   std::optional<int64_t> bos, eos, eot, eom, unknown;
   std::optional<bool> add_bos, add_eos, add_space_prefix;
   bool remove_extra_whitespaces = false;
+  /// White space behind a special token belongs to it (Phi-3). No format has a key for it.
+  bool strips_after_special = false;
 };
 
 /// Checks `data` and builds its tokenizer. Errors as Tokenizer::from_gguf.
 std::unique_ptr<Tokenizer> make_tokenizer(const VocabData& data);
+
+/// "normal", "control", ...: for messages.
+std::string_view name_of(TokenType type);
 
 /// A piece for an error message: at most 48 bytes of it, control characters spelled \xNN.
 std::string shown(std::string_view piece);
@@ -42,6 +47,7 @@ class Vocabulary {
   int32_t size() const { return static_cast<int32_t>(pieces_.size()); }
   std::string_view piece(TokenId id) const { return pieces_[index(id)]; }
   TokenType type(TokenId id) const { return types_[index(id)]; }
+  void take_as_control(TokenId id) { types_[index(id)] = TokenType::control; }
   /// -1 where there is none.
   TokenId find(std::string_view piece) const { return index_.find(pieces_, piece); }
   /// The same with hash_text(piece); `prefetch` some time before hides the wait for memory.

@@ -124,6 +124,9 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const gguf::File& file) {
   data.add_eos = keys.flag("tokenizer.ggml.add_eos_token");
   data.add_space_prefix = keys.flag("tokenizer.ggml.add_space_prefix");
   data.remove_extra_whitespaces = keys.flag("tokenizer.ggml.remove_extra_whitespaces").value_or(false);
+  // Phi-3's tokenizer.json says of each special token that it takes the white space behind it; the format has
+  // no place for that. Phi-4's files are byte-level BPE.
+  data.strips_after_special = data.model == "llama" && keys.text("general.architecture") == "phi3";
   return make_tokenizer(data);
 }
 

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -11,6 +12,7 @@
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "gguf/gguf.h"
+#include "temporary_folder.h"
 
 namespace greta {
 namespace {
@@ -222,14 +224,95 @@ TEST(Encode, BosAndEosAsTheFileSays) {
   EXPECT_THAT(make_tokenizer(spm_data())->encode("a"), ElementsAre(1, 5));
 }
 
-TEST(Encode, EndTokensAreWhatTheFileNamesAndKnownControlTokens) {
+/// What `work` logs.
+std::string logged(const std::function<void()>& work) {
+  ::testing::internal::CaptureStderr();
+  work();
+  return ::testing::internal::GetCapturedStderr();
+}
+
+TEST(Encode, EndTokensAreWhatTheFileNamesAndKnownSpellings) {
   VocabData data = bpe_data();
-  EXPECT_THAT(make_tokenizer(data)->end_tokens(),
-              ElementsAre(4, 5));  // <|end|> is a normal token here: not one of them
   data.eot = 11;
   data.eom = 4;
   data.types[10] = 3;
-  EXPECT_THAT(make_tokenizer(data)->end_tokens(), ElementsAre(4, 11, 5, 10));
+  EXPECT_EQ(logged([&] { EXPECT_THAT(make_tokenizer(data)->end_tokens(), ElementsAre(4, 11, 5, 10)); }), "");
+}
+
+TEST(Encode, ASpellingOfAnEndIsAControlTokenWhateverItsType) {
+  for (const int32_t type : {1, 4}) {
+    VocabData data = bpe_data();
+    data.types[10] = type;
+    std::unique_ptr<Tokenizer> tokenizer;
+    EXPECT_THAT(logged([&] { tokenizer = make_tokenizer(data); }),
+                HasSubstr(fmt::format(
+                    "warning: m.gguf: token 10 \"<|end|>\" ends a turn, but its type is {}: it is taken as a "
+                    "control token and generation stops at it",
+                    type == 1 ? "normal" : "user-defined")));
+    EXPECT_THAT(tokenizer->end_tokens(), ElementsAre(4, 5, 10));
+    EXPECT_THAT(tokenizer->encode("a<|end|>b"), ElementsAre(0, 10, 1));
+    EXPECT_EQ(tokenizer->decode({0, 10, 1}), "ab");
+  }
+  // As a Gemma's SentencePiece file may have it: found before the algorithm sees the text, not by it.
+  VocabData data = spm_data();
+  data.pieces.emplace_back("<end_of_turn>");
+  data.types.push_back(4);
+  data.scores.push_back(0);
+  const auto tokenizer = make_tokenizer(data);
+  EXPECT_THAT(tokenizer->end_tokens(), ElementsAre(2, 262));
+  EXPECT_THAT(tokenizer->encode("a<end_of_turn>a"), ElementsAre(1, 5, 262, 5));
+  EXPECT_EQ(tokenizer->decode({5, 262, 5}), "aa");
+}
+
+TEST(Encode, ABosThatTheTextHasAlreadyIsSaid) {
+  const auto tokenizer = make_tokenizer(spm_data());
+  EXPECT_EQ(
+      logged([&] { EXPECT_THAT(tokenizer->encode("<s>a"), ElementsAre(1, 1, 5)); }),
+      "greta: warning: the text begins with \"<s>\", which is put before every text: it is there twice\n");
+  EXPECT_EQ(logged([&] {
+              tokenizer->encode("a<s>");
+              tokenizer->encode("<s>a", {.add_special = false});
+              tokenizer->encode("<s>a", {.add_special = true, .parse_special = false});
+              tokenizer->encode("");
+            }),
+            "");
+}
+
+/// Phi-3's special tokens take the white space behind them, but for three.
+TEST(Encode, WhiteSpaceBehindASpecialTokenOfPhi3IsGone) {
+  const VocabData data = spm_data();
+  std::vector<std::string> pieces(data.pieces.begin(), data.pieces.end());
+  std::vector<int32_t> types = data.types;
+  for (const char* piece : {"<|user|>", "<|end|>", "<|endoftext|>"}) {  // 262, 263, 264
+    pieces.emplace_back(piece);
+    types.push_back(3);
+  }
+  types[2] = 4;  // </s>, as its converter has it
+  const test::TemporaryFolder folder;
+  const auto of = [&](const std::string& architecture) {
+    gguf::Writer writer;
+    writer.add_string("general.architecture", architecture);
+    writer.add_string("tokenizer.ggml.model", "llama");
+    writer.add_strings("tokenizer.ggml.tokens", pieces);
+    writer.add_f32s("tokenizer.ggml.scores", std::vector<float>(pieces.size()));
+    writer.add_i32s("tokenizer.ggml.token_type", types);
+    writer.add_u32("tokenizer.ggml.unknown_token_id", 0);
+    const std::string path = folder / "m.gguf";
+    writer.write(path);
+    return Tokenizer::from_gguf(gguf::File::open(path));
+  };
+  const auto phi = of("phi3");
+  EXPECT_THAT(phi->encode("<|user|>\na<|end|>\n"), ElementsAre(262, 5, 263));
+  EXPECT_THAT(phi->encode("<|user|> \t\xC2\xA0\n a<|end|>\n<|user|>\n"), ElementsAre(262, 5, 263, 262));
+  EXPECT_THAT(phi->encode("</s> a"), ElementsAre(2, 5));
+  EXPECT_THAT(phi->end_tokens(), ElementsAre(263, 264, 2));
+  const TokenId newline = 6 + '\n';
+  for (const auto& [text, id] :
+       {std::pair{"<s>\na", 1}, std::pair{"<unk>\na", 0}, std::pair{"<|endoftext|>\na", 264}})
+    EXPECT_THAT(phi->encode(text), ElementsAre(id, 3, newline, 4));
+  const auto plain = phi->encode("<|user|>\na", {.parse_special = false});
+  EXPECT_NE(std::find(plain.begin(), plain.end(), newline), plain.end());
+  EXPECT_THAT(of("llama")->encode("<|user|>\na"), ElementsAre(262, 3, newline, 4));
 }
 
 TEST(Encode, SpmSpacePrefixGoesAsItCame) {
