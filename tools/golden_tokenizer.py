@@ -57,6 +57,7 @@ def pretokenizer(family):
     digits = pre_tokenizers.Digits(individual_digits=True)
     return {
         "llama-bpe": lambda: steps(CL100K % "{1,3}", byte_level(False)),
+        "dbrx": lambda: steps(CL100K % "{1,3}", byte_level(False)),
         "qwen2": lambda: steps(CL100K % "", byte_level(False)),
         "gpt-2": lambda: byte_level(True),
         "smollm": lambda: steps(digits, byte_level(True)),
@@ -70,7 +71,8 @@ def pretokenizer(family):
     }[family]()
 
 
-BPE_FAMILIES = ["smollm", "llama-bpe", "gpt-2", "qwen2", "falcon", "starcoder", "deepseek-llm", "deepseek-coder", "default"]
+BPE_FAMILIES = ["smollm", "llama-bpe", "gpt-2", "qwen2", "falcon", "starcoder", "deepseek-llm", "deepseek-coder", "default",
+                "dbrx"]
 
 
 class BpeOracle:
@@ -406,7 +408,7 @@ def train_bpe(family, tokens, path, seed):
     data = json.loads(made.to_str())["model"]
     pieces = [p for p, _ in sorted(data["vocab"].items(), key=lambda kv: kv[1])] + USER
     merges = [" ".join(m) if isinstance(m, list) else m for m in data["merges"]]
-    if family == "llama-bpe":  # words that no merge reaches: only the rule "a whole word is one token" finds them
+    if family in ("llama-bpe", "dbrx"):  # words that no merge reaches: only the rule "a whole word is one token" finds them
         pieces += ["Ġzephyr", "qzx", "Ã©Ãł", "ĠÐ¶"]
         pieces = list(dict.fromkeys(pieces))
     types = [CONTROL if p in SPECIAL else USER_DEFINED if p in USER else 1 for p in pieces]

@@ -354,6 +354,7 @@ const std::vector<PreTokenizer>& all() {
       {"llama-bpe", {cl100k_words<3>}, true, true},
       {"gpt-2", {gpt2_words}, false, false},
       {"smollm", {single_digits, gpt2_words}, false, false},
+      {"dbrx", {cl100k_words<3>}, false, false},  // OLMo 2, Phi-4: cl100k itself, with its merges
       {"qwen2", {cl100k_words<1>}, false, false},
       {"falcon", {punctuation_rule_runs, gpt2_words, falcon_number_bytes, digit_triples}, false, false},
       {"starcoder", {single_digits, gpt2_words}, false, false},
@@ -373,6 +374,7 @@ const std::vector<PreTokenizer>& all() {
 /// Other names of the same rules.
 constexpr std::pair<std::string_view, std::string_view> kAliases[] = {{"llama3", "llama-bpe"},
                                                                       {"llama-v3", "llama-bpe"},
+                                                                      {"smaug-bpe", "dbrx"},
                                                                       {"refact", "starcoder"},
                                                                       {"deepseek-r1-qwen", "qwen2"}};
 

@@ -121,7 +121,7 @@ std::string name_of_family(const ::testing::TestParamInfo<std::string>& given) {
 
 INSTANTIATE_TEST_SUITE_P(Golden, Split,
                          ::testing::Values("smollm", "llama-bpe", "gpt-2", "qwen2", "falcon", "starcoder",
-                                           "deepseek-llm", "deepseek-coder", "default"),
+                                           "deepseek-llm", "deepseek-coder", "default", "dbrx"),
                          name_of_family);
 
 class SentencePieceFile : public ::testing::TestWithParam<std::string> {};
@@ -141,8 +141,8 @@ INSTANTIATE_TEST_SUITE_P(Golden, SentencePieceFile, ::testing::Values("spm", "sp
 
 INSTANTIATE_TEST_SUITE_P(Golden, Family,
                          ::testing::Values("spm", "spm-gemma", "smollm", "llama-bpe", "gpt-2", "qwen2",
-                                           "falcon", "starcoder", "deepseek-llm", "deepseek-coder",
-                                           "default"),
+                                           "falcon", "starcoder", "deepseek-llm", "deepseek-coder", "default",
+                                           "dbrx"),
                          name_of_family);
 
 /// The rule alone, on strings from elsewhere.
