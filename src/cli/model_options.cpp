@@ -84,10 +84,17 @@ std::vector<TokenId> prompt_ids(const Values& values, const Tokenizer& tokenizer
     return ids;
   }
   const std::string text = prompt_text(values);
-  if (text.empty())
-    fail("{}: the prompt is empty, 0 bytes; expected at least 1",
-         values.has("prompt-file") ? "--prompt-file " + values.text("prompt-file") : "--prompt");
-  return tokenizer.encode(text);
+  const std::string option =
+      values.has("prompt-file") ? "--prompt-file " + values.text("prompt-file") : "--prompt";
+  if (text.empty()) fail("{}: the prompt is empty, 0 bytes; expected at least 1", option);
+  std::vector<TokenId> ids = tokenizer.encode(text);
+  if (ids.empty())
+    fail(
+        "{}: the prompt is empty, 0 tokens of {} bytes; expected at least 1, and the vocabulary has none for "
+        "this "
+        "text",
+        option, text.size());
+  return ids;
 }
 
 std::optional<int64_t> stated_context(const gguf::File& file) {

@@ -25,7 +25,8 @@ void require_one_prompt(const Values& values);
 /// UTF-8, the offset.
 std::string prompt_text(const Values& values);
 
-/// The prompt as ids. Errors: an empty prompt, ids outside the vocabulary, and those of prompt_text.
+/// The prompt as ids, at least one. Errors: an empty prompt, a text that is none of them, ids outside the
+/// vocabulary, and those of prompt_text.
 std::vector<TokenId> prompt_ids(const Values& values, const Tokenizer& tokenizer);
 
 /// The context length that the metadata states, if it states one.

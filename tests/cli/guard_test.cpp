@@ -99,6 +99,30 @@ TEST_F(Guard, Prompts) {
   EXPECT_EQ(files(), (std::vector<std::string>{"bad", "empty", "ids", "m.gguf", "nul"}));
 }
 
+/// Byte-level vocabularies may lack bytes: those are left out of a text, and here nothing is left.
+TEST_F(Guard, PromptsOfNoToken) {
+  gguf::Writer writer;
+  writer.add_string("tokenizer.ggml.model", "gpt2");
+  writer.add_string("tokenizer.ggml.pre", "gpt-2");
+  writer.add_strings("tokenizer.ggml.tokens", {"a", "b", "ab"});
+  writer.add_strings("tokenizer.ggml.merges", {"a b"});
+  writer.write(folder / "few.gguf");
+  const Outcome made = greta_run({"synth", "-o", folder / "m.gguf", "--dim", "64", "--layers", "1",
+                                  "--tokenizer-from", folder / "few.gguf"});
+  ASSERT_EQ(made.status, 0) << made.err;
+  const std::string file = folder / "text";
+  write_file(file, "\x04\x04");
+  const std::string why = "expected at least 1, and the vocabulary has none for this text";
+  for (const char* command : {"run", "trace"}) {
+    std::vector<std::string> line = {command, model, "--prompt", "\x04"};
+    if (command == std::string("trace")) line.insert(line.end(), {"-o", folder / "t"});
+    expect_refusal(line, {"--prompt: the prompt is empty, 0 tokens of 1 bytes", why});
+    line[2] = "--prompt-file", line[3] = file;
+    expect_refusal(line, {"--prompt-file " + file + ": the prompt is empty, 0 tokens of 2 bytes", why});
+  }
+  EXPECT_EQ(files(), (std::vector<std::string>{"few.gguf", "m.gguf", "text"}));
+}
+
 TEST_F(Guard, DevicesAndPins) {
   expect_refusal({"run", model, "--prompt", "a", "--device", "cuda:0"}, {"cuda:0"});
   expect_refusal({"check", model, "--device", "tpu"}, {"tpu"});
