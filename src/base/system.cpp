@@ -5,16 +5,28 @@
 
 #include <algorithm>
 #include <fstream>
+#include <initializer_list>
 #include <limits>
+#include <string_view>
 
 namespace greta {
 namespace {
 
 /// The first number of a small system file, or `otherwise` where it is absent or holds a word ("max").
-uint64_t number_in(const char* path, uint64_t otherwise) {
+uint64_t number_in(const std::string& path, uint64_t otherwise) {
   std::ifstream file(path);
   uint64_t value = 0;
   return file >> value ? value : otherwise;
+}
+
+/// The sum of the numbers behind these words in a file of lines "word number ...".
+uint64_t sum_in(const std::string& path, std::initializer_list<std::string_view> words) {
+  std::ifstream file(path);
+  std::string word, rest;
+  uint64_t sum = 0;
+  for (uint64_t value = 0; file >> word >> value; std::getline(file, rest))
+    if (std::find(words.begin(), words.end(), word) != words.end()) sum += value;
+  return sum;
 }
 
 constexpr uint64_t kUnlimited = std::numeric_limits<uint64_t>::max();
@@ -33,17 +45,16 @@ int usable_cpus() {
   return std::max(cpus, 1);
 }
 
-uint64_t available_memory() {
-  uint64_t available = kUnlimited;
-  std::ifstream info("/proc/meminfo");
-  std::string key;
-  std::string unit;
-  for (uint64_t kib = 0; info >> key >> kib; std::getline(info, unit))
-    if (key == "MemAvailable:") available = kib * 1024;
-  const uint64_t limit = number_in("/sys/fs/cgroup/memory.max", kUnlimited);
-  const uint64_t used = number_in("/sys/fs/cgroup/memory.current", 0);
-  if (limit != kUnlimited) available = std::min(available, limit > used ? limit - used : 0);
-  return available;
+uint64_t available_memory(const std::string& root) {
+  const uint64_t kib = sum_in(root + "/proc/meminfo", {"MemAvailable:"});
+  const uint64_t available = kib == 0 ? kUnlimited : kib * 1024;
+  const std::string cgroup = root + "/sys/fs/cgroup/";
+  const uint64_t limit = number_in(cgroup + "memory.max", kUnlimited);
+  if (limit == kUnlimited) return available;
+  const uint64_t current = number_in(cgroup + "memory.current", 0);
+  const uint64_t cached = sum_in(cgroup + "memory.stat", {"inactive_file", "active_file"});
+  const uint64_t used = current > cached ? current - cached : 0;
+  return std::min(available, limit > used ? limit - used : 0);
 }
 
 uint64_t resident_memory() {

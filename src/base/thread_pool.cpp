@@ -37,18 +37,27 @@ uint64_t pack(uint64_t first, uint64_t last) { return first << 32 | last; }
 uint64_t first_of(uint64_t left) { return left >> 32; }
 uint64_t last_of(uint64_t left) { return left & 0xffffffffu; }
 
+void end(std::vector<std::thread>& workers, std::atomic<bool>& stopping, std::atomic<uint32_t>& generation) {
+  stopping.store(true);
+  generation.fetch_add(1, std::memory_order_release);
+  generation.notify_all();
+  for (auto& worker : workers) worker.join();
+}
+
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) : seats_(static_cast<size_t>(std::max(threads, 1))) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (const std::exception& error) {
+    const size_t got = workers_.size() + 1;
+    end(workers_, stopping_, generation_);  // no destructor runs
+    fail("--threads {}: expected {} threads, got {}, then the system refused ({}); ask for fewer", threads,
+         threads, got, error.what());
+  }
 }
 
-ThreadPool::~ThreadPool() {
-  stopping_.store(true);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
-  for (auto& worker : workers_) worker.join();
-}
+ThreadPool::~ThreadPool() { end(workers_, stopping_, generation_); }
 
 void ThreadPool::work(int worker) {
   Seat& seat = seats_[static_cast<size_t>(worker)];

@@ -1,9 +1,14 @@
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -16,6 +21,7 @@
 #include "base/text.h"
 #include "base/thread_pool.h"
 #include "support.h"
+#include "temporary_folder.h"
 
 namespace greta {
 namespace {
@@ -198,6 +204,24 @@ TEST_P(Pool, ABodysExceptionReachesTheCallerAndThePoolGoesOn) {
 
 INSTANTIATE_TEST_SUITE_P(Threads, Pool, testing::Values(1, 2, 3, 8));
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST(PoolDeathTest, ThreadsThatTheSystemRefusesAreAnError) {
+  const auto start = [] {
+    const rlimit room{1u << 30, 1u << 30};  // a stack takes megabytes of it
+    ::setrlimit(RLIMIT_AS, &room);
+    try {
+      const ThreadPool pool(4096);
+    } catch (const Error& error) {
+      std::fputs(error.what(), stderr);
+      std::_Exit(3);
+    }
+  };
+  EXPECT_EXIT(start(), testing::ExitedWithCode(3),
+              "--threads 4096: expected 4096 threads, got [0-9]+, then the system refused \\(.+\\); ask for "
+              "fewer");
+}
+#endif
+
 TEST(Text, FindsTheFirstByteThatIsNoUtf8) {
   EXPECT_EQ(find_invalid_utf8("a\u00e9\u20ac\U0001f600 and more than eight bytes"), std::nullopt);
   const struct {
@@ -280,6 +304,33 @@ TEST(MappedFile, WholeOrAbsent) {
   EXPECT_THROW(write_whole_file("/dev/null", std::as_bytes(std::span(text))), Error);
   EXPECT_FALSE(std::filesystem::is_regular_file("/dev/null"));
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder / ""), {}), 1);
+}
+
+TEST(System, CachedFilesOfACgroupAreAvailable) {
+  const test::TemporaryFolder folder;
+  const std::string root = folder.path().string();
+  std::filesystem::create_directories(root + "/proc");
+  std::filesystem::create_directories(root + "/sys/fs/cgroup");
+  const auto put = [&](const std::string& path, const std::string& text) {
+    std::ofstream(root + path) << text;
+  };
+  EXPECT_EQ(available_memory(root), UINT64_MAX);
+  put("/proc/meminfo", "MemTotal:       16000 kB\nMemFree:         1000 kB\nMemAvailable:    9000 kB\n");
+  EXPECT_EQ(available_memory(root), 9000u * 1024);
+  put("/sys/fs/cgroup/memory.max", "max\n");
+  put("/sys/fs/cgroup/memory.current", "5000000\n");
+  EXPECT_EQ(available_memory(root), 9000u * 1024);
+  put("/sys/fs/cgroup/memory.max", "6000000\n");
+  EXPECT_EQ(available_memory(root), 1000000u);
+  // A model that an earlier run has mapped, most of it: as good as free.
+  put("/sys/fs/cgroup/memory.stat",
+      "anon 500000\nfile 4400000\ninactive_anon 500000\ninactive_file 4000000\nactive_file 300000\n");
+  EXPECT_EQ(available_memory(root), 5300000u);
+  put("/sys/fs/cgroup/memory.current", "100\n");  // read a moment later
+  EXPECT_EQ(available_memory(root), 6000000u);
+  put("/sys/fs/cgroup/memory.stat", "");
+  put("/sys/fs/cgroup/memory.current", "7000000\n");
+  EXPECT_EQ(available_memory(root), 0u);
 }
 
 TEST(System, SaysSomethingPlausible) {
