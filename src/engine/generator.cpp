@@ -100,7 +100,7 @@ class Scheduler {
       if (hooks_.cancel != nullptr && hooks_.cancel->load()) {
         for (auto& slot : slots_)
           if (slot) slot->finished = Finish::cancelled;
-        next_ = requests_.size();
+        for (; next_ < requests_.size(); ++next_) results_[next_].finish = Finish::cancelled;
         retire();
         break;
       }

@@ -120,10 +120,16 @@ TEST_F(Generate, EndsAtTheContextAndOnCancel) {
   GenerateHooks hooks;
   hooks.cancel = &cancel;
   int pieces = 0;
-  hooks.on_text = [&](size_t, std::string_view) { cancel = ++pieces == 3; };
+  hooks.on_text = [&](size_t, std::string_view) {
+    if (++pieces == 3) cancel = true;
+  };
   const auto cut = generate(*engine(64, 1), tokenizer(), {r}, hooks)[0];
   EXPECT_EQ(cut.finish, Finish::cancelled);
   EXPECT_LT(cut.ids.size(), 236u);
+  pieces = 0;
+  cancel = false;
+  for (const auto& result : generate(*engine(64, 2), tokenizer(), {r, r, r, r}, hooks))  // two never begin
+    EXPECT_EQ(result.finish, Finish::cancelled);
 }
 
 TEST_F(Generate, LogprobsFollowTheTokens) {
