@@ -153,6 +153,7 @@ const std::vector<Architecture>& table() {
        .tensors = join({kEnds, kPreNorms, kPostNorms, kHeadNorms, kAttention, kGatedFfn}),
        .scaled_embedding = true,
        .states_window = true,
+       .states_rope_base = true,
        .window_period = 6,
        .local_rope_base = 10000.0,
        .local_unscaled = true,

@@ -67,7 +67,9 @@ struct Architecture {
   bool mixture = false;           ///< may have experts
   int64_t window = 0;          ///< published models have one and agree in it: an absent key is told; 0: none
   bool states_window = false;  ///< published models differ, and 0 is none: an absent key is an error
-  int64_t window_period = 0;   ///< with a window: layer l is global where (l + 1) % period == 0; 0: none is
+  bool states_rope_base =
+      false;                  ///< published models have another than the format's default, 10000: likewise
+  int64_t window_period = 0;  ///< with a window: layer l is global where (l + 1) % period == 0; 0: none is
   double attention_softcap = 0.0;  ///< as `window`
   double logits_softcap = 0.0;     ///< as `window`
   double local_rope_base = 0.0;    ///< of the local layers; 0: the others'

@@ -215,7 +215,8 @@ void HParamsReader::read_rope() {
   } else {
     settings.dims = static_cast<int>(*dims);
   }
-  const auto base = keys_.real("rope.freq_base", kRopeBase, false).or_else(10000.0);
+  const auto base =
+      keys_.real("rope.freq_base", kRopeBase, out_.architecture->states_rope_base).or_else(10000.0);
   good = base.has_value() && good;
   settings.base = base.value_or(0.0);
   hp_.rope_base = settings.base;
@@ -253,7 +254,7 @@ void HParamsReader::read_rope() {
 /// plan's to say, by the context that it asks for.
 bool HParamsReader::read_long_rope(RopeSettings settings) {
   const auto original = keys_.integer("rope.scaling.original_context_length", kContext, true);
-  const auto attn = keys_.real("rope.scaling.attn_factor", {0.0, 1000.0}, false).or_else(1.0);
+  const auto attn = keys_.real("rope.scaling.attn_factor", {0.0, 1000.0}, true).value;
   std::vector<float> short_factors, long_factors;
   bool good = original.value && attn && read_factors(settings, "rope_factors_short.weight", short_factors);
   good = read_factors(settings, "rope_factors_long.weight", long_factors) && good;

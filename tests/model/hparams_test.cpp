@@ -489,6 +489,13 @@ TEST(HParams, Gemma2WithoutItsKeysIsStillGemma2AndSaysSo) {
 TEST(HParams, AWindowInWhichPublishedModelsDifferIsNotGuessed) {
   for (const std::string name : {"gemma3", "phi3"}) {
     SmallFile small = renamed(name);
+    if (name == "gemma3") {
+      EXPECT_THAT(problems(small),
+                  testing::Contains("gemma3.rope.freq_base: expected f32, above 1 and at most "
+                                    "1e+15, got no such key (the file's metadata is "
+                                    "incomplete)"));
+      small.f32("gemma3.rope.freq_base", 1e6f);
+    }
     EXPECT_THAT(problems(small),
                 ElementsAre(name + ".attention.sliding_window: expected an integer, 0 to 1073741824, got no "
                                    "such key (the file's metadata is incomplete)"));
@@ -499,6 +506,20 @@ TEST(HParams, AWindowInWhichPublishedModelsDifferIsNotGuessed) {
     EXPECT_THAT(read_hparams(file).problems, IsEmpty()) << name;
     EXPECT_THAT(read_hparams(file).warnings, IsEmpty()) << name;
   }
+}
+
+/// With a magnitude of 1 it would be another model.
+TEST(HParams, LongFactorsNeedTheirMagnitude) {
+  SmallFile small = renamed("phi3");
+  small.u32("phi3.attention.sliding_window", 0).u32("phi3.rope.scaling.original_context_length", 128);
+  for (const char* name : {"rope_factors_long.weight", "rope_factors_short.weight"})
+    small.tensor(name, {4}, quant::Type::F32, {1.0f, 1.0f, 2.0f, 4.0f});
+  EXPECT_THAT(
+      problems(small),
+      ElementsAre("phi3.rope.scaling.attn_factor: expected f32, above 0 and at most 1000, got no such key "
+                  "(the file's metadata is incomplete)"));
+  EXPECT_FLOAT_EQ(static_cast<float>(good(small.f32("phi3.rope.scaling.attn_factor", 1.25f)).rope.magnitude),
+                  1.25f);
 }
 
 /// OLMo 3's files say olmo2: three local layers of four, of which none turns scaled.
