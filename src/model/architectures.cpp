@@ -162,6 +162,7 @@ const std::vector<Architecture>& table() {
        .rope = kHalf,
        .activation = kSilu,
        .tensors = join({kEnds, kLongRopeFactors, kPreNorms, kFused}),
+       .windows = {{4096, 2047}, {131072, 262144}},
        .states_window = true},
       {.name = "olmo2",
        .rope = kHalf,

@@ -65,10 +65,13 @@ struct Architecture {
   // What an architecture has fixed where its files have no key for it.
   bool scaled_embedding = false;  ///< by sqrt(dim)
   bool mixture = false;           ///< may have experts
-  int64_t window = 0;          ///< published models have one and agree in it: an absent key is told; 0: none
-  bool states_window = false;  ///< published models differ, and 0 is none: an absent key is an error
-  bool states_rope_base =
-      false;                  ///< published models have another than the format's default, 10000: likewise
+  int64_t window = 0;  ///< published models have one and agree in it: an absent key is told; 0: none
+  struct OfContext {
+    int64_t context, window;
+  };
+  std::vector<OfContext> windows = {};  ///< likewise, where models of one context length agree
+  bool states_window = false;           ///< published models differ, and 0 is none: an absent key is an error
+  bool states_rope_base = false;        ///< published models have not the format's 10000: likewise
   int64_t window_period = 0;  ///< with a window: layer l is global where (l + 1) % period == 0; 0: none is
   double attention_softcap = 0.0;  ///< as `window`
   double logits_softcap = 0.0;     ///< as `window`

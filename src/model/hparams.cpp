@@ -117,7 +117,7 @@ class HParamsReader {
   template <class T>
   T or_told(std::string_view name, const Field<T>& field, T own) {
     if (field.absent && own != 0)
-      out_.warnings.push_back(fmt::format("{}: no such key; {} is taken, as every published {} model has it",
+      out_.warnings.push_back(fmt::format("{}: no such key; {} is taken, as published {} models have it",
                                           keys_.key(name), own, hp_.architecture));
     return field.or_else(own).value_or(T{});
   }
@@ -125,8 +125,11 @@ class HParamsReader {
   /// Which layers are local: the key's pattern (a period, or one bool a layer), or the architecture's own.
   void read_window() {
     constexpr std::string_view kKey = "attention.sliding_window";
-    const auto window = keys_.integer(kKey, kWindow, out_.architecture->states_window);
-    hp_.window = or_told(kKey, window, out_.architecture->window);
+    int64_t own = out_.architecture->window;
+    for (const auto& [context, window] : out_.architecture->windows)
+      if (context == hp_.context) own = window;
+    const auto window = keys_.integer(kKey, kWindow, out_.architecture->states_window && own == 0);
+    hp_.window = or_told(kKey, window, own);
     const auto stated = keys_.pattern("attention.sliding_window_pattern", hp_.layers);
     if (hp_.window > 0)
       hp_.local = stated.or_else(every_but_nth(hp_.layers, out_.architecture->window_period))

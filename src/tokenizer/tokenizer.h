@@ -49,7 +49,7 @@ class Tokenizer {
   /// Any well-formed UTF-8, NUL included; anything else is an error with the offset. Some byte-level
   /// vocabularies (SmolLM2, Falcon, StarCoder) have no token for a few rare control characters and unassigned
   /// planes: such bytes are left out with a warning, as the library does that those vocabularies were trained
-  /// with.
+  /// with. A text that begins with the BOS that is added has it twice, and a warning says so.
   virtual std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options = {}) const = 0;
 
   /// The token's own text in the vocabulary, as shown to people ("<0x0A>", "Ġthe" in its own spelling).

@@ -469,10 +469,9 @@ TEST(HParams, Gemma2WithoutItsKeysIsStillGemma2AndSaysSo) {
   EXPECT_THAT(
       read.warnings,
       ElementsAre(
-          "gemma2.attn_logit_softcapping: no such key; 50 is taken, as every published gemma2 model has it",
-          "gemma2.final_logit_softcapping: no such key; 30 is taken, as every published gemma2 model has it",
-          "gemma2.attention.sliding_window: no such key; 4096 is taken, as every published gemma2 model has "
-          "it"));
+          "gemma2.attn_logit_softcapping: no such key; 50 is taken, as published gemma2 models have it",
+          "gemma2.final_logit_softcapping: no such key; 30 is taken, as published gemma2 models have it",
+          "gemma2.attention.sliding_window: no such key; 4096 is taken, as published gemma2 models have it"));
 
   const auto stated = renamed("gemma2")
                           .f32("gemma2.attn_logit_softcapping", 8.0f)
@@ -500,6 +499,19 @@ TEST(HParams, AWindowInWhichPublishedModelsDifferIsNotGuessed) {
                 ElementsAre(name + ".attention.sliding_window: expected an integer, 0 to 1073741824, got no "
                                    "such key (the file's metadata is incomplete)"));
     EXPECT_EQ(good(small.u32(name + ".attention.sliding_window", 0)).window, 0);
+  }
+  // Phi-3's first files have no key, and their contexts tell them apart.
+  for (const auto& [context, window] : {std::pair{4096u, 2047}, std::pair{131072u, 262144}}) {
+    const auto file = renamed("phi3").u32("phi3.context_length", context).open();
+    const auto read = read_hparams(file);
+    EXPECT_THAT(read.problems, IsEmpty());
+    EXPECT_EQ(read.hp.window, window);
+    EXPECT_EQ(read.hp.local, std::vector<bool>(8, true));
+    EXPECT_THAT(
+        read.warnings,
+        ElementsAre(fmt::format("phi3.attention.sliding_window: no such key; {} is taken, as published phi3 "
+                                "models have it",
+                                window)));
   }
   for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe", "olmo2"}) {
     const auto file = renamed(name).open();
