@@ -9,10 +9,12 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "bisect/cause.h"
 #include "bisect/file_faults.h"
 #include "bisect/inputs.h"
 #include "bisect/recorded.h"
 #include "bisect/wiring.h"
+#include "trace/trace.h"
 
 namespace greta {
 namespace {
@@ -61,14 +63,14 @@ void Side::plant_in_copy(const BisectOptions& options) {
 /// Rows of one call of the reference: its FP64 logits take eight bytes each.
 constexpr int64_t kReferenceChunk = 128;
 
-std::string number(double x) { return fmt::format("{:.9g}", x); }
-
 /// The first `count` fed tokens must be the prompt's.
 std::optional<Finding> foreign_token(const Examined& run, const std::vector<TokenId>& ids) {
   for (size_t p = 0; p < ids.size(); ++p) {
     if (p < run.fed.size() && run.fed[p] == ids[p]) continue;
     Finding finding;
     finding.place = {0, static_cast<int64_t>(p), kNoLayer, Stage::embed_out};
+    finding.check = Finding::Check::input;
+    finding.index = 0;  // of the row of ids: the id itself
     finding.got = p < run.fed.size() ? run.fed[p] : -1;
     finding.expected = ids[p];
     finding.ratio = std::numeric_limits<double>::infinity();
@@ -79,53 +81,6 @@ std::optional<Finding> foreign_token(const Examined& run, const std::vector<Toke
 
 const Finding* first_finding(const Examined& run) {
   return run.findings.empty() ? nullptr : &run.findings.begin()->second;
-}
-
-std::string cause_of(const Wiring& wiring, FaultKind kind, const Finding& f, char side) {
-  const auto op = name_of(wiring.rule(f.place.stage).op);
-  if (f.check == Finding::Check::launched)
-    return fmt::format(
-        "{} of side {}: where the pass is launched as a recording, element {} is {}; launched call by call "
-        "it is {}: "
-        "{}",
-        op, side, f.index, number(f.got), number(f.expected),
-        kind == FaultKind::race
-            ? "its bits vary between runs of the same tokens"
-            : "the recording keeps something of an earlier pass, in every one of six runs the same");
-  switch (kind) {
-    case FaultKind::operator_:
-      return fmt::format(
-          "{} of side {}: the call gives the same bits when it is repeated on its inputs, and element {} is "
-          "{} where FP64 has "
-          "{}: {} past a bound of {}",
-          op, side, f.index, number(f.got), number(f.expected), number(std::abs(f.got - f.expected)),
-          number(f.certain));
-    case FaultKind::wire:
-      return fmt::format(
-          "{} of side {} was handed something else than the plan says: repeated on what its producers left "
-          "it gives {} in "
-          "element {}, the run has {}, in every one of six runs the same",
-          op, side, number(f.expected), f.index, number(f.got));
-    case FaultKind::race:
-      return fmt::format(
-          "{} of side {}: its bits vary between runs of the same tokens: something is overwritten between "
-          "write "
-          "and read (element {}: {} in the run, {} when repeated)",
-          op, side, f.index, number(f.got), number(f.expected));
-    default:
-      return "";
-  }
-}
-
-/// The kind of a finding that is a side's first (bisect.md, check 5).
-FaultKind kind_of(const Finding& finding, const Examined& run, SubjectRun* live, const Prompt& prompt) {
-  if (finding.check == Finding::Check::bound || live == nullptr) return FaultKind::operator_;
-  if (finding.check == Finding::Check::launched)
-    return live->varies_launched(prompt, finding.place, *run.launched_hash) ? FaultKind::race
-                                                                            : FaultKind::wire;
-  const uint64_t* hash = run.hashes.find(finding.place);
-  if (hash != nullptr && live->varies(prompt, finding.place, *hash)) return FaultKind::race;
-  return FaultKind::wire;
 }
 
 /// Same code, same numbers: schedules and instruction sets alone may differ.
@@ -171,11 +126,29 @@ bool same_route(const Examined& a, const Examined& b) {
   return a.description == b.description && a.route == b.route && shapes(a) == shapes(b);
 }
 
-void set_first(PromptVerdict& v, FaultKind kind, char side, const Finding& finding, std::string cause) {
+void set_first(PromptVerdict& v, FaultKind kind, char side, const std::optional<Finding>& first,
+               std::string cause) {
   v.kind = kind;
   v.side = side;
-  v.first = finding;
+  v.first = first;
   v.cause = std::move(cause);
+}
+
+/// A place at which no value was looked at.
+Finding at_place(const Place& place, Finding::Check check) {
+  Finding finding;
+  finding.place = place;
+  finding.check = check;
+  finding.ratio = std::numeric_limits<double>::infinity();
+  return finding;
+}
+
+/// INPUT by what was known before a token was fed.
+void set_input(PromptVerdict& v, char side, const InputDifference& d) {
+  std::optional<Finding> first;
+  if (d.place) first = at_place(*d.place, Finding::Check::input);
+  set_first(v, FaultKind::input, side, first,
+            fmt::format("{} {} of side {}: {}", d.what, d.name, side, d.detail));
 }
 
 /// Inputs first: tokens, then what differs in files and resident weights.
@@ -188,53 +161,109 @@ bool judge_inputs(PromptVerdict& v, const Examined& run, char side,
     return true;
   }
   if (differences.empty()) return false;
-  const InputDifference& d = differences.front();
-  Finding finding;
-  if (d.place) finding.place = *d.place;
-  if (const Finding* found = first_finding(run)) finding = *found;
-  set_first(v, FaultKind::input, side, finding,
-            fmt::format("{} {} of side {}: {}", d.what, d.name, side, d.detail));
+  set_input(v, side, differences.front());
+  if (const Finding* found = first_finding(run)) v.first = *found;
+  return true;
+}
+
+/// A side's first finding.
+struct First {
+  char side = 'b';
+  const Finding* finding = nullptr;
+};
+First first_of(const PromptVerdict& v) {
+  const Finding* a = first_finding(v.a);
+  const Finding* b = first_finding(v.b);
+  if (b != nullptr && (a == nullptr || !(a->place < b->place))) return {'b', b};
+  return {'a', a};
+}
+
+/// What is not finite and stands before every finding, so that its operator is sound: the file has it.
+bool judge_nonfinite(PromptVerdict& v, const First& first, const std::optional<Place>& other_bits,
+                     const Plan& truth) {
+  const auto &a = v.a.nonfinite, &b = v.b.nonfinite;
+  if (!a && !b) return false;
+  const char side = b && (!a || !(a->place < b->place)) ? 'b' : 'a';
+  const RunRecorder::NonFinite& value = side == 'b' ? *b : *a;
+  const Examined& run = side == 'b' ? v.b : v.a;
+  if (first.finding != nullptr && !(value.place < first.finding->place)) return false;
+  if (other_bits && *other_bits < value.place) return false;
+  // The reference is FP64 itself, and nobody judges it.
+  const bool judged = run.rows_judged == 0 || run.judged.find(value.place) != nullptr;
+  Finding finding = at_place(value.place, Finding::Check::nonfinite);
+  if (judged) {
+    finding.index = value.index;
+    finding.got = finding.expected = value.value;
+    finding.ratio = 0.0;
+  }
+  set_first(v, FaultKind::input, side, finding, nonfinite_cause(truth, value, side, judged));
   return true;
 }
 
 /// A verdict's claim about operators, as far as it goes.
 std::string inside_bounds(const PromptVerdict& v) {
-  if (!v.a.sampling.sampled && !v.b.sampling.sampled)
-    return "every operator of every layer and token is inside its bound";
-  return "outputs outside their bound: " + coverage_of(v);
+  if (v.a.sampling.sampled || v.b.sampling.sampled) return "outputs outside their bound: " + coverage_of(v);
+  if (v.a.partial || v.b.partial) return "every operator that the trace holds is inside its bound";
+  return "every operator of every layer and token is inside its bound";
 }
 
-void judge_tokens(PromptVerdict& v, const Side& a, const Side& b, const ModelFile& truth, int threads) {
+std::string rounding_cause(const PromptVerdict& v) {
+  const Rounding& r = *v.rounding;
+  std::string text =
+      fmt::format("rounding: at step {} side a takes token {} and side b token {}; FP64 has them {} apart",
+                  r.step, r.a, r.b, cause_number(r.true_gap));
+  if (r.difference)
+    text += fmt::format(", side {}'s rounding moved that by {}", v.side, cause_number(*r.difference));
+  if (!r.contributors.empty()) text += fmt::format(", most of it by {}", r.contributors.front().what);
+  return text + "; " + inside_bounds(v);
+}
+
+/// Whether the side has the row of logits from which it took the token of this step.
+bool has_step(const Examined& run, int64_t token) {
+  return std::any_of(run.steps.begin(), run.steps.end(), [&](const auto& s) { return s.token == token; });
+}
+
+void judge_rounding(PromptVerdict& v, Side& a, Side& b, size_t step, const ModelFile& truth, int threads) {
+  Parting at{static_cast<int64_t>(step),
+             static_cast<int64_t>(v.prompt.ids.size() + step) - 1,
+             v.a.generated[step],
+             v.b.generated[step],
+             {}};
+  for (const char side : {'a', 'b'})
+    if (!has_step(side == 'a' ? v.a : v.b, at.token)) {
+      v.error = fmt::format(
+          "{}: the tokens part at step {} (a takes {}, b {}), and side {} has no row of logits of position "
+          "{}: whether that is rounding cannot be told; record the logits of every position",
+          v.prompt.name, step, at.a, at.b, side, at.token);
+      return;
+    }
+  Side& side = b.subject.is_reference() ? a : b;  // the reference does not round
+  v.kind = FaultKind::rounding;
+  v.side = side.name;
+  const auto& fed = v.side == 'a' ? v.a.fed : v.b.fed;
+  at.ids = std::span(fed).first(static_cast<size_t>(at.token) + 1);
+  const PositionRows rows =
+      side.live ? rows_at(*side.live, v.prompt, at.token) : *side.recorded->rows_at(v.prompt, at.token);
+  v.rounding = explain_rounding(truth, rows, at, threads);
+  v.first = at_place({0, at.token, kNoLayer, Stage::logits}, Finding::Check::choice);
+  v.cause = rounding_cause(v);
+}
+
+/// `asked`: the tokens that a live side was to generate.
+void judge_tokens(PromptVerdict& v, Side& a, Side& b, const ModelFile& truth, const ExamineOptions& asked) {
+  for (const Side* side : {&a, &b}) {
+    const auto& made = (side->name == 'a' ? v.a : v.b).generated;
+    if (side->recorded || static_cast<int64_t>(made.size()) >= asked.max_tokens) continue;
+    v.error = fmt::format("{}: side {} generated {} tokens of {} although its logits are finite: a defect",
+                          v.prompt.name, side->name, made.size(), asked.max_tokens);
+    return;
+  }
   const size_t steps = std::min(v.a.generated.size(), v.b.generated.size());
   size_t step = 0;
   while (step < steps && v.a.generated[step] == v.b.generated[step]) ++step;
-  if (step == steps) {
-    v.kind = FaultKind::none;
-    v.cause = "no divergence";
-    return;
-  }
-  v.kind = FaultKind::rounding;
-  SubjectRun* run = b.live ? b.live.get() : a.live.get();
-  if (run == nullptr) {
-    v.cause = fmt::format("the tokens part at step {} ({} and {}), {}", step, v.a.generated[step],
-                          v.b.generated[step], inside_bounds(v));
-    return;
-  }
-  v.side = run == a.live.get() ? 'a' : 'b';
-  const int64_t token = static_cast<int64_t>(v.prompt.ids.size() + step) - 1;
-  const auto& fed = v.side == 'a' ? v.a.fed : v.b.fed;
-  v.rounding =
-      explain_rounding(truth, *run, v.prompt, static_cast<int64_t>(step), token, v.a.generated[step],
-                       v.b.generated[step], std::span(fed).first(static_cast<size_t>(token) + 1), threads);
-  Finding finding;
-  finding.place = {0, token, kNoLayer, Stage::logits};
-  v.first = finding;
-  v.cause = fmt::format(
-      "rounding: at step {} side a takes token {} and side b token {}; FP64 has them {} apart, side {}'s "
-      "rounding moved that by "
-      "{}, most of it by {}; {}",
-      step, v.rounding->a, v.rounding->b, number(v.rounding->true_gap), v.side,
-      number(v.rounding->difference), v.rounding->contributors.front().what, inside_bounds(v));
+  if (step < steps) return judge_rounding(v, a, b, step, truth, asked.threads);
+  v.kind = FaultKind::none;
+  v.cause = "no divergence";
 }
 
 }  // namespace
@@ -261,29 +290,54 @@ PromptVerdict verdict_alone(SubjectRun& run, const Prompt& prompt,
   v.b = run.examine(prompt);
   if (v.b.rows_judged == 0 || v.b.rows_replayed == 0) fail("{}: nothing was judged or repeated", prompt.name);
   if (judge_inputs(v, v.b, 'b', resident)) return v;
-  if (const Finding* finding = first_finding(v.b)) {
-    const FaultKind kind = kind_of(*finding, v.b, &run, prompt);
-    set_first(v, kind, 'b', *finding, cause_of(*v.wiring, kind, *finding, 'b'));
-  }
+  const First first = first_of(v);
+  if (judge_nonfinite(v, first, {}, run.truth()) || first.finding == nullptr) return v;
+  const FaultKind kind = kind_of(*first.finding, v.b, &run, prompt);
+  set_first(v, kind, 'b', *first.finding, cause_of(*v.wiring, kind, *first.finding, 'b', true));
   return v;
 }
 
 namespace {
 
-/// Everything that the examined sides of one prompt say.
-void decide(PromptVerdict& v, Side& a, Side& b,
-            const std::vector<std::pair<char, InputDifference>>& differences, const ModelFile& truth,
-            const BisectOptions& options) {
+/// The sides have other bits at `place` although they must not, and nothing before it is wrong.
+void judge_sides(PromptVerdict& v, Side& a, Side& b, const Place& place) {
+  const Finding finding = at_place(place, Finding::Check::sides);
+  for (Side* s : {&b, &a}) {
+    const Examined& run = s->name == 'a' ? v.a : v.b;
+    if (!s->live->varies(v.prompt, place, *run.hashes.find(place))) continue;
+    set_first(v, FaultKind::race, s->name, finding,
+              cause_of(*v.wiring, FaultKind::race, finding, s->name, true));
+    return;
+  }
+  set_first(v, FaultKind::operator_, 'b', finding,
+            fmt::format("{}: the two sides have other bits although all before agrees and both are inside "
+                        "the bound: the order of addition depends on the schedule",
+                        name_of(v.wiring->rule(place.stage).op)));
+}
+
+using Differences = std::vector<std::pair<char, InputDifference>>;
+
+/// INPUT where a side's tokens, file or resident weights are not what they should be.
+bool decide_inputs(PromptVerdict& v, Side& a, Side& b, const Differences& differences) {
   for (Side* side : {&a, &b}) {
     std::vector<InputDifference> mine;
     for (const auto& [name, d] : differences)
       if (name == side->name) mine.push_back(d);
     if (!judge_inputs(v, side->name == 'a' ? v.a : v.b, side->name, mine)) continue;
-    if (!mine.empty() && bits_must_agree(a, b))  // the first stage that it spoils, to the bit
-      if (const auto spoilt = first_other_bits(v.a, v.b, common_positions(v.a, v.b), v.rows_compared))
-        v.first->place = *spoilt;
-    return;
+    if (mine.empty() || !bits_must_agree(a, b)) return true;
+    // The first stage that it spoils, to the bit.
+    const auto spoilt = first_other_bits(v.a, v.b, common_positions(v.a, v.b), v.rows_compared);
+    if (spoilt && (!v.first || !(v.first->place == *spoilt)))
+      v.first = at_place(*spoilt, Finding::Check::input);
+    return true;
   }
+  return false;
+}
+
+/// Everything that the examined sides of one prompt say.
+void decide(PromptVerdict& v, Side& a, Side& b, const Differences& differences, const ModelFile& truth,
+            const ExamineOptions& asked) {
+  if (decide_inputs(v, a, b, differences)) return;
   const int64_t positions = common_positions(v.a, v.b);
   std::optional<Place> other_bits;
   if (bits_must_agree(a, b)) {
@@ -291,44 +345,15 @@ void decide(PromptVerdict& v, Side& a, Side& b,
   } else {
     v.rows_compared = common_rows(v.a, v.b, positions);
   }
-  const Finding* fa = first_finding(v.a);
-  const Finding* fb = first_finding(v.b);
-  Side* side = nullptr;
-  const Finding* first = nullptr;
-  if (fb != nullptr && (fa == nullptr || !(fa->place < fb->place))) {
-    side = &b;
-    first = fb;
-  } else if (fa != nullptr) {
-    side = &a;
-    first = fa;
-  }
-  if (other_bits && (first == nullptr || *other_bits < first->place)) {
-    Finding finding;
-    finding.place = *other_bits;
-    finding.ratio = std::numeric_limits<double>::infinity();
-    for (Side* s : {&b, &a}) {
-      const Examined& run = s->name == 'a' ? v.a : v.b;
-      if (!s->live->varies(v.prompt, *other_bits, *run.hashes.find(*other_bits))) continue;
-      set_first(v, FaultKind::race, s->name, finding, cause_of(*v.wiring, FaultKind::race, finding, s->name));
-      return;
-    }
-    set_first(v, FaultKind::operator_, 'b', finding,
-              fmt::format("{}: the two sides have other bits although all before agrees and both are inside "
-                          "the bound: the order "
-                          "of addition depends on the schedule",
-                          name_of(v.wiring->rule(other_bits->stage).op)));
-    return;
-  }
-  if (first != nullptr) {
-    const FaultKind kind = kind_of(*first, side->name == 'a' ? v.a : v.b, side->live.get(), v.prompt);
-    set_first(v, kind, side->name, *first, cause_of(*v.wiring, kind, *first, side->name));
-    return;
-  }
-  judge_tokens(v, a, b, truth, options.examine.threads);
-}
-
-Examined examine(Side& side, const Prompt& prompt) {
-  return side.recorded ? side.recorded->examine(prompt) : side.live->examine(prompt);
+  const First first = first_of(v);
+  if (judge_nonfinite(v, first, other_bits, truth_plan(truth))) return;
+  if (other_bits && (first.finding == nullptr || *other_bits < first.finding->place))
+    return judge_sides(v, a, b, *other_bits);
+  if (first.finding == nullptr) return judge_tokens(v, a, b, truth, asked);
+  Side& side = first.side == 'a' ? a : b;
+  const FaultKind kind = kind_of(*first.finding, first.side == 'a' ? v.a : v.b, side.live.get(), v.prompt);
+  set_first(v, kind, first.side, *first.finding,
+            cause_of(*v.wiring, kind, *first.finding, first.side, side.recorded == nullptr));
 }
 
 void require_layers(const std::set<int>& layers, int64_t count) {
@@ -336,167 +361,245 @@ void require_layers(const std::set<int>& layers, int64_t count) {
     if (layer >= count) fail("--layers: {} is past the last layer, {}", layer, count - 1);
 }
 
-}  // namespace
-
-BisectResult bisect(const BisectOptions& options) {
-  const auto start = std::chrono::steady_clock::now();
-  const auto say = [&](const std::string& line) {
-    if (options.log) options.log(line);
-  };
+void require_pair(const BisectOptions& options) {
+  if (options.a.is_reference() && options.b.is_reference())
+    fail(
+        "subjects '{}' and '{}': both are the reference, which judges and is not judged: nothing would be "
+        "repeated or judged; expected a device (cpu, cuda:0) or a trace on one side",
+        options.a.text, options.b.text);
   if (options.a.text == options.b.text && !options.repeat_run)
     fail(
         "both subjects are '{}': nothing would be compared; name another, or ask for a repeat with "
         "--repeat-run",
         options.a.text);
-  BisectResult result;
-  result.model = options.opened
-                     ? options.opened
-                     : std::make_shared<ModelFile>(ModelFile::open(options.model, options.tokenizer));
-  const ModelFile& main = *result.model;
-  Side a('a', options.a, &main);
-  Side b('b', options.b, &main);
-  for (Side* side : {&a, &b})
-    if (!side->subject.file.empty()) {
+}
+
+/// One bisect from files to verdicts.
+class Search {
+ public:
+  explicit Search(const BisectOptions& options)
+      : o_(options),
+        main_(opened(options)),
+        a_('a', options.a, main_.get()),
+        b_('b', options.b, main_.get()) {
+    examine_ = o_.examine;
+  }
+
+  BisectResult run() {
+    require_model(*main_);
+    result_.model = main_;
+    open_files();
+    describe_files();
+    require_layers(o_.examine.layers, result_.a.hp.layers);
+    compare_inputs();
+    open_traces();
+    take_prompts();
+    examine_sides();
+    for (PromptVerdict& v : result_.prompts)
+      if (v.error.empty()) judge(v);
+    for (const PromptVerdict& v : result_.prompts) {
+      const bool fine = v.kind == FaultKind::none || (v.kind == FaultKind::rounding && o_.allow_rounding);
+      result_.status = std::max(result_.status, !v.error.empty() ? 2 : fine ? 0 : 1);
+    }
+    return std::move(result_);
+  }
+
+ private:
+  static std::shared_ptr<ModelFile> opened(const BisectOptions& o) {
+    return o.opened ? o.opened : std::make_shared<ModelFile>(ModelFile::open(o.model, o.tokenizer));
+  }
+  /// By what side b and the traces are judged.
+  const ModelFile& truth() const { return *a_.file; }
+  BisectResult::Side& described(const Side& side) { return side.name == 'a' ? result_.a : result_.b; }
+  /// A difference of the inputs is the verdict: nothing more is loaded or run.
+  bool stopped() const { return !result_.differences.empty() && !o_.keep_going; }
+
+  void open_files() {
+    for (Side* side : {&a_, &b_}) {
+      if (side->subject.file.empty()) continue;
       side->own = std::make_unique<ModelFile>(ModelFile::open(side->subject.file));
+      require_model(*side->own);
       side->file = side->own.get();
     }
-  for (Side* side : {&a, &b}) side->plant_in_copy(options);
-  const ModelFile& truth = *a.file;
-  result.a = {a.subject, a.file->file.path(), a.file->file.sha256(), hparams_of(*a.file), "", 0.0};
-  result.b = {b.subject,
-              b.file->file.path(),
-              b.own ? b.file->file.sha256() : result.a.sha256,
-              hparams_of(*b.file),
-              "",
-              0.0};
-  if (!b.own && a.own) result.b.sha256 = b.file->file.sha256();
-  require_layers(options.examine.layers, result.a.hp.layers);
-
-  // 1. Inputs.
-  if (a.file != b.file) {
-    for (auto& d : compare_files(*a.file, result.a.hp, *b.file, result.b.hp, result.tensors_compared))
-      result.differences.emplace_back('b', std::move(d));
-  } else {
-    result.tensors_compared = main.file.tensors().size();
+    if (b_.subject.is_trace()) b_.file = a_.file;
+    for (Side* side : {&a_, &b_}) side->plant_in_copy(o_);
   }
 
-  std::vector<Prompt> prompts = options.prompts;
-  for (Side* side : {&a, &b})
-    if (side->subject.is_trace()) {
+  void describe_files() {
+    for (Side* side : {&a_, &b_}) {
+      const Subject& s = side->subject;
+      const bool same = side == &b_ && b_.file == a_.file;
+      described(*side) = {s,
+                          side->file->file.path(),
+                          same ? result_.a.sha256 : side->file->file.sha256(),
+                          hparams_of(*side->file),
+                          s.device,
+                          arithmetic_text(s.device, s.backend),
+                          "",
+                          0.0};
+    }
+  }
+
+  void compare_inputs() {
+    if (a_.file == b_.file) {
+      result_.tensors_compared = truth().file.tensors().size();
+      return;
+    }
+    for (auto& d : compare_files(truth(), result_.a.hp, *b_.file, result_.b.hp, result_.tensors_compared))
+      result_.differences.emplace_back('b', std::move(d));
+    if (const auto other = other_shape(result_.a.hp, result_.b.hp); other && o_.keep_going)
+      fail("--keep-going: {} cannot be judged by {}: {}; leave --keep-going out, the verdict is INPUT",
+           b_.file->file.path(), truth().file.path(), *other);
+  }
+
+  void open_traces() {
+    for (Side* side : {&a_, &b_}) {
+      if (!side->subject.is_trace()) continue;
       side->recorded =
-          std::make_unique<RecordedRun>(side->subject.trace, truth, result.a.sha256, options.examine);
-      if (prompts.empty()) prompts = side->recorded->prompts();
+          std::make_unique<RecordedRun>(side->subject.trace, truth(), result_.a.sha256, o_.examine);
+      auto& to = described(*side);
+      to.description = side->recorded->description();
+      to.device = side->recorded->device();
+      to.arithmetic = side->recorded->arithmetic();
     }
-  if (prompts.empty()) fail("no prompt: expected --prompts, or a recorded trace that has some");
-  ExamineOptions examine_options = options.examine;
-  if (a.recorded || b.recorded) {  // as many steps as were recorded
-    size_t steps = 0;
-    for (const Side* side : {&a, &b})
-      if (side->recorded)
-        for (const Prompt& p : prompts) steps = std::max(steps, side->recorded->generated_by(p));
-    examine_options.max_tokens = static_cast<int64_t>(steps);
   }
-  const auto wiring = std::make_shared<const Wiring>(hparams_of(truth));
-  int64_t context = 0;
-  for (const Prompt& p : prompts) {
-    PromptVerdict v;
-    v.prompt = p;
-    v.wiring = wiring;
-    const auto needed = static_cast<int64_t>(p.ids.size()) + examine_options.max_tokens;
-    const int64_t limit = examine_options.context > 0 ? examine_options.context : result.a.hp.context;
-    if (p.ids.empty()) {
-      v.error = fmt::format("{}: the prompt is empty, 0 tokens; expected at least 1", p.name);
-    } else if (needed > limit) {
-      v.error = fmt::format("{}: {} tokens and {} to generate, the context holds {}", p.name, p.ids.size(),
-                            examine_options.max_tokens, limit);
-    } else {
-      context = std::max(context, needed);
-    }
-    result.prompts.push_back(std::move(v));
-  }
-  if (context == 0) fail("{}", result.prompts.front().error);
-  examine_options.rows = 0;
-  for (const PromptVerdict& v : result.prompts)
-    if (v.error.empty())
-      examine_options.rows +=
-          static_cast<int64_t>(v.prompt.ids.size()) + std::max<int64_t>(examine_options.max_tokens - 1, 0);
-  examine_options.context = context;
 
-  // 2. One side after the other, so that one model at a time is resident; the last one stays for what
-  // follows.
-  for (Side* side : {&a, &b}) {
-    auto& described = side->name == 'a' ? result.a : result.b;
-    if (side->recorded) {
-      described.description = side->recorded->description();
-    } else {
-      const auto sample = std::find_if(result.prompts.begin(), result.prompts.end(),
-                                       [](const auto& v) { return v.error.empty(); });
-      ExamineOptions mine = examine_options;
-      mine.untraced = !side->subject.is_reference();
-      if (side->subject.is_reference()) mine.chunk = std::min(mine.chunk, kReferenceChunk);
-      side->live = std::make_unique<SubjectRun>(side->subject, *side->file, truth, mine, sample->prompt);
-      described.description = side->live->engine().backend().description();
-      if (!side->subject.is_reference())
-        for (auto& d : side->live->check_resident(result.rows_read_back)) {
-          // A file that differs is loaded as it is: that is said already.
-          if (side->file != &truth) continue;
-          result.differences.emplace_back(side->name, std::move(d));
-        }
+  void take_prompts() {
+    std::vector<Prompt> prompts = o_.prompts;
+    for (const Side* side : {&a_, &b_})
+      if (side->recorded && prompts.empty()) prompts = side->recorded->prompts();
+    if (prompts.empty()) fail("no prompt: expected --prompts, or a recorded trace that has some");
+    if (a_.recorded || b_.recorded) {  // as many steps as were recorded
+      size_t steps = 0;
+      for (const Side* side : {&a_, &b_})
+        for (const Prompt& p : prompts)
+          if (side->recorded) steps = std::max(steps, side->recorded->generated_by(p));
+      examine_.max_tokens = static_cast<int64_t>(steps);
     }
-    if (!result.differences.empty() && !options.keep_going && side->name == 'b') break;
-    for (PromptVerdict& v : result.prompts) {
-      if (!v.error.empty()) continue;
-      say(fmt::format("side {}: {} ({} tokens)", side->name, v.prompt.name, v.prompt.ids.size()));
-      try {
-        (side->name == 'a' ? v.a : v.b) = examine(*side, v.prompt);
-      } catch (const Error& error) {
-        v.error = error.what();
+    const auto wiring = std::make_shared<const Wiring>(result_.a.hp);
+    const int64_t limit = o_.examine.context > 0 ? o_.examine.context : result_.a.hp.context;
+    examine_.context = examine_.rows = 0;
+    for (Prompt& p : prompts) {
+      PromptVerdict v;
+      const auto length = static_cast<int64_t>(p.ids.size());
+      const int64_t needed = length + examine_.max_tokens;
+      if (p.ids.empty()) {
+        v.error = fmt::format("{}: the prompt is empty, 0 tokens; expected at least 1", p.name);
+      } else if (needed > limit) {
+        v.error = fmt::format("{}: {} tokens and {} to generate, the context holds {}", p.name, length,
+                              examine_.max_tokens, limit);
+      } else {
+        examine_.context = std::max(examine_.context, needed);
+        examine_.rows += length + std::max<int64_t>(examine_.max_tokens - 1, 0);
       }
-      described.seconds += (side->name == 'a' ? v.a : v.b).seconds;
+      v.prompt = std::move(p);
+      v.wiring = wiring;
+      result_.prompts.push_back(std::move(v));
     }
-    if (side->subject.is_reference())
-      side->live.reset();  // its memory is the other side's; nothing repeats it
+    if (examine_.context == 0) fail("{}", result_.prompts.front().error);
   }
 
-  // 3. Verdicts.
-  for (PromptVerdict& v : result.prompts) {
-    if (!v.error.empty()) continue;
-    if (!result.differences.empty() && !options.keep_going) {
-      const auto& [side, d] = result.differences.front();
-      Finding finding;
-      if (d.place) finding.place = *d.place;
-      set_first(v, FaultKind::input, side, finding,
-                fmt::format("{} {} of side {}: {}", d.what, d.name, side, d.detail));
-      v.rows_compared = result.rows_read_back + result.tensors_compared;
-      continue;
+  /// One side after the other, so that one model at a time is resident; the last one stays for what follows.
+  void examine_sides() {
+    for (Side* side : {&a_, &b_}) {
+      if (stopped()) return;
+      if (!side->recorded) load(*side);
+      if (stopped()) return;
+      for (PromptVerdict& v : result_.prompts)
+        if (v.error.empty()) examine(*side, v);
+      if (side->subject.is_reference()) side->live.reset();  // its memory is the other side's
     }
-    if (!a.recorded && !b.recorded && !options.repeat_run && a.file == b.file && same_route(v.a, v.b) &&
-        !a.subject.fault && !b.subject.fault) {
+  }
+
+  void load(Side& side) {
+    const auto sample = std::find_if(result_.prompts.begin(), result_.prompts.end(),
+                                     [](const auto& v) { return v.error.empty(); });
+    if (sample == result_.prompts.end()) return;
+    ExamineOptions mine = examine_;
+    mine.untraced = !side.subject.is_reference();
+    if (side.subject.is_reference()) mine.chunk = std::min(mine.chunk, kReferenceChunk);
+    side.live = std::make_unique<SubjectRun>(side.subject, *side.file, truth(), mine, sample->prompt);
+    described(side).description = side.live->engine().backend().description();
+    if (side.subject.is_reference()) return;
+    for (auto& d : side.live->check_resident(result_.rows_read_back))
+      if (side.file == &truth())  // a file that differs is loaded as it is: that is said already
+        result_.differences.emplace_back(side.name, std::move(d));
+  }
+
+  void examine(Side& side, PromptVerdict& v) {
+    if (o_.log) o_.log(fmt::format("side {}: {} ({} tokens)", side.name, v.prompt.name, v.prompt.ids.size()));
+    Examined& run = side.name == 'a' ? v.a : v.b;
+    try {
+      run = side.recorded ? side.recorded->examine(v.prompt) : side.live->examine(v.prompt);
+    } catch (const Error& error) {
+      v.error = error.what();
+    }
+    described(side).seconds += run.seconds;
+  }
+
+  void judge(PromptVerdict& v) {
+    if (stopped()) {
+      set_input(v, result_.differences.front().first, result_.differences.front().second);
+      v.rows_compared = result_.rows_read_back + result_.tensors_compared;
+      return;
+    }
+    const bool two_runs = !a_.recorded && !b_.recorded && a_.file == b_.file;
+    if (two_runs && !o_.repeat_run && same_route(v.a, v.b) && !a_.subject.fault && !b_.subject.fault) {
       v.error = fmt::format(
           "{}: both sides took the same route (the same kernels in the same calls): nothing would be "
-          "compared; "
-          "choose a longer prompt or another subject, or ask for a repeat with --repeat-run",
+          "compared; choose a longer prompt or another subject, or ask for a repeat with --repeat-run",
           v.prompt.name);
-      continue;
+      return;
     }
-    decide(v, a, b, result.differences, truth, options);
-    if (v.rows_compared == 0 && v.kind == FaultKind::none)
+    decide(v, a_, b_, result_.differences, truth(), examine_);
+    require_compared(v);
+    require_same_when_traced(v);
+  }
+
+  /// A verdict that finds nothing must have looked.
+  static void require_compared(PromptVerdict& v) {
+    if (v.kind != FaultKind::none && v.kind != FaultKind::rounding) return;
+    if (v.rows_compared == 0)
       v.error = fmt::format("{}: the two sides have no row in common: nothing was compared", v.prompt.name);
+    if (v.a.values + v.b.values == 0) v.error = fmt::format("{}: no value was judged", v.prompt.name);
+  }
+
+  static void require_same_when_traced(PromptVerdict& v) {
     for (const char side : {'a', 'b'}) {
       const Examined& run = side == 'a' ? v.a : v.b;
-      if (run.untraced_hash && *run.untraced_hash != run.traced_hash && v.kind != FaultKind::race &&
-          !run.launched_hash)
-        v.error = fmt::format(
-            "side {}: tracing changed the run's bits: a defect of the tap, or of what a device does only "
-            "where nobody "
-            "looks (operators that meet in one kernel)",
-            side);
+      if (!run.untraced_hash || *run.untraced_hash == run.traced_hash || v.kind == FaultKind::race ||
+          run.launched_hash)
+        continue;
+      v.error = fmt::format(
+          "side {}: tracing changed the run's bits: a defect of the tap, or of what a device does only where "
+          "nobody looks (operators that meet in one kernel)",
+          side);
     }
   }
-  for (const PromptVerdict& v : result.prompts) {
-    const bool fine = v.kind == FaultKind::none || (v.kind == FaultKind::rounding && options.allow_rounding);
-    result.status = std::max(result.status, !v.error.empty() ? 2 : fine ? 0 : 1);
-  }
+
+  const BisectOptions& o_;
+  BisectResult result_;
+  ExamineOptions examine_;  ///< with context and steps for all prompts
+  std::shared_ptr<ModelFile> main_;
+  Side a_, b_;
+};
+
+}  // namespace
+
+void require_model(const ModelFile& model) {
+  BackendOptions plain;
+  plain.kv_type = KvType::f64;
+  plain.threads = 1;  // it plans and computes nothing
+  EngineOptions options;
+  options.context = 1;  // whether a run's context fits is for its device to say
+  options.chunk = 1;
+  require_fit(Engine::plan(model, *make_backend("reference", plain), options), model.file);
+}
+
+BisectResult bisect(const BisectOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  require_pair(options);
+  BisectResult result = Search(options).run();
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }

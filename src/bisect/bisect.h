@@ -15,7 +15,7 @@ namespace greta {
 struct BisectOptions {
   std::string model;                       ///< path of the model file
   std::string tokenizer;                   ///< a SentencePiece file that overrides the model's own
-  std::shared_ptr<ModelFile> opened = {};  ///< the two above, where the caller has opened them already
+  std::shared_ptr<ModelFile> opened = {};  ///< the model and its tokenizer, where the caller has opened them
   Subject a;
   Subject b;
   std::vector<Prompt> prompts;  ///< empty: those of the recorded trace
@@ -32,8 +32,8 @@ struct PromptVerdict {
   std::shared_ptr<const Wiring> wiring;  ///< of the true model: which operator leaves a stage
   std::string error;                     ///< why it could not be compared; nothing below then
   FaultKind kind = FaultKind::none;
-  char side = 'b';  ///< where the fault is
-  std::optional<Finding> first;
+  char side = 'b';               ///< where the fault is
+  std::optional<Finding> first;  ///< where it begins; of INPUT only where the difference names a stage
   std::string cause;
   Examined a, b;
   uint64_t rows_compared = 0;  ///< of bits or of values, between the sides
@@ -46,6 +46,8 @@ struct BisectResult {
     std::string path;
     std::string sha256;
     HParams hp;
+    std::string device;      ///< that runs it or ran it: a trace's, too
+    std::string arithmetic;  ///< arithmetic_text()
     std::string description;
     double seconds = 0.0;
   };
@@ -60,9 +62,13 @@ struct BisectResult {
       0;  ///< exit status: 0 nothing but NONE (or allowed ROUNDING), 1 a divergence, 2 a prompt not compared
 };
 
-/// Errors (greta::Error): what makes every prompt vacuous or impossible: equal subjects, a trace of another
-/// model or other tokens, a model that does not fit, layers past the end.
+/// Errors (greta::Error): what makes every prompt vacuous or impossible: equal subjects, the judge on both
+/// sides, a trace of another model, a model that does not fit, layers past the end, models of two shapes
+/// with keep_going.
 BisectResult bisect(const BisectOptions& options);
+
+/// Refuses a model that the reference cannot plan: a line for each mismatch.
+void require_model(const ModelFile& model);
 
 /// How much was judged: "none in 5 of 80 outputs; ..." where outputs were sampled; empty where nothing was
 /// judged.

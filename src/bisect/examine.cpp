@@ -5,6 +5,7 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/system.h"
@@ -71,6 +72,28 @@ class Unlogged {
 
 }  // namespace
 
+std::string_view name_of(Finding::Check check) {
+  switch (check) {
+    case Finding::Check::bound:
+      return "bound";
+    case Finding::Check::replay:
+      return "replay";
+    case Finding::Check::wire:
+      return "wire";
+    case Finding::Check::launched:
+      return "launched";
+    case Finding::Check::input:
+      return "input";
+    case Finding::Check::nonfinite:
+      return "nonfinite";
+    case Finding::Check::sides:
+      return "sides";
+    case Finding::Check::choice:
+      return "choice";
+  }
+  return "";
+}
+
 void Examined::add(const Finding& finding) {
   ++failed;
   const auto [at, fresh] = findings.try_emplace(finding.place, finding);
@@ -117,6 +140,10 @@ SubjectRun::SubjectRun(const Subject& subject, const ModelFile& model, const Mod
                        const ExamineOptions& options, const Prompt& sample)
     : subject_(subject), model_(model), options_(options) {
   truth_ = truth_plan(truth, options.context);
+  if (&model != &truth)
+    if (const auto other = other_shape(truth_.hp, truth_plan(model, options.context).hp))
+      fail("{} cannot be judged by {}: {}; compare files of one shape", model.file.path(), truth.file.path(),
+           *other);
   wiring_ = std::make_shared<const Wiring>(truth_.hp);
   sampling_ =
       sampling_of(options, truth_,
@@ -237,7 +264,7 @@ Examined SubjectRun::examine(const Prompt& prompt) {
   result.route = backend.route();
   tap.finish();
   for (const Place& place : tap.broken_wires())
-    result.add({place, Finding::Check::wire, 0, 0.0, 0.0, 0.0, std::numeric_limits<double>::infinity()});
+    result.add({place, Finding::Check::wire, -1, 0.0, 0.0, 0.0, std::numeric_limits<double>::infinity()});
   result.hashes = tap.hashes();
   result.calls = tap.calls();
   result.nonfinite = tap.nonfinite();
@@ -251,6 +278,8 @@ Examined SubjectRun::examine(const Prompt& prompt) {
   for (const CallShape& call : result.calls)
     for (size_t r = 0; r < call.tokens.size(); ++r)
       if (call.sequences[r] == 0) result.fed.push_back(call.tokens[r]);
+  result.positions.resize(result.fed.size());
+  std::iota(result.positions.begin(), result.positions.end(), int64_t{0});
 
   if (options_.untraced) {
     // Once more without a tap: the hash, the steps' logits, and the route, to which replays have added
@@ -367,7 +396,7 @@ std::vector<InputDifference> SubjectRun::check_resident(uint64_t& rows) {
     differences.push_back({"resident weights", source.name,
                            fmt::format("row {} read back through its layout ({}) is not the file's",
                                        first.load(), weight->resident),
-                           place});
+                           place, first.load()});
   }
   return differences;
 }

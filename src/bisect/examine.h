@@ -28,19 +28,25 @@ struct Prompt {
 /// Something that is not as it must be.
 struct Finding {
   enum class Check {
-    bound,     ///< outside the operator's certain bound
-    replay,    ///< the repeated call gave other bits
-    wire,      ///< a wire's end has other bits than its beginning
-    launched,  ///< the pass launched as a recording has other bits than launched call by call
+    bound,      ///< outside the operator's certain bound
+    replay,     ///< the repeated call gave other bits
+    wire,       ///< a wire's end has other bits than its beginning
+    launched,   ///< the pass launched as a recording has other bits than launched call by call
+    input,      ///< tokens, files or resident weights differ: the first place that they spoil
+    nonfinite,  ///< not finite, and FP64 on the same inputs has it too
+    sides,      ///< the two sides have other bits
+    choice,     ///< the row of logits from which the sides took other tokens
   };
   Place place;
   Check check = Check::bound;
-  int64_t index = 0;
+  int64_t index = -1;  ///< -1: the place alone is known; no value was looked at
   double got = 0.0;
   double expected = 0.0;  ///< FP64, or what the repeated call gave, or the pass launched call by call
   double certain = 0.0;
   double ratio = 0.0;
+  bool measured() const { return index >= 0; }
 };
+std::string_view name_of(Finding::Check check);
 
 /// One judged row, in brief (there are millions).
 struct Cell {
@@ -80,7 +86,10 @@ struct Examined {
   uint64_t traced_hash = 0;
   std::optional<uint64_t> untraced_hash;
   std::optional<uint64_t> launched_hash;  ///< of the row of a finding of Check::launched, as it was launched
-  std::map<int, StoredRows> residuals;
+  std::map<int, StoredRows> residuals;    ///< residual_post_mlp of the chosen layers, sequence 0
+  std::vector<int64_t> positions;         ///< of each row of `residuals`
+  /// Of a trace: rows or stages of the run are not in it, and nobody has judged those.
+  bool partial = false;
   std::string description;  ///< the backend's own words
   Backend::Route route;
   std::vector<CallShape> calls;
@@ -111,13 +120,14 @@ struct InputDifference {
   std::string name;
   std::string detail;          ///< expected and got
   std::optional<Place> place;  ///< the first stage that it spoils, where the name tells
+  std::optional<int64_t> row;  ///< of a tensor: the first that differs
 };
 
 class SubjectRun {
  public:
   /// `model`: the subject's own file. `truth`: the file that it is judged by. `sample`: the prompt that a
   /// fault is drawn for. Errors: the model does not fit, the device is not there, the fault cannot be
-  /// planted.
+  /// planted, the two models leave other rows than each other.
   SubjectRun(const Subject& subject, const ModelFile& model, const ModelFile& truth,
              const ExamineOptions& options, const Prompt& sample);
   ~SubjectRun();
@@ -135,6 +145,8 @@ class SubjectRun {
   Engine& engine() { return *engine_; }
   /// Of the true model.
   const std::shared_ptr<const Wiring>& wiring() const { return wiring_; }
+  /// What the run is judged by.
+  const Plan& truth() const { return truth_; }
   const Plant* plant() const { return plant_ ? &*plant_ : nullptr; }
 
  private:

@@ -1,9 +1,11 @@
 #include "bisect/recorded.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -12,6 +14,7 @@
 #include "base/build_info.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "bisect/row_judge.h"
 #include "bisect/subject.h"
 #include "bisect/wiring.h"
@@ -28,14 +31,17 @@ std::string value_of(const std::map<std::string, std::string>& metadata, const s
 
 /// How the recorded device rounds, by the trace's own word (arithmetic_text()). A trace without it is taken
 /// only where nothing but the precision of its stages can matter: from the reference or another program.
-std::unique_ptr<Arithmetic> arithmetic_of(const SafeTensorsFile& file, const std::string& path) {
+std::string stated_arithmetic(const SafeTensorsFile& file) {
   const std::string device = value_of(file.metadata(), "device");
   std::string stated = value_of(file.metadata(), "arithmetic");
-  if (stated.empty() && (device == "reference" || device == "transformers")) {
-    const bool wide = std::any_of(file.tensors().begin(), file.tensors().end(),
-                                  [](const auto& named) { return named.second.dtype == "F64"; });
-    stated = wide ? "float64" : "float32";
-  }
+  if (!stated.empty() || (device != "reference" && device != "transformers")) return stated;
+  const bool wide = std::any_of(file.tensors().begin(), file.tensors().end(),
+                                [](const auto& named) { return named.second.dtype == "F64"; });
+  return wide ? "float64" : "float32";
+}
+
+std::unique_ptr<Arithmetic> arithmetic_of(const SafeTensorsFile& file, const std::string& path) {
+  const std::string stated = stated_arithmetic(file);
   if (stated == "float64") return std::make_unique<PlainArithmetic>(0x1p-53);
   if (stated == "float32") return std::make_unique<PlainArithmetic>(0x1p-24);
   if (stated.starts_with("cpu")) {
@@ -51,8 +57,18 @@ std::unique_ptr<Arithmetic> arithmetic_of(const SafeTensorsFile& file, const std
       "cpu,weights=..,activations=..,kv-type=.. as `arithmetic` in its __metadata__, got '{}'; record it "
       "again with "
       "this build's greta trace",
-      path, device, stated);
+      path, value_of(file.metadata(), "device"), stated);
 }
+
+constexpr const char* kAgain = "record it again with greta trace or tools/trace_hf.py";
+constexpr std::string_view kIntegers[] = {"token_ids", "sequence_offsets", "sequence", "positions"};
+
+std::string shape_text(const SafeTensor& t) {
+  return fmt::format("{} [{}]", t.dtype, fmt::join(t.shape, ", "));
+}
+
+/// The bits, so that a NaN is itself.
+bool same_bits(double a, double b) { return std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b); }
 
 }  // namespace
 
@@ -70,11 +86,14 @@ struct RecordedRun::Impl {
   std::vector<int32_t> sequence, position;  ///< of each row
 
   explicit Impl(const std::string& p) : file(p), path(p) {}
-  std::vector<int32_t> integers(const std::string& name) const {
-    const auto numbers = file.numbers(name);
-    return {numbers.begin(), numbers.end()};
-  }
+  std::vector<int32_t> integers(const std::string& name) const;
+  std::vector<TokenId> ids_of(const nlohmann::json& list) const;
   void read_tokens();
+  void read_generated();
+  void read_rows();
+  void check_stages() const;
+  void check_experts(const std::string& name) const;
+  void check_choices(const Examined& result) const;
   std::vector<int64_t> rows_of(int32_t wanted) const;
 
   /// One sequence of the trace: its rows in the file, and who they are.
@@ -92,35 +111,146 @@ struct RecordedRun::Impl {
   void take_logits(const Sequence& s, size_t prompt_tokens, const StoredRows& logits, Examined& result) const;
 };
 
+/// Whole numbers from 0 to 2^31 - 1.
+std::vector<int32_t> RecordedRun::Impl::integers(const std::string& name) const {
+  const SafeTensor* t = file.find(name);
+  if (t == nullptr) fail("{}: expected a tensor {}, got none; {}", path, name, kAgain);
+  if ((t->dtype != "I32" && t->dtype != "I64") || t->shape.size() != 1)
+    fail("{}: tensor {}: expected I32 or I64 of one dimension, got {}; {}", path, name, shape_text(*t),
+         kAgain);
+  std::vector<int32_t> out;
+  for (const double value : file.numbers(name)) {
+    if (value < 0 || value > double{std::numeric_limits<int32_t>::max()})
+      fail("{}: tensor {}: expected numbers from 0 to {}, got {} at {}; {}", path, name,
+           std::numeric_limits<int32_t>::max(), value, out.size(), kAgain);
+    out.push_back(static_cast<int32_t>(value));
+  }
+  return out;
+}
+
 void RecordedRun::Impl::read_tokens() {
   const auto ids = integers("token_ids");
   const auto offsets = integers("sequence_offsets");
-  sequence = integers("sequence");
-  position = integers("positions");
-  if (offsets.size() < 2 || offsets.front() != 0 || offsets.back() != static_cast<int32_t>(ids.size()))
-    fail("{}: sequence_offsets do not span token_ids: expected 0 to {}", path, ids.size());
-  std::vector<std::vector<TokenId>> made;
+  for (size_t i = 0; i < ids.size(); ++i)
+    if (ids[i] >= truth.hp.vocab)
+      fail("{}: tensor token_ids: expected ids from 0 to {}, the model's vocabulary, got {} at {}; {}", path,
+           truth.hp.vocab - 1, ids[i], i, kAgain);
+  const bool spans =
+      offsets.size() >= 2 && offsets.front() == 0 && offsets.back() == static_cast<int32_t>(ids.size()) &&
+      std::adjacent_find(offsets.begin(), offsets.end(), std::greater_equal()) == offsets.end();
+  if (!spans)
+    fail(
+        "{}: tensor sequence_offsets: expected ascending numbers from 0 to {}, the length of token_ids, got "
+        "[{}]; {}",
+        path, ids.size(), fmt::join(offsets, ", "), kAgain);
+  for (size_t s = 0; s + 1 < offsets.size(); ++s)
+    tokens.emplace_back(ids.begin() + offsets[s], ids.begin() + offsets[s + 1]);
+}
+
+std::vector<TokenId> RecordedRun::Impl::ids_of(const nlohmann::json& list) const {
+  std::vector<TokenId> ids;
+  for (const auto& id : list) {
+    if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(truth.hp.vocab))
+      fail(
+          "{}: generated_ids of its __metadata__: expected ids from 0 to {}, the model's vocabulary, got {}; "
+          "{}",
+          path, truth.hp.vocab - 1, id.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
+          kAgain);
+    ids.push_back(id.get<TokenId>());
+  }
+  return ids;
+}
+
+/// The prompts are what is left of the fed tokens without those that were generated and fed back.
+void RecordedRun::Impl::read_generated() {
+  generated.resize(tokens.size());
   if (const auto text = value_of(file.metadata(), "generated_ids"); !text.empty()) {
     const auto json = nlohmann::json::parse(text, nullptr, false);
-    if (!json.is_array()) fail("{}: generated_ids is no list: '{}'", path, text);
-    if (!json.empty() && json.front().is_array()) {
-      made = json.get<std::vector<std::vector<TokenId>>>();
-    } else {
-      made.push_back(json.get<std::vector<TokenId>>());
-    }
+    const bool nested = json.is_array() && !json.empty() && json.front().is_array();
+    const bool lists = json.is_array() && std::all_of(json.begin(), json.end(),
+                                                      [&](const auto& x) { return x.is_array() == nested; });
+    const bool none = lists && json.empty();
+    if (!none && (!lists || (nested ? json.size() : size_t{1}) != tokens.size()))
+      fail(
+          "{}: generated_ids of its __metadata__: expected a list of ids for each of {} sequences, got '{}'; "
+          "{}",
+          path, tokens.size(), printable(text, 80), kAgain);
+    for (size_t s = 0; s < tokens.size() && !none; ++s) generated[s] = ids_of(nested ? json[s] : json);
   }
-  for (size_t s = 0; s + 1 < offsets.size(); ++s) {
-    if (offsets[s + 1] < offsets[s]) fail("{}: sequence_offsets run backwards at {}", path, s + 1);
-    tokens.emplace_back(ids.begin() + offsets[s], ids.begin() + offsets[s + 1]);
-    generated.push_back(s < made.size() ? made[s] : std::vector<TokenId>());
-    auto& all = tokens.back();
-    const size_t fed_back = generated.back().empty() ? 0 : generated.back().size() - 1;
-    if (fed_back >= all.size())
-      fail("{}: sequence {} has {} tokens and {} generated ones", path, s, all.size(), fed_back + 1);
-    prompts.push_back({offsets.size() == 2 ? "trace" : fmt::format("trace{}", s),
+  for (size_t s = 0; s < tokens.size(); ++s) {
+    const auto& all = tokens[s];
+    const size_t fed_back = generated[s].empty() ? 0 : generated[s].size() - 1;
+    if (fed_back >= all.size() ||
+        !std::equal(generated[s].begin(), generated[s].begin() + static_cast<std::ptrdiff_t>(fed_back),
+                    all.end() - static_cast<std::ptrdiff_t>(fed_back)))
+      fail(
+          "{}: sequence {} has {} tokens: expected a prompt and then the {} generated ones that were fed "
+          "back; {}",
+          path, s, all.size(), fed_back, kAgain);
+    prompts.push_back({tokens.size() == 1 ? "trace" : fmt::format("trace{}", s),
                        "",
                        {all.begin(), all.end() - static_cast<std::ptrdiff_t>(fed_back)}});
   }
+}
+
+void RecordedRun::Impl::read_rows() {
+  sequence = integers("sequence");
+  position = integers("positions");
+  if (sequence.size() != position.size())
+    fail("{}: tensors sequence and positions: expected as many numbers in both, got {} and {}; {}", path,
+         sequence.size(), position.size(), kAgain);
+  for (size_t r = 0; r < sequence.size(); ++r) {
+    const auto s = static_cast<size_t>(sequence[r]);
+    if (s >= tokens.size() || static_cast<size_t>(position[r]) >= tokens[s].size())
+      fail("{}: row {}: expected a position of one of {} sequences, got position {} of sequence {}{}; {}",
+           path, r, tokens.size(), position[r], s,
+           s < tokens.size() ? fmt::format(" of {} tokens", tokens[s].size()) : "", kAgain);
+    if (r > 0 && std::pair(sequence[r - 1], position[r - 1]) >= std::pair(sequence[r], position[r]))
+      fail(
+          "{}: tensors sequence and positions: expected rows sorted by (sequence, position), each once, got "
+          "({}, {}) before ({}, {}) at {}; {}",
+          path, sequence[r - 1], position[r - 1], sequence[r], position[r], r, kAgain);
+  }
+}
+
+/// Chosen experts are numbers of matrices.
+void RecordedRun::Impl::check_experts(const std::string& name) const {
+  for (const double x : file.numbers(name))
+    if (!(x >= 0.0 && x < static_cast<double>(truth.hp.experts) && x == std::floor(x)))
+      fail("{}: tensor {}: expected whole numbers from 0 to {}, the model's experts, got {}; {}", path, name,
+           truth.hp.experts - 1, x, kAgain);
+}
+
+/// Every other tensor is a stage of this model, in numbers that are read, of the rows named above.
+void RecordedRun::Impl::check_stages() const {
+  std::map<std::string, Stage> stages;
+  const Wiring wiring(truth.hp);
+  for (int unit = 0; unit <= truth.hp.layers + 1; ++unit)
+    for (const StageRule& rule : wiring.rules_of_unit(unit))
+      stages.emplace(trace_name(layer_of_unit(unit, truth.hp.layers), rule.stage), rule.stage);
+  bool any = false;
+  for (const auto& [name, t] : file.tensors()) {
+    if (std::find(std::begin(kIntegers), std::end(kIntegers), name) != std::end(kIntegers)) continue;
+    const auto stage = stages.find(name);
+    if (stage == stages.end())
+      fail(
+          "{}: tensor {}: expected the stages of this model of {} layers alone (docs/stages.md), got "
+          "another; "
+          "leave it out",
+          path, name, truth.hp.layers);
+    const std::vector<int64_t> shape = {static_cast<int64_t>(sequence.size()),
+                                        width_of(truth.hp, stage->second)};
+    if ((t.dtype != "F32" && t.dtype != "F64") || t.shape != shape)
+      fail("{}: tensor {}: expected F32 or F64 [{}], rows and the stage's width, got {}; {}", path, name,
+           fmt::join(shape, ", "), shape_text(t), kAgain);
+    if (stage->second == Stage::experts) check_experts(name);
+    any = true;
+  }
+  if (!any || sequence.empty())
+    fail(
+        "{}: the trace holds no stage: expected tensors such as layers.0.attn_out with a row for each of "
+        "positions; {}",
+        path, kAgain);
 }
 
 std::vector<int64_t> RecordedRun::Impl::rows_of(int32_t wanted) const {
@@ -148,11 +278,11 @@ RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const 
   i.truth = truth_plan(truth);
   i.arithmetic = arithmetic_of(i.file, path);
   i.read_tokens();
+  i.read_generated();
+  i.read_rows();
+  i.check_stages();
   i.sampling = sampling_of(options, i.truth, static_cast<int64_t>(i.position.size()));
   i.judge = std::make_unique<Judge>(i.truth, *i.arithmetic, i.sampling, options.threads);
-  bool any = false;
-  for (const auto& [name, tensor] : i.file.tensors()) any = any || tensor.shape.size() == 2;
-  if (!any) fail("{}: the trace holds no stage", path);
 }
 RecordedRun::~RecordedRun() = default;
 
@@ -187,8 +317,6 @@ RecordedRun::Impl::Sequence RecordedRun::Impl::sequence_of(const Prompt& prompt)
   s.whole = s.rows.size() == fed.size();
   for (const int64_t r : s.rows) {
     const int32_t p = position[static_cast<size_t>(r)];
-    if (p < 0 || p >= static_cast<int32_t>(fed.size()))
-      fail("{}: position {} of a sequence of {} tokens", path, p, fed.size());
     s.whole = s.whole && p == static_cast<int32_t>(s.names.size());
     s.names.push_back({0, p, fed[static_cast<size_t>(p)]});
   }
@@ -247,7 +375,7 @@ void RecordedRun::Impl::look_at(const Sequence& s, const UnitRows& data,
         result.nonfinite = RunRecorder::NonFinite{at, bad - row.begin(), *bad};
       if (stage != Stage::residual_pre_attn || !before) continue;
       const std::vector<double> from = values_of(*before, index);
-      const auto other = std::mismatch(row.begin(), row.end(), from.begin());
+      const auto other = std::mismatch(row.begin(), row.end(), from.begin(), same_bits);
       if (other.first != row.end())
         result.add({at, Finding::Check::wire, other.first - row.begin(), *other.first, *other.second, 0.0,
                     std::numeric_limits<double>::infinity()});
@@ -270,6 +398,20 @@ void RecordedRun::Impl::take_logits(const Sequence& s, size_t prompt_tokens, con
   }
 }
 
+void RecordedRun::Impl::check_choices(const Examined& result) const {
+  for (size_t step = 0; step < result.steps.size(); ++step) {
+    const StepLogits& row = result.steps[step];
+    const auto best = greedy(row.logits);  // of rows with a NaN the verdict speaks
+    if (!best || row.logits[static_cast<size_t>(row.chosen)] == row.logits[static_cast<size_t>(*best)])
+      continue;
+    fail(
+        "{}: generated_ids has {} after position {}, whose row of logits is largest at {} ({} there, {} at "
+        "{}): expected greedy tokens of this run; record it again without sampling",
+        path, row.chosen, row.token, *best, row.logits[static_cast<size_t>(*best)],
+        row.logits[static_cast<size_t>(row.chosen)], row.chosen);
+  }
+}
+
 Examined RecordedRun::examine(const Prompt& prompt) {
   Impl& i = *impl_;
   const auto start = std::chrono::steady_clock::now();
@@ -282,10 +424,15 @@ Examined RecordedRun::examine(const Prompt& prompt) {
   result.hashes = Grid<uint64_t>(hp.layers);
   result.fed = i.tokens[s.number];
   result.generated = i.generated[s.number];
+  for (const RowName& name : s.names) result.positions.push_back(name.position);
+  result.partial = !s.whole;
   std::optional<StoredRows> before = i.load(s, kNoLayer, Stage::embed_out);
+  const Wiring wiring(hp);
   for (int unit = 0; unit <= hp.layers + 1; ++unit) {
     const int layer = layer_of_unit(unit, hp.layers);
     const UnitRows data = i.load_unit(s, unit, before);
+    for (const StageRule& rule : wiring.rules_of_unit(unit))
+      result.partial = result.partial || !data.stages.contains(rule.stage);
     LayerHistory history;
     if (data.stages.contains(Stage::k_post_rope) && data.stages.contains(Stage::v) && s.whole)
       history[0] = {data.stages.at(Stage::k_post_rope), data.stages.at(Stage::v)};
@@ -302,10 +449,43 @@ Examined RecordedRun::examine(const Prompt& prompt) {
     if (unit > hp.layers && data.stages.contains(Stage::logits))
       i.take_logits(s, prompt.ids.size(), data.stages.at(Stage::logits), result);
   }
+  if (result.findings.empty()) i.check_choices(result);  // else a wrong value may have moved the choice
   if (result.rows_judged == 0)
     fail("{}: nothing in the trace can be judged: expected stages together with what they read", i.path);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }
+
+std::optional<PositionRows> RecordedRun::rows_at(const Prompt& prompt, int64_t token) const {
+  const Impl& i = *impl_;
+  const int64_t layers = i.truth.hp.layers;
+  const Impl::Sequence s = i.sequence_of(prompt);
+  const auto row =
+      std::find_if(s.names.begin(), s.names.end(), [&](const RowName& n) { return n.position == token; });
+  if (row == s.names.end()) return std::nullopt;
+  PositionRows out;
+  out.history.resize(static_cast<size_t>(layers));
+  std::optional<StoredRows> before;
+  for (int unit = 0; unit <= layers + 1; ++unit) {
+    const UnitRows all = i.load_unit(s, unit, before);
+    UnitRows& one = out.units.emplace_back();
+    one.unit = unit;
+    for (const auto& [stage, rows] : all.stages) {
+      StoredRows& kept = one.stages.emplace(stage, StoredRows(rows.width(), rows.wide())).first->second;
+      kept.append(values_of(rows, row - s.names.begin()).data());
+    }
+    const auto stored = [&](Stage stage) { return all.stages.find(stage); };
+    if (s.whole && stored(Stage::k_post_rope) != all.stages.end() && stored(Stage::v) != all.stages.end())
+      out.history[static_cast<size_t>(unit - 1)][0] = {stored(Stage::k_post_rope)->second,
+                                                       stored(Stage::v)->second};
+    if (unit >= 1) before.reset();
+    if (const auto last = stored(Stage::residual_post_mlp); unit <= layers && last != all.stages.end())
+      before = last->second;
+  }
+  return out;
+}
+
+std::string RecordedRun::device() const { return value_of(impl_->file.metadata(), "device"); }
+std::string RecordedRun::arithmetic() const { return stated_arithmetic(impl_->file); }
 
 }  // namespace greta

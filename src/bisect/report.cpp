@@ -43,6 +43,8 @@ std::string terminal_table(const Json& summary) {
       text += value_text(entry(prompt, "name")) + ": " + value_text(entry(prompt, "error")) + "\n";
     if (const Json& judging = entry(prompt, "judging"); entry(judging, "matmuls") == "sampled")
       text += value_text(entry(prompt, "name")) + ": " + value_text(entry(judging, "coverage")) + "\n";
+    if (const std::string bad = nonfinite_text(prompt); !bad.empty())
+      text += value_text(entry(prompt, "name")) + ": " + bad + "\n";
     for (const char* key : {"first_fail", "cause"})
       if (entry(prompt, "kind") != "NONE" && !entry(prompt, key).is_null())
         text += value_text(entry(prompt, key)) + "\n";

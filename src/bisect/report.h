@@ -13,7 +13,7 @@ std::string report_markdown(const nlohmann::ordered_json& summary);
 /// summary.
 std::string report_html(const nlohmann::ordered_json& summary);
 
-/// One line a prompt, then the FIRST_FAIL and CAUSE lines of those that diverge.
+/// One line a prompt, then of each what is not finite and, where it diverges, its FIRST_FAIL and CAUSE lines.
 std::string terminal_table(const nlohmann::ordered_json& summary);
 
 }  // namespace greta

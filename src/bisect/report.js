@@ -13,11 +13,11 @@ const state = {
 const MEANING = {
   NONE: 'No divergence: every replayed operator is inside its bound.',
   ROUNDING: 'The tokens part, yet every replayed operator is inside its bound.',
-  INPUT: 'The two sides differ in tokens, hyperparameters or weights.',
-  OPERATOR: 'Repeated on the same inputs, a call gives the same bits again, and they lie outside its bound.',
+  INPUT: 'Tokens, hyperparameters or weights are not what they should be.',
+  OPERATOR: 'On the inputs that it had, an operator gave values outside its bound.',
   WIRE: 'A call was handed something else than the plan says, the same each time.',
   RACE: 'A call was handed something else than the plan says, but not each time.',
-  ERROR: 'This prompt could not be run.',
+  ERROR: 'It could not be compared.',
 };
 
 // ---- Elements
@@ -343,7 +343,7 @@ function verdictSection(prompt) {
           el('p', {id: 'nonfinite', class: 'line'},
              `First ${bad.value} of side ${bad.side}: ${placeText(bad)} [${bad.index}]`),
       el('div', {class: 'pair'},
-         first ? el('div', {}, el('h3', {}, 'First wrong value'),
+         first ? el('div', {}, el('h3', {}, absent(first.index) ? 'First place' : 'First wrong value'),
                     facts(
                         [
                           ['place', placeText(first)],
@@ -353,7 +353,7 @@ function verdictSection(prompt) {
                           ['expected', exact(first.expected)],
                           ['error', exact(first.error)],
                           ['bound', exact(first.bound)],
-                          ['error / bound', exact(first.ratio), {class: 'bad'}],
+                          ['error / bound', exact(first.ratio), {class: outside(first.ratio) ? 'bad' : ''}],
                         ],
                         'columns place')) :
                  null,
@@ -530,13 +530,14 @@ function textSection(prompt) {
 
 // ---- The page
 
-const kindOf = prompt => (prompt.error ? 'ERROR' : prompt.kind || 'NONE');
+/// Of a prompt or of the summary: no kind where something could not be compared.
+const kindOf = x => (x.error || absent(x.kind) ? 'ERROR' : x.kind);
 const chip = kind => el('span', {class: `chip ${kind}`}, kind);
 
 function drawHeader() {
   const {a, b} = summary.subjects, {build, machine, input} = summary, differences = input.differences;
   const file = b.file || a.file || '';
-  document.title = `${summary.kind}: greta bisect ${file}`;
+  document.title = `${kindOf(summary)}: greta bisect ${file}`;
   const subject = (side, s) => el(
       'div', {class: 'subject'}, el('h3', {}, `${side}: `, el('code', {}, s.text)),
       el('p', {}, s.description), facts([
@@ -552,8 +553,8 @@ function drawHeader() {
   const model = b.model || a.model;
   document.getElementById('header').append(
       el('div', {class: 'head top'}, el('h1', {}, 'greta bisect'),
-         el('span', {id: 'kind', class: `chip ${summary.kind}`}, summary.kind),
-         el('p', {id: 'meaning'}, MEANING[summary.kind] || '')),
+         el('span', {id: 'kind', class: `chip ${kindOf(summary)}`}, kindOf(summary)),
+         el('p', {id: 'meaning'}, MEANING[kindOf(summary)] || '')),
       facts([
         model &&
             [

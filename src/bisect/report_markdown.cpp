@@ -66,7 +66,8 @@ int largest(const Json& row) {
 
 std::string head(const Json& summary) {
   const Json &build = summary.at("build"), &machine = summary.at("machine");
-  std::string text = fmt::format("# greta bisect: {}\n\n", value_text(summary.at("kind")));
+  const Json& kind = summary.at("kind");
+  std::string text = fmt::format("# greta bisect: {}\n\n", kind.is_null() ? "ERROR" : value_text(kind));
   text += fmt::format("Exit status {}. Build {} {}{}, {}. {}, {} threads. Started {}, {} s.\n\n",
                       value_text(summary.at("status")), value_text(build.at("version")),
                       value_text(build.at("commit")), build.at("dirty") == true ? " (dirty)" : "",
@@ -80,13 +81,13 @@ std::string head(const Json& summary) {
   text += table.markdown();
   for (const char* side : {"a", "b"}) {
     const Json& model = entry(subjects.at(side), "model");
-    if (!model.is_null()) text += fmt::format("Model of {}: {}\n\n", side, code(model.dump()));
+    if (!model.is_null()) text += fmt::format("Model of {}: {}\n\n", side, code(json_text(model)));
     TextTable route({{fmt::format("route of {}", side)}, {"calls", kRight}});
     for (const auto& [kernel, calls] : entry(subjects.at(side), "route").items())
       route.add({code(kernel), value_text(calls)});
     text += route.markdown();
   }
-  return text + fmt::format("Options: {}\n\n", code(summary.at("options").dump()));
+  return text + fmt::format("Options: {}\n\n", code(json_text(summary.at("options"))));
 }
 
 std::string inputs(const Json& input) {
@@ -128,11 +129,10 @@ std::string verdict(const Json& prompt) {
   text += block(entry(prompt, "error")) + block(entry(prompt, "first_fail")) + block(entry(prompt, "cause"));
   if (const Json& coverage = entry(entry(prompt, "judging"), "coverage"); !coverage.is_null())
     text += fmt::format("Judged in FP64: {}.\n\n", value_text(coverage));
-  if (const Json& bad = entry(prompt, "nonfinite"); !bad.is_null())
-    text += fmt::format("First {} of side {}: {} [{}]\n\n", value_text(entry(bad, "value")),
-                        value_text(entry(bad, "side")), place_text(bad), value_text(entry(bad, "index")));
+  if (const std::string bad = nonfinite_text(prompt); !bad.empty()) text += bad + "\n\n";
   if (const Json& first = entry(prompt, "first"); !first.is_null())
-    text += failures(Json::array({first}), "### First wrong value");
+    text += failures(Json::array({first}),
+                     entry(first, "index").is_null() ? "### First place" : "### First wrong value");
   if (const Json& counts = entry(prompt, "counts"); !counts.is_null()) {
     TextTable table({{"compared and replayed"}, {"", kRight}});
     for (const auto& [name, value] : counts.items()) table.add({name, value_text(value)});
@@ -184,7 +184,9 @@ std::string stages(const Json& stages) {
                               : "differ",
                value_text(entry(row, "hash_a")), value_text(entry(row, "hash_b"))});
   }
-  return fmt::format("### Stages of layer {}, token {}, side {}\n\n", value_text(entry(stages, "layer")),
+  const Json& layer = entry(stages, "layer");
+  return fmt::format("### Stages {}, token {}, side {}\n\n",
+                     layer.is_null() ? "outside the layers" : "of layer " + value_text(layer),
                      value_text(entry(stages, "token")), value_text(entry(stages, "side"))) +
          table.markdown();
 }
@@ -206,7 +208,7 @@ std::string drift(const Json& drift) {
 std::string rounding(const Json& rounding) {
   if (rounding.is_null()) return "";
   const auto token = [](const Json& t) {
-    return fmt::format("{} ({}, {})", code(entry(t, "piece").dump()), value_text(entry(t, "id")),
+    return fmt::format("{} ({}, {})", code(json_text(entry(t, "piece"))), value_text(entry(t, "id")),
                        value_text(entry(t, "logit"), kLogitDigits));
   };
   std::string text = fmt::format(
@@ -246,8 +248,8 @@ std::string logits(const Json& steps) {
         return rank == 0 ? value_text(entry(step, key)) : std::string();
       };
       table.add({once("step"), once("token"), std::to_string(rank + 1), value_text(at(a, "id")),
-                 code(at(a, "piece").dump()), value_text(at(a, "logit"), kLogitDigits),
-                 value_text(at(b, "id")), code(at(b, "piece").dump()),
+                 code(json_text(at(a, "piece"))), value_text(at(a, "logit"), kLogitDigits),
+                 value_text(at(b, "id")), code(json_text(at(b, "piece"))),
                  value_text(at(b, "logit"), kLogitDigits), once("relative"), once("kl")});
     }
   }

@@ -44,11 +44,15 @@ const Json& entry(const Json& object, const char* key) {
   return found == object.end() ? null : *found;
 }
 
+std::string json_text(const Json& value) {
+  return value.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 std::string value_text(const Json& value, int digits) {
   if (value.is_null()) return "-";
   if (value.is_string()) return printable(value.get_ref<const std::string&>());
   if (value.is_number_float()) return fmt::format("{:.{}g}", value.get<double>(), digits);
-  return value.dump();
+  return json_text(value);
 }
 
 std::string place_text(const Json& place) {
@@ -63,6 +67,13 @@ std::string place_text(const Json& place) {
 
 std::string kind_text(const Json& prompt) {
   return entry(prompt, "error").is_null() ? value_text(entry(prompt, "kind")) : "ERROR";
+}
+
+std::string nonfinite_text(const Json& prompt) {
+  const Json& bad = entry(prompt, "nonfinite");
+  if (bad.is_null()) return "";
+  return fmt::format("First {} of side {}: {} [{}]", value_text(entry(bad, "value")),
+                     value_text(entry(bad, "side")), place_text(bad), value_text(entry(bad, "index")));
 }
 
 TextTable prompts_table(const Json& summary) {

@@ -10,6 +10,9 @@ namespace greta {
 /// object[key]; null where the key is absent or `object` is null (a prompt with an error lacks most keys).
 const nlohmann::ordered_json& entry(const nlohmann::ordered_json& object, const char* key);
 
+/// On one line; bytes that are not UTF-8 become U+FFFD.
+std::string json_text(const nlohmann::ordered_json& value);
+
 /// Null as "-", whole numbers and booleans whole, others in so many digits, strings ("nan" too) fit for a
 /// terminal.
 std::string value_text(const nlohmann::ordered_json& value, int digits = 4);
@@ -19,6 +22,9 @@ std::string place_text(const nlohmann::ordered_json& place);
 
 /// "ERROR" for a prompt that could not be run.
 std::string kind_text(const nlohmann::ordered_json& prompt);
+
+/// "First nan of side b: token 5, layers.2.ffn_act [3]"; empty where everything is finite.
+std::string nonfinite_text(const nlohmann::ordered_json& prompt);
 
 /// Cells padded to the widest of their column.
 class TextTable {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "base/error.h"
 #include "bisect/interposer.h"
@@ -140,97 +141,130 @@ class Splice : public Interposer {
   }
 };
 
-/// Exchanges the reference's keys and values of the positions before `token` with those given; gives the old
-/// ones back.
-std::vector<LayerHistory> exchange(Engine& engine, const std::vector<LayerHistory>& with, int64_t token) {
+/// Puts the given keys and values of the positions before `token` into the reference's cache.
+void put_history(Engine& engine, const std::vector<LayerHistory>& from, int64_t token) {
   const HParams& hp = engine.hparams();
   std::vector<int32_t> positions, zeros(static_cast<size_t>(token), 0);
   for (int64_t p = 0; p < token; ++p) positions.push_back(static_cast<int32_t>(p));
   const BatchView batch{token, zeros.data(), positions.data(), zeros.data(), 1};
-  std::vector<LayerHistory> old(with.size());
   std::vector<double> row(static_cast<size_t>(hp.kv_dim()));
-  for (size_t layer = 0; layer < with.size(); ++layer) {
+  for (size_t layer = 0; layer < from.size(); ++layer) {
     const KvLayer kv = engine.cache().layer(layer);
-    KvHistory& kept = old[layer][0];
-    kept.keys = kept.values = StoredRows(hp.kv_dim(), true);
-    for (int64_t p = 0; p < token; ++p)
+    const KvHistory& given = from[layer].at(0);
+    const int64_t window = hp.window_of(static_cast<int64_t>(layer));  // the cache has given back older pages
+    for (int64_t p = window == 0 ? 0 : std::max<int64_t>(token + 1 - window, 0); p < token; ++p)
       for (const KvPart part : {KvPart::k, KvPart::v}) {
-        engine.backend().read_kv(kv, part, batch, p, row.data());
-        (part == KvPart::k ? kept.keys : kept.values).append(row.data());
-        (part == KvPart::k ? with[layer].at(0).keys : with[layer].at(0).values).get(p, row.data());
+        (part == KvPart::k ? given.keys : given.values).get(p, row.data());
         engine.backend().write_kv(kv, part, batch, p, row.data());
       }
   }
-  return old;
 }
 
 }  // namespace
 
-Rounding explain_rounding(const ModelFile& truth, SubjectRun& run, const Prompt& prompt, int64_t step,
-                          int64_t token, TokenId a, TokenId b, std::span<const TokenId> ids, int threads) {
-  Splice* splice = nullptr;
-  EngineOptions options;
-  options.device = "reference";
-  options.backend.kv_type = KvType::f64;
-  options.backend.threads = threads;
-  options.context = token + 1;
-  options.chunk = std::min<int64_t>(256, token + 1);
-  options.between = [&](std::unique_ptr<Backend> below) {
-    auto made = std::make_unique<Splice>(std::move(below));
-    splice = made.get();
-    return made;
-  };
-  Engine reference(truth, options);
-  const HParams& hp = reference.hparams();
-  if (token > 0) reference.feed_all(0, ids.first(static_cast<size_t>(token)), Feed::Logits::none);
-  std::vector<double> logits(static_cast<size_t>(hp.vocab));
-  const auto gap = [&] {
-    reference.truncate(0, token);
-    const Feed feed{0, ids.subspan(static_cast<size_t>(token), 1), Feed::Logits::last};
-    reference.evaluate({&feed, 1});
-    reference.logits(0, logits);
-    return logits[static_cast<size_t>(a)] - logits[static_cast<size_t>(b)];
-  };
-
-  Rounding result;
-  result.step = step;
-  result.token = token;
-  result.a = a;
-  result.b = b;
-  result.true_gap = gap();
-
-  RowKeeper kept(hp, run.engine().backend().element_bytes() == sizeof(double), token);
+PositionRows rows_at(SubjectRun& run, const Prompt& prompt, int64_t token) {
+  Engine& engine = run.engine();
+  RowKeeper kept(engine.hparams(), engine.backend().element_bytes() == sizeof(double), token);
   run.feed_quietly(prompt, &kept);
-  const auto head = static_cast<size_t>(hp.layers) + 1;
-  const Wiring wiring(hp);
-  const StoredRows& run_logits = kept.units[head].stages.at(Stage::logits);
-  result.difference = run_logits.at(0, a) - run_logits.at(0, b) - result.true_gap;
+  return {std::move(kept.units), std::move(kept.history)};
+}
 
-  const RowName name{0, static_cast<int32_t>(token), ids[static_cast<size_t>(token)]};
-  static const LayerHistory none;
-  for (const UnitRows& unit : kept.units)
-    for (const StageRule& rule : wiring.rules_of_unit(unit.unit)) {
-      if (rule.op == Op::wire) continue;
-      const Stage stage = rule.stage;
-      const int layer = layer_of_unit(unit.unit, hp.layers);
-      const auto& history = layer == kNoLayer ? none : kept.history[static_cast<size_t>(layer)];
-      auto error =
-          judged_stage(reference.plan(), reference.backend().arithmetic(), unit, 0, name, history, rule)
-              .value;
-      const StoredRows& got = unit.stages.at(stage);
-      for (size_t i = 0; i < error.size(); ++i) error[i] = got.at(0, static_cast<int64_t>(i)) - error[i];
-      splice->errors[{layer, stage}] = std::move(error);
-    }
-  for (const StageRule& rule : wiring.rules()) {
-    if (rule.op == Op::wire) continue;
-    splice->active = rule.stage;
-    result.contributors.push_back({std::string(name_of(rule.stage)), gap() - result.true_gap});
+namespace {
+
+/// The FP64 run up to the parting, and the gap between the two logits there.
+class TrueGap {
+ public:
+  TrueGap(const ModelFile& truth, const Parting& at, int threads)
+      : at_(at), engine_(truth, options(at, threads)), logits_(static_cast<size_t>(hp().vocab)) {
+    if (at.token > 0) engine_.feed_all(0, at.ids.first(static_cast<size_t>(at.token)), Feed::Logits::none);
   }
-  splice->active.reset();
-  if (token > 0) {
-    const auto old = exchange(reference, kept.history, token);
-    result.contributors.push_back({"keys and values of earlier tokens", gap() - result.true_gap});
-    exchange(reference, old, token);
+
+  double measure() {
+    engine_.truncate(0, at_.token);
+    const Feed feed{0, at_.ids.subspan(static_cast<size_t>(at_.token), 1), Feed::Logits::last};
+    engine_.evaluate({&feed, 1});
+    engine_.logits(0, logits_);
+    return logits_[static_cast<size_t>(at_.a)] - logits_[static_cast<size_t>(at_.b)];
+  }
+  Engine& engine() { return engine_; }
+  const HParams& hp() const { return engine_.hparams(); }
+  Splice& splice() { return *splice_; }
+
+ private:
+  EngineOptions options(const Parting& at, int threads) {
+    EngineOptions o;
+    o.device = "reference";
+    o.backend.kv_type = KvType::f64;
+    o.backend.threads = threads;
+    o.context = at.token + 1;
+    o.chunk = std::min<int64_t>(256, at.token + 1);
+    o.between = [this](std::unique_ptr<Backend> below) {
+      auto made = std::make_unique<Splice>(std::move(below));
+      splice_ = made.get();
+      return made;
+    };
+    return o;
+  }
+
+  Parting at_;
+  Splice* splice_ = nullptr;
+  Engine engine_;
+  std::vector<double> logits_;
+};
+
+bool has_history(const PositionRows& run, int layer) {
+  return layer != kNoLayer && run.history[static_cast<size_t>(layer)].contains(0);
+}
+
+/// Whether the run holds the stage and all that it was made from.
+bool can_judge(const PositionRows& run, const UnitRows& unit, int layer, const StageRule& rule) {
+  if (rule.op == Op::wire || !unit.stages.contains(rule.stage)) return false;
+  if (rule.op == Op::attention) return unit.stages.contains(Stage::q_post_rope) && has_history(run, layer);
+  return std::all_of(rule.reads.begin(), rule.reads.end(),
+                     [&](Stage read) { return unit.stages.contains(read); });
+}
+
+/// What each operator of the row added to the exact value on its own inputs; which stages have some.
+std::set<Stage> take_errors(TrueGap& gap, const PositionRows& run, const Parting& at) {
+  const Wiring wiring(gap.hp());
+  const RowName name{0, static_cast<int32_t>(at.token), at.ids[static_cast<size_t>(at.token)]};
+  static const LayerHistory none;
+  std::set<Stage> stages;
+  for (const UnitRows& unit : run.units)
+    for (const StageRule& rule : wiring.rules_of_unit(unit.unit)) {
+      const int layer = layer_of_unit(unit.unit, gap.hp().layers);
+      if (!can_judge(run, unit, layer, rule)) continue;
+      const auto& history = layer == kNoLayer ? none : run.history[static_cast<size_t>(layer)];
+      auto error =
+          judged_stage(gap.engine().plan(), gap.engine().backend().arithmetic(), unit, 0, name, history, rule)
+              .value;
+      const StoredRows& got = unit.stages.at(rule.stage);
+      for (size_t i = 0; i < error.size(); ++i) error[i] = got.at(0, static_cast<int64_t>(i)) - error[i];
+      gap.splice().errors[{layer, rule.stage}] = std::move(error);
+      stages.insert(rule.stage);
+    }
+  return stages;
+}
+
+}  // namespace
+
+Rounding explain_rounding(const ModelFile& truth, const PositionRows& run, const Parting& at, int threads) {
+  TrueGap gap(truth, at, threads);
+  Rounding result{at.step, at.token, at.a, at.b, gap.measure(), {}, {}};
+  const UnitRows& head = run.units.back();
+  if (const auto logits = head.stages.find(Stage::logits); logits != head.stages.end())
+    result.difference = logits->second.at(0, at.a) - logits->second.at(0, at.b) - result.true_gap;
+  for (const Stage stage : take_errors(gap, run, at)) {
+    gap.splice().active = stage;
+    result.contributors.push_back({std::string(name_of(stage)), gap.measure() - result.true_gap});
+  }
+  gap.splice().active.reset();
+  bool histories = at.token > 0;
+  for (int64_t layer = 0; layer < gap.hp().layers; ++layer)
+    histories = histories && has_history(run, static_cast<int>(layer));
+  if (histories) {
+    put_history(gap.engine(), run.history, at.token);
+    result.contributors.push_back({"keys and values of earlier tokens", gap.measure() - result.true_gap});
   }
   std::sort(result.contributors.begin(), result.contributors.end(),
             [](const auto& x, const auto& y) { return std::abs(x.shift) > std::abs(y.shift); });

@@ -32,9 +32,9 @@ class SelfTest {
  public:
   explicit SelfTest(const SelfTestOptions& options)
       : o_(options), model_(ModelFile::open(options.model, options.tokenizer)) {
+    require_model(model_);
     truth_ = truth_plan(model_);
     wiring_ = std::make_unique<const Wiring>(truth_.hp);
-    if (truth_.hp.layers == 0) require_fit(truth_, model_.file);
   }
 
   SelfTestResult run() {

@@ -115,6 +115,9 @@ Subject parse_subject(std::string_view text, const Subject& defaults) {
     const std::string key = parts[i].substr(0, equals);
     if (head == "reference" && (key == "isa" || key == "weights" || key == "activations" || key == "kv-type"))
       fail("subject {}: the reference computes the file's own weights in FP64: it has no {}", s.text, key);
+    if (head == "reference" && key == "fault")
+      fail("subject {}: a fault is planted in what is judged, never in the judge; expected a device (cpu)",
+           s.text);
     set_key(s, key, parts[i].substr(equals + 1));
   }
   return s;

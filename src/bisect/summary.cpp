@@ -8,8 +8,10 @@
 #include "base/build_info.h"
 #include "base/error.h"
 #include "base/system.h"
+#include "base/text.h"
 #include "bench/limits.h"
 #include "bisect/divergence.h"
+#include "bisect/row_judge.h"
 #include "bisect/wiring.h"
 #include "model/hparams_json.h"
 #include "trace/safetensors.h"
@@ -41,16 +43,14 @@ Json finding_json(const Wiring& wiring, const Finding& f, char side) {
   Json json = place_json(f.place);
   json["side"] = std::string(1, side);
   json["operator"] = name_of(wiring.rule(f.place.stage).op);
-  json["check"] = f.check == Finding::Check::bound      ? "bound"
-                  : f.check == Finding::Check::replay   ? "replay"
-                  : f.check == Finding::Check::launched ? "launched"
-                                                        : "wire";
-  json["index"] = f.index;
-  json["got"] = number(f.got);
-  json["expected"] = number(f.expected);
-  json["error"] = number(std::abs(f.got - f.expected));
-  json["bound"] = number(f.certain);
-  json["ratio"] = number(f.ratio);
+  json["check"] = name_of(f.check);
+  const auto measured = [&](Json value) { return f.measured() ? std::move(value) : Json(nullptr); };
+  json["index"] = measured(f.index);
+  json["got"] = measured(number(f.got));
+  json["expected"] = measured(number(f.expected));
+  json["error"] = measured(number(std::abs(f.got - f.expected)));
+  json["bound"] = measured(number(f.certain));
+  json["ratio"] = measured(number(f.ratio));
   return json;
 }
 
@@ -91,6 +91,7 @@ bool rounds_once(const Wiring& wiring, Stage stage) {
 Json heat_json(const Wiring& wiring, const Examined& run, char side) {
   const int64_t layers = run.judged.layers();
   const Bins bins(run.judged.positions(0));
+  if (bins.starts.empty()) return nullptr;
   const size_t rows = static_cast<size_t>(layers) + 2;
   struct Best {
     const Cell* cell = nullptr;
@@ -128,36 +129,49 @@ Json heat_json(const Wiring& wiring, const Examined& run, char side) {
           {"token", token}};
 }
 
+/// |y - x| over |x| of one row of each.
+double relative_difference(const StoredRows& x, int64_t row_x, const StoredRows& y, int64_t row_y) {
+  double difference = 0.0, size = 0.0;
+  for (int64_t i = 0; i < x.width(); ++i) {
+    const double d = y.at(row_y, i) - x.at(row_x, i);
+    difference += d * d;
+    size += x.at(row_x, i) * x.at(row_x, i);
+  }
+  return size == 0.0 ? 0.0 : std::sqrt(difference / size);
+}
+
+/// Position and row on each side, where both have one: a trace need not have every position.
+struct CommonRow {
+  int64_t position = 0, a = 0, b = 0;
+};
+std::vector<CommonRow> common_rows(const Examined& a, const Examined& b) {
+  std::map<int64_t, int64_t> rows;
+  for (size_t r = 0; r < b.positions.size(); ++r) rows[b.positions[r]] = static_cast<int64_t>(r);
+  std::vector<CommonRow> common;
+  for (size_t r = 0; r < a.positions.size(); ++r)
+    if (const auto other = rows.find(a.positions[r]); other != rows.end())
+      common.push_back({a.positions[r], static_cast<int64_t>(r), other->second});
+  return common;
+}
+
 Json drift_json(const Examined& a, const Examined& b) {
+  const std::vector<CommonRow> common = common_rows(a, b);
   std::vector<int> layers;
-  int64_t positions = 0;
   for (const auto& [layer, rows] : a.residuals)
-    if (const auto other = b.residuals.find(layer);
-        other != b.residuals.end() && other->second.width() == rows.width()) {
-      layers.push_back(layer);
-      positions = std::max(positions, std::min(rows.rows(), other->second.rows()));
-    }
-  if (layers.empty()) return nullptr;
-  const Bins bins(positions);
+    if (b.residuals.contains(layer)) layers.push_back(layer);
+  if (layers.empty() || common.empty()) return nullptr;
+  const Bins bins(common.back().position + 1);
   Json relative = Json::array();
   for (const int layer : layers) {
-    const StoredRows& x = a.residuals.at(layer);
-    const StoredRows& y = b.residuals.at(layer);
-    std::vector<double> worst(bins.starts.size(), 0.0);
-    for (int64_t p = 0; p < std::min(x.rows(), y.rows()); ++p) {
-      double difference = 0.0, size = 0.0;
-      for (int64_t i = 0; i < x.width(); ++i) {
-        const double d = y.at(p, i) - x.at(p, i);
-        difference += d * d;
-        size += x.at(p, i) * x.at(p, i);
-      }
-      double& w = worst[static_cast<size_t>(p / bins.bin)];
-      const double r = size == 0.0 ? 0.0 : std::sqrt(difference / size);
-      if (!(r <= w)) w = r;
+    std::vector<std::optional<double>> worst(bins.starts.size());
+    for (const CommonRow& row : common) {
+      const double r = relative_difference(a.residuals.at(layer), row.a, b.residuals.at(layer), row.b);
+      auto& w = worst[static_cast<size_t>(row.position / bins.bin)];
+      if (!w || !(r <= *w)) w = r;
     }
-    Json row = Json::array();
-    for (const double w : worst) row.push_back(number(w));
-    relative.push_back(std::move(row));
+    Json line = Json::array();
+    for (const auto& w : worst) line.push_back(w ? number(*w) : Json(nullptr));
+    relative.push_back(std::move(line));
   }
   return {{"layers", layers}, {"tokens", bins.starts}, {"bin", bins.bin}, {"relative", relative}};
 }
@@ -167,6 +181,7 @@ Json stages_json(const PromptVerdict& v) {
   const bool from_a = v.side == 'a';
   const Examined& run = from_a ? v.a : v.b;
   const int64_t layers = run.judged.layers();
+  if (layers == 0) return nullptr;  // nothing was run
   Place at;
   if (v.first) {
     at = v.first->place;
@@ -266,7 +281,7 @@ Json rounding_json(const Rounding& r, const PromptVerdict& v, const Tokenizer& t
           {"a", one(r.a, v.a)},
           {"b", one(r.b, v.b)},
           {"true_gap", r.true_gap},
-          {"difference", r.difference},
+          {"difference", r.difference ? number(*r.difference) : Json(nullptr)},
           {"contributors", contributors}};
 }
 
@@ -300,14 +315,16 @@ Json judging_json(const PromptVerdict& v) {
   return json;
 }
 
+/// Dashes where the difference of two files names no stage.
 std::string first_fail_line(const PromptVerdict& v) {
-  if (v.kind == FaultKind::none || !v.first) return "";
-  const Place& p = v.first->place;
+  if (v.kind == FaultKind::none) return "";
+  const Place p = v.first ? v.first->place : Place{};
+  const auto known = [&](auto value) { return v.first ? fmt::format("{}", value) : std::string("-"); };
   return fmt::format(
       "FIRST_FAIL prompt={} sequence={} token={} layer={} stage={} operator={} kind={} class={} side={}",
-      v.prompt.name, p.sequence, p.token, p.layer == kNoLayer ? std::string("-") : std::to_string(p.layer),
-      name_of(p.stage), name_of(v.wiring->rule(p.stage).op), name_of(v.kind), audit_class(v.kind, p.stage),
-      v.side);
+      v.prompt.name, known(p.sequence), known(p.token),
+      p.layer == kNoLayer ? std::string("-") : std::to_string(p.layer), known(name_of(p.stage)),
+      known(name_of(v.wiring->rule(p.stage).op)), name_of(v.kind), audit_class(v.kind, p.stage), v.side);
 }
 
 Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_rounding) {
@@ -324,7 +341,8 @@ Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_
         {"a_text", tokenizer.decode(v.a.generated, true)},
         {"b_text", tokenizer.decode(v.b.generated, true)}}},
       {"kind", v.error.empty() ? Json(name_of(v.kind)) : Json(nullptr)},
-      {"class", v.error.empty() && v.first ? Json(audit_class(v.kind, v.first->place.stage)) : Json("NONE")},
+      {"class", v.error.empty() ? Json(audit_class(v.kind, v.first ? v.first->place.stage : Stage::embed_out))
+                                : Json("NONE")},
       {"status", !v.error.empty() ? 2
                  : fine           ? 0
                                   : 1},
@@ -344,17 +362,19 @@ Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_
   json["counts"] = counts_json(v, result.a.hp.layers);
   json["judging"] = judging_json(v);
   json["nonfinite"] = nullptr;
-  for (const char side : {'b', 'a'}) {
-    const auto& n = side == 'a' ? v.a.nonfinite : v.b.nonfinite;
-    if (!n) continue;
-    json["nonfinite"] = place_json(n->place);
-    json["nonfinite"]["side"] = std::string(1, side);
-    json["nonfinite"]["index"] = n->index;
-    json["nonfinite"]["value"] = number(n->value);
+  const auto &na = v.a.nonfinite, &nb = v.b.nonfinite;
+  if (na || nb) {
+    const bool of_b = nb && (!na || !(na->place < nb->place));
+    const auto& n = of_b ? *nb : *na;
+    json["nonfinite"] = place_json(n.place);
+    json["nonfinite"]["side"] = of_b ? "b" : "a";
+    json["nonfinite"]["index"] = n.index;
+    json["nonfinite"]["value"] = number(n.value);
   }
   const auto hashes = [](const Examined& run) {
+    const bool ran = !run.fed.empty();
     return Json{
-        {"traced", fmt::format("{:016x}", run.traced_hash)},
+        {"traced", ran ? Json(fmt::format("{:016x}", run.traced_hash)) : Json(nullptr)},
         {"untraced", run.untraced_hash ? Json(fmt::format("{:016x}", *run.untraced_hash)) : Json(nullptr)}};
   };
   json["hashes"] = {{"a", hashes(v.a)}, {"b", hashes(v.b)}};
@@ -369,12 +389,92 @@ Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_
   return json;
 }
 
+/// The worst of the prompts'; null where a prompt that could not be compared is worse.
+Json kind_json(const BisectResult& result) {
+  FaultKind worst = FaultKind::none;
+  bool errors = false;
+  for (const PromptVerdict& v : result.prompts) {
+    errors = errors || !v.error.empty();
+    if (v.error.empty()) worst = std::max(worst, v.kind);
+  }
+  return errors && worst == FaultKind::none ? Json(nullptr) : Json(name_of(worst));
+}
+
+/// Tensors of a trace that is being put together: rows of every prompt, stage by stage.
+class TraceRows {
+ public:
+  void add(const PromptVerdict& v, const std::vector<int64_t>& rows) {
+    const auto number = static_cast<int32_t>(offsets_.size()) - 1;
+    tokens_.insert(tokens_.end(), v.b.fed.begin(), v.b.fed.end());
+    offsets_.push_back(static_cast<int32_t>(tokens_.size()));
+    generated_.push_back(v.b.generated);
+    for (const int64_t p : rows) {
+      sequence_.push_back(number);
+      positions_.push_back(static_cast<int32_t>(p));
+    }
+  }
+  void add(const std::string& stage, std::span<const double> row, bool wide) {
+    Values& values = stages_[stage];
+    values.wide = wide;
+    values.width = static_cast<int64_t>(row.size());
+    for (const double x : row) {
+      const auto narrow = static_cast<float>(x);
+      const auto* raw =
+          wide ? reinterpret_cast<const std::byte*>(&x) : reinterpret_cast<const std::byte*>(&narrow);
+      values.bytes.insert(values.bytes.end(), raw, raw + (wide ? sizeof x : sizeof narrow));
+    }
+  }
+  bool empty() const { return stages_.empty(); }
+
+  void write(const std::string& path, std::map<std::string, std::string> metadata) const {
+    std::vector<SafeTensor> tensors;
+    const auto integers = [&](const char* name, const std::vector<int32_t>& values) {
+      tensors.push_back(
+          {name, "I32", {static_cast<int64_t>(values.size())}, std::as_bytes(std::span(values))});
+    };
+    integers("token_ids", tokens_);
+    integers("sequence_offsets", offsets_);
+    integers("sequence", sequence_);
+    integers("positions", positions_);
+    for (const auto& [name, values] : stages_)
+      tensors.push_back({name,
+                         values.wide ? "F64" : "F32",
+                         {static_cast<int64_t>(positions_.size()), values.width},
+                         values.bytes});
+    metadata["generated_ids"] = Json(generated_).dump();
+    write_safetensors(path, tensors, metadata);
+  }
+
+ private:
+  struct Values {
+    bool wide = false;
+    int64_t width = 0;
+    std::vector<std::byte> bytes;
+  };
+  std::vector<int32_t> tokens_, offsets_ = {0}, sequence_, positions_;
+  std::vector<std::vector<TokenId>> generated_;
+  std::map<std::string, Values> stages_;
+};
+
+/// The residual stream of the chosen layers, else the rows of logits that chose a token: what is kept anyway.
+void add_rows(TraceRows& trace, const PromptVerdict& v, bool residuals, bool wide) {
+  if (residuals) {
+    trace.add(v, v.b.positions);
+    for (const auto& [layer, rows] : v.b.residuals)
+      for (int64_t r = 0; r < rows.rows(); ++r)
+        trace.add(trace_name(layer, Stage::residual_post_mlp), values_of(rows, r), rows.wide());
+    return;
+  }
+  std::vector<int64_t> positions;
+  for (const StepLogits& step : v.b.steps) positions.push_back(step.token);
+  trace.add(v, positions);
+  for (const StepLogits& step : v.b.steps) trace.add(trace_name(kNoLayer, Stage::logits), step.logits, wide);
+}
+
 }  // namespace
 
 Json summary_of(const BisectResult& result, const BisectOptions& options, const Json& given) {
   const BuildInfo& build = build_info();
-  FaultKind worst = FaultKind::none;
-  for (const auto& v : result.prompts) worst = std::max(worst, v.kind);
   const std::time_t now = std::time(nullptr);
   std::tm utc{};
   gmtime_r(&now, &utc);
@@ -382,8 +482,11 @@ Json summary_of(const BisectResult& result, const BisectOptions& options, const 
   started.resize(std::strftime(started.data(), started.size(), "%Y-%m-%dT%H:%M:%SZ", &utc));
   Json differences = Json::array();
   for (const auto& [side, d] : result.differences)
-    differences.push_back(
-        {{"side", std::string(1, side)}, {"what", d.what}, {"name", d.name}, {"detail", d.detail}});
+    differences.push_back({{"side", std::string(1, side)},
+                           {"what", d.what},
+                           {"name", d.name},
+                           {"row", d.row ? Json(*d.row) : Json(nullptr)},
+                           {"detail", d.detail}});
   uint64_t values = 0;
   for (const gguf::Tensor& t : result.model->file.tensors()) values += t.elements();
   Json json = {{"schema", "greta-bisect-1"},
@@ -397,7 +500,7 @@ Json summary_of(const BisectResult& result, const BisectOptions& options, const 
                {"started", started},
                {"seconds", milliseconds(result.seconds)},
                {"status", result.status},
-               {"kind", name_of(worst)},
+               {"kind", kind_json(result)},
                {"subjects", {{"a", subject_json(result, 'a')}, {"b", subject_json(result, 'b')}}},
                {"input",
                 {{"tensors", result.tensors_compared},
@@ -411,45 +514,23 @@ Json summary_of(const BisectResult& result, const BisectOptions& options, const 
 }
 
 bool write_result_trace(const std::string& path, const BisectResult& result, const BisectOptions& options) {
-  std::vector<int32_t> tokens, offsets = {0}, sequence, position;
-  std::map<int, std::vector<float>> residuals;
+  // Every stage of a trace has the same rows, so a trace has one of the two.
+  const bool residuals = std::any_of(result.prompts.begin(), result.prompts.end(),
+                                     [](const auto& v) { return !v.b.residuals.empty(); });
+  const bool wide = result.b.arithmetic == "float64";
+  TraceRows trace;
   for (const auto& v : result.prompts) {
-    if (!v.error.empty() || v.b.residuals.empty()) continue;
-    const auto number = static_cast<int32_t>(offsets.size()) - 1;
-    tokens.insert(tokens.end(), v.b.fed.begin(), v.b.fed.end());
-    offsets.push_back(static_cast<int32_t>(tokens.size()));
-    for (size_t p = 0; p < v.b.fed.size(); ++p) {
-      sequence.push_back(number);
-      position.push_back(static_cast<int32_t>(p));
-    }
-    for (const auto& [layer, rows] : v.b.residuals)
-      for (int64_t r = 0; r < rows.rows(); ++r)
-        for (int64_t i = 0; i < rows.width(); ++i)
-          residuals[layer].push_back(static_cast<float>(rows.at(r, i)));
+    if (!v.error.empty() || (residuals ? v.b.residuals.empty() : v.b.steps.empty())) continue;
+    add_rows(trace, v, residuals, wide);
   }
-  if (residuals.empty()) return false;
-  std::vector<SafeTensor> tensors;
-  const auto integers = [&](const char* name, const std::vector<int32_t>& values) {
-    tensors.push_back({name, "I32", {static_cast<int64_t>(values.size())}, std::as_bytes(std::span(values))});
-  };
-  integers("token_ids", tokens);
-  integers("sequence_offsets", offsets);
-  integers("sequence", sequence);
-  integers("positions", position);
-  for (const auto& [layer, values] : residuals)
-    tensors.push_back(
-        {trace_name(layer, Stage::residual_post_mlp),
-         "F32",
-         {static_cast<int64_t>(position.size()), static_cast<int64_t>(values.size() / position.size())},
-         std::as_bytes(std::span(values))});
+  if (trace.empty()) return false;
   const BuildInfo& build = build_info();
-  write_safetensors(path, tensors,
-                    {{"schema", "greta-trace-1"},
+  trace.write(path, {{"schema", "greta-trace-1"},
                      {"producer", "greta bisect"},
                      {"model_sha256", result.b.sha256},
-                     {"device", result.b.subject.device},
-                     {"arithmetic", arithmetic_text(result.b.subject.device, result.b.subject.backend)},
-                     {"subject", options.b.text},
+                     {"device", result.b.device},
+                     {"arithmetic", result.b.arithmetic},
+                     {"subject", printable(options.b.text)},
                      {"build_commit", build.commit},
                      {"build_dirty", build.dirty ? "true" : "false"}});
   return true;

@@ -10,8 +10,9 @@ namespace greta {
 nlohmann::ordered_json summary_of(const BisectResult& result, const BisectOptions& options,
                                   const nlohmann::ordered_json& given);
 
-/// The recorded rows of a result as a trace (cli.md): a sequence a prompt, side b's residual_post_mlp of the
-/// chosen layers. Returns false where nothing of the kind was kept.
+/// What was kept of side b's run as a trace (cli.md), a sequence a prompt: residual_post_mlp of the chosen
+/// layers, or, where none were chosen, the rows of logits that chose a token. Returns false where there is
+/// neither (no side was run, no token generated).
 bool write_result_trace(const std::string& path, const BisectResult& result, const BisectOptions& options);
 
 /// One line a token: prompt, side, position, id, piece, whether it was generated.

@@ -112,6 +112,66 @@ std::string_view name_of(Op op) {
   return names[static_cast<size_t>(op)];
 }
 
+int64_t width_of(const HParams& hp, Stage stage) {
+  switch (stage) {
+    case S::q_proj:
+    case S::q_pre_rope:
+    case S::q_post_rope:
+    case S::attn_out:
+      return hp.q_dim();
+    case S::k_proj:
+    case S::k_pre_rope:
+    case S::k_post_rope:
+    case S::v:
+      return hp.kv_dim();
+    case S::router_logits:
+      return hp.experts;
+    case S::experts:
+    case S::expert_weights:
+      return hp.experts_used;
+    case S::expert_out:
+      return hp.experts_used * hp.dim;
+    case S::ffn_gate:
+    case S::ffn_up:
+    case S::ffn_act:
+    case S::expert_gate:
+    case S::expert_up:
+    case S::expert_act:
+      return hp.mlp_width();
+    case S::logits_pre_cap:
+    case S::logits:
+      return hp.vocab;
+    default:
+      return hp.dim;
+  }
+}
+
+std::optional<std::string> other_shape(const HParams& expected, const HParams& got) {
+  constexpr std::pair<const char*, int64_t HParams::*> kNumbers[] = {
+      {"layers", &HParams::layers},
+      {"dim", &HParams::dim},
+      {"heads", &HParams::heads},
+      {"kv_heads", &HParams::kv_heads},
+      {"head_dim", &HParams::head_dim},
+      {"ffn_dim", &HParams::ffn_dim},
+      {"experts", &HParams::experts},
+      {"experts_used", &HParams::experts_used},
+      {"expert_ffn_dim", &HParams::expert_ffn_dim},
+      {"vocab", &HParams::vocab},
+  };
+  for (const auto& [name, field] : kNumbers)
+    if (expected.*field != got.*field)
+      return fmt::format("{}: expected {}, got {}", name, expected.*field, got.*field);
+  const Wiring wiring(expected), other(got);
+  for (int i = 0; i < kStages; ++i) {
+    const auto stage = static_cast<Stage>(i);
+    if (wiring.has(stage) != other.has(stage))
+      return fmt::format("{}: expected {}, got {}", name_of(stage), wiring.has(stage) ? "the stage" : "none",
+                         other.has(stage) ? "the stage" : "none");
+  }
+  return std::nullopt;
+}
+
 Stage first_stage_of_unit(int unit, int64_t layers) {
   return unit == 0 ? S::embed_out : unit > layers ? S::final_norm : S::residual_pre_attn;
 }

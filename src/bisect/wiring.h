@@ -4,6 +4,7 @@
 // difference here.
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -66,6 +67,13 @@ class Wiring {
   std::vector<StageRule> rules_;
   size_t head_;  ///< where the head's rules begin; the layer's begin at 1
 };
+
+/// Elements of one row of a stage.
+int64_t width_of(const HParams& hp, Stage stage);
+
+/// Why runs of the two models leave other rows than each other, "layers: expected 2, got 1"; nothing where
+/// they leave the same, however much the values differ.
+std::optional<std::string> other_shape(const HParams& expected, const HParams& got);
 
 /// The stages with which a unit begins and ends, in every model.
 Stage first_stage_of_unit(int unit, int64_t layers);

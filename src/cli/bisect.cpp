@@ -4,10 +4,12 @@
 #include <chrono>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
+#include <span>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/mapped_file.h"
+#include "base/text.h"
 #include "bisect/prompts.h"
 #include "bisect/report.h"
 #include "bisect/selftest.h"
@@ -23,39 +25,78 @@ namespace greta::cli {
 namespace {
 
 namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
 
-/// artifacts/<date>/<time>-<model>, or the folder asked for. It is made before any work, and must be new or
-/// empty.
-fs::path report_folder(const Values& values) {
-  fs::path folder = values.text("output");
-  if (folder.empty()) {
-    const std::time_t now = std::time(nullptr);
-    std::tm local{};
-    localtime_r(&now, &local);
-    char date[16], time[16];
-    std::strftime(date, sizeof date, "%Y-%m-%d", &local);
-    std::strftime(time, sizeof time, "%H%M%S", &local);
-    const fs::path base = fs::path("artifacts") / date;
-    const std::string name = fmt::format("{}-{}", time, fs::path(values.positionals[0]).stem().string());
-    folder = base / name;
-    for (int n = 2; fs::exists(folder); ++n) folder = base / fmt::format("{}-{}", name, n);
-  }
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error)
-    fail("cannot make the folder {} for the report: {} (-o DIR names another)", folder.string(),
-         error.message());
-  if (!fs::is_empty(folder, error) || error)
-    fail("{}: expected a new or empty folder for the report (-o DIR)", folder.string());
+/// The folder asked for, or artifacts/<date>/<time>-<model>.
+fs::path folder_of(const Values& values) {
+  fs::path given = values.text("output");
+  if (!given.empty()) return given;
+  const std::time_t now = std::time(nullptr);
+  std::tm local{};
+  localtime_r(&now, &local);
+  char date[16], time[16];
+  std::strftime(date, sizeof date, "%Y-%m-%d", &local);
+  std::strftime(time, sizeof time, "%H%M%S", &local);
+  const fs::path base = fs::path("artifacts") / date;
+  const std::string name = fmt::format("{}-{}", time, fs::path(values.positionals[0]).stem().string());
+  fs::path folder = base / name;
+  for (int n = 2; fs::exists(folder); ++n) folder = base / fmt::format("{}-{}", name, n);
   return folder;
 }
 
-void write_file(const fs::path& path, const std::string& text) {
-  std::ofstream out(path, std::ios::binary);
-  out << text;
-  out.flush();
-  if (!out) fail("{}: cannot be written", path.string());
-}
+/// The folder of a report: made before any work, new or empty, and gone again with all that this made in and
+/// above it unless keep() was reached. Its files are whole or absent.
+class ReportFolder {
+ public:
+  explicit ReportFolder(const Values& values) : folder_(folder_of(values)) {
+    try {
+      make();
+    } catch (...) {
+      remove();
+      throw;
+    }
+  }
+  ~ReportFolder() {
+    if (!kept_) remove();
+  }
+  ReportFolder(const ReportFolder&) = delete;
+  ReportFolder& operator=(const ReportFolder&) = delete;
+
+  /// The path of a file that will be written.
+  std::string file(const std::string& name) {
+    files_.push_back(folder_ / name);
+    return files_.back().string();
+  }
+  void write(const std::string& name, const std::string& text) {
+    write_whole_file(file(name), std::as_bytes(std::span(text)));
+  }
+  void keep() { kept_ = true; }
+  std::string page() const { return (folder_ / "report.html").string(); }
+
+ private:
+  void make() {
+    std::error_code error;
+    for (fs::path part = folder_; !part.empty() && !fs::exists(part, error); part = part.parent_path())
+      made_.push_back(part);
+    fs::create_directories(folder_, error);
+    if (error)
+      fail("cannot make the folder {} for the report: {} (-o DIR names another)", folder_.string(),
+           error.message());
+    const bool empty = fs::is_empty(folder_, error);
+    if (error || !fs::is_directory(folder_) || !empty)
+      fail("{}: expected a new or empty folder for the report (-o DIR)", folder_.string());
+  }
+  void remove() {
+    std::error_code ignored;
+    for (const fs::path& file : files_) fs::remove(file, ignored);
+    for (const fs::path& part : made_) fs::remove(part, ignored);  // innermost first, each only if empty
+  }
+
+  fs::path folder_;
+  std::vector<fs::path> made_;
+  std::vector<fs::path> files_;
+  bool kept_ = false;
+};
 
 Subject defaults_of(const Values& values) {
   Subject s;
@@ -64,8 +105,8 @@ Subject defaults_of(const Values& values) {
   return s;
 }
 
-nlohmann::ordered_json given_options(const Values& values) {
-  nlohmann::ordered_json given = nlohmann::ordered_json::object();
+Json given_options(const Values& values) {
+  Json given = Json::object();
   given["model"] = values.positionals[0];
   for (const Option* option : options_of(Command::bisect)) {
     if (option->kind == Kind::flag) {
@@ -75,6 +116,16 @@ nlohmann::ordered_json given_options(const Values& values) {
     }
   }
   return given;
+}
+
+/// Beside the pairs of conflicts.cpp: what a subject decides by itself.
+void require_effect(const Values& values) {
+  if (values.has("device") && values.has("b"))
+    fail("--device {} with --b: it names its own device: leave one out", values.text("device"));
+  for (const char* side : {"a", "b"})
+    if (values.has("max-tokens") && values.text(side).starts_with("trace="))
+      fail("--max-tokens {} with --{} {}: the trace says how many tokens were generated: leave it out",
+           values.text("max-tokens"), side, values.text(side));
 }
 
 BisectOptions bisect_options(const Values& values) {
@@ -104,6 +155,11 @@ int run_self_test(const Values& values) {
   o.model = values.positionals[0];
   o.tokenizer = values.text("tokenizer");
   o.subject = parse_subject(values.has("b") ? values.text("b") : device_of(values), defaults_of(values));
+  const Subject& s = o.subject;
+  if (s.is_trace() || s.is_reference() || s.fault || !s.file.empty())
+    fail(
+        "--self-test of '{}': expected a device to plant faults in (--b cpu, cuda:0), without file and fault",
+        s.text);
   o.plantings = *values.number("plantings");
   o.clean = values.number("clean").value_or(-1);
   o.seed = static_cast<uint64_t>(*values.number("seed"));
@@ -125,17 +181,38 @@ int run_self_test(const Values& values) {
   return all && result.exact() * 100 >= result.plantings.size() * 95 ? 0 : 1;
 }
 
+std::string document_text(const Json& document) {
+  return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+void write_report(ReportFolder& folder, const BisectResult& result, const BisectOptions& options,
+                  const Json& summary, const std::string& run_log) {
+  folder.write("config.json", document_text(summary["options"]));
+  folder.write("summary.json", document_text(summary));
+  folder.write("report.md", report_markdown(summary));
+  folder.write("report.html", report_html(summary));
+  folder.write("tokens.jsonl", tokens_jsonl(result));
+  folder.write("run.log", run_log);
+  Json alone = summary;
+  for (const Json& prompt : summary["prompts"]) {
+    alone["prompts"] = Json::array({prompt});
+    // A prompt may be called "run".
+    folder.write(fmt::format("{}.prompt.log", prompt["name"].get<std::string>()), terminal_table(alone));
+  }
+  write_result_trace(folder.file("trace.safetensors"), result, options);
+}
+
 }  // namespace
 
 int bisect(const Values& values) {
+  require_effect(values);
   if (values.flag("self-test")) return run_self_test(values);
   BisectOptions options = bisect_options(values);
+  options.opened = std::make_shared<ModelFile>(ModelFile::open(options.model, options.tokenizer));
   const bool recorded = options.a.is_trace() || options.b.is_trace();
-  if (!recorded || values.has("prompts")) {
-    options.opened = std::make_shared<ModelFile>(ModelFile::open(options.model, options.tokenizer));
+  if (!recorded || values.has("prompts"))
     options.prompts = prompts_of(values.text("prompts"), *options.opened->tokenizer);
-  }
-  const fs::path folder = report_folder(values);
+  ReportFolder folder(values);
   std::string run_log;
   const auto begun = std::chrono::steady_clock::now();
   options.log = [&](const std::string& line) {
@@ -144,39 +221,19 @@ int bisect(const Values& values) {
                     std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count(), line);
     log::info("{}", line);
   };
-  BisectResult result;
-  nlohmann::ordered_json summary;
-  try {
-    const InterruptGuard interrupt;
-    options.examine.after_call = [&] { interrupt.check(); };
-    result = greta::bisect(options);
-    summary = summary_of(result, options, given_options(values));
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove(folder, ignored);  // it is empty: nothing is left behind
-    throw;
-  }
+  const InterruptGuard interrupt;
+  options.examine.after_call = [&] { interrupt.check(); };
+  const BisectResult result = greta::bisect(options);
+  const Json summary = summary_of(result, options, given_options(values));
   const std::string table = terminal_table(summary);
-  run_log += table;
-  write_file(folder / "config.json", summary["options"].dump(2) + "\n");
-  write_file(folder / "summary.json",
-             summary.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
-  write_file(folder / "report.md", report_markdown(summary));
-  write_file(folder / "report.html", report_html(summary));
-  write_file(folder / "tokens.jsonl", tokens_jsonl(result));
-  write_file(folder / "run.log", run_log);
-  for (const auto& v : result.prompts) {
-    nlohmann::ordered_json alone = summary;
-    for (const auto& p : summary["prompts"])
-      if (p["name"] == v.prompt.name) alone["prompts"] = nlohmann::ordered_json::array({p});
-    write_file(folder / fmt::format("{}.log", v.prompt.name), terminal_table(alone));
-  }
-  write_result_trace((folder / "trace.safetensors").string(), result, options);
+  write_report(folder, result, options, summary, run_log + table);
+  interrupt.check();
+  folder.keep();
   if (values.flag("json")) {
     print_json(summary);
   } else {
     print(table);
-    print(fmt::format("report {}\n", (folder / "report.html").string()));
+    print(fmt::format("report {}\n", printable(folder.page())));
   }
   return result.status;
 }

@@ -99,9 +99,10 @@ CAUSE OPERATOR: attention (attn_out) of side b
 
 TEST(Report, TerminalGivesEachDivergenceItsTwoLines) {
   for (const auto& [name, summary] : samples()) {
-    size_t diverging = 0, errors = 0, fails = 0, causes = 0;
+    size_t diverging = 0, errors = 0, fails = 0, causes = 0, nonfinite = 0;
     for (const Json& prompt : summary.at("prompts")) {
       errors += !prompt.at("error").is_null();
+      nonfinite += prompt.contains("nonfinite") && !prompt.at("nonfinite").is_null();
       diverging += prompt.at("error").is_null() && prompt.at("kind") != "NONE";
     }
     const std::vector<std::string> lines = lines_of(terminal_table(summary));
@@ -111,8 +112,36 @@ TEST(Report, TerminalGivesEachDivergenceItsTwoLines) {
     }
     EXPECT_EQ(fails, diverging) << name;
     EXPECT_EQ(causes, diverging) << name;
-    EXPECT_EQ(lines.size(), 1 + summary.at("prompts").size() + errors + 2 * diverging) << name;
+    EXPECT_EQ(lines.size(), 1 + summary.at("prompts").size() + errors + nonfinite + 2 * diverging) << name;
   }
+}
+
+TEST(Report, TerminalSaysWhatIsNotFiniteBeforeAnythingElse) {
+  const std::string text = terminal_table(samples().at("nonfinite"));
+  const size_t at = text.find(": First nan of side b: token 5, layers.2.ffn_act [3]\n");
+  ASSERT_NE(at, std::string::npos) << text;
+  EXPECT_LT(at, text.find("FIRST_FAIL "));
+}
+
+TEST(Report, AnErrorAloneHasNoKind) {
+  Json summary = samples().at("error");
+  summary["kind"] = nullptr;
+  EXPECT_THAT(report_markdown(summary), testing::StartsWith("# greta bisect: ERROR\n"));
+}
+
+TEST(Report, APlaceWithoutAValueIsNoWrongValue) {
+  Json summary = samples().at("operator");
+  for (const char* key : {"index", "got", "expected", "error", "bound", "ratio"})
+    summary["prompts"][1]["first"][key] = nullptr;
+  EXPECT_THAT(report_markdown(summary), Not(HasSubstr("First wrong value")));
+  EXPECT_THAT(report_markdown(summary), HasSubstr("### First place"));
+}
+
+TEST(Report, NamesThatAreNotUtf8StillGiveMarkdown) {
+  Json summary = samples().at("none");
+  summary["options"]["model"] = "m\xff.gguf";
+  summary["subjects"]["b"]["model"]["name"] = "\xfe";
+  EXPECT_THAT(report_markdown(summary), HasSubstr("m\xef\xbf\xbd.gguf"));
 }
 
 TEST(Report, ErrorOfAPromptStandsInEveryReport) {
