@@ -237,7 +237,8 @@ class Page:
 
     def check(self):
         summary = self.summary
-        self.shows("#kind", summary["kind"], "the verdict")
+        kind = summary["kind"] or "ERROR"
+        self.shows("#kind", kind, "the verdict")
         self.shows("#status", str(summary["status"]), "the exit status")
         self.shows("#header", summary["build"]["commit"], "the build")
         for side in ("a", "b"):
@@ -251,7 +252,7 @@ class Page:
         alien = self.driver.run("return [...document.querySelectorAll('script, img, iframe, object, link')].map(e => "
                                 "e.tagName + ' ' + (e.type || e.rel || ''))")
         self.expect(alien == ["LINK icon", "SCRIPT application/json", "SCRIPT "], f"the page holds {alien}")
-        self.expect(self.driver.run("return document.title").startswith(summary["kind"]), "the page's title")
+        self.expect(self.driver.run("return document.title").startswith(kind), "the page's title")
         for message in self.driver.messages():
             self.expect(False, f"console: {message}")
         wide = self.driver.run("return document.documentElement.scrollWidth - window.innerWidth")

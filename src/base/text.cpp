@@ -4,6 +4,8 @@
 
 #include <cstring>
 
+#include "base/error.h"
+
 namespace greta {
 
 std::optional<size_t> find_invalid_utf8(std::string_view text) {
@@ -33,6 +35,14 @@ std::optional<size_t> find_invalid_utf8(std::string_view text) {
     i += size;
   }
   return std::nullopt;
+}
+
+void require_text(std::string_view text, std::string_view name) {
+  if (const size_t nul = text.find('\0'); nul != std::string_view::npos)
+    fail("{}: a NUL byte at offset {} of {}; expected text", name, nul, text.size());
+  if (const auto bad = find_invalid_utf8(text))
+    fail("{}: invalid UTF-8 at offset {} of {} (byte 0x{:02x}); expected UTF-8 text", name, *bad, text.size(),
+         static_cast<unsigned char>(text[*bad]));
 }
 
 std::string printable(std::string_view text, size_t most) {

@@ -9,6 +9,9 @@ namespace greta {
 /// above U+10FFFF and cut characters included), or nothing.
 std::optional<size_t> find_invalid_utf8(std::string_view text);
 
+/// Throws greta::Error where `text` holds a NUL byte or is no UTF-8: its offset, after `name`.
+void require_text(std::string_view text, std::string_view name);
+
 /// Text from a file or a user, fit for a terminal: control bytes and bytes that are no UTF-8 as \xNN,
 /// everything else as it is. A text longer than `most` bytes is cut there, between two characters, and ends
 /// in "...".

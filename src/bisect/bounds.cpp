@@ -12,6 +12,7 @@
 namespace greta {
 namespace {
 
+constexpr double kLeastNormal = 0x1p-126;  ///< of FP32
 /// Results below FP32's normal range are rounded absolutely: half the smallest subnormal.
 constexpr double kSubnormal = 0x1p-150;
 
@@ -294,15 +295,17 @@ Judged judge_attention(std::span<const double> queries, std::span<const double> 
   double sum = 0.0;
   for (double& s : score) sum += s = std::exp(s - largest);
   Judged judged{std::vector<double>(width, 0.0), std::vector<double>(width, 0.0)};
-  const double relative = attention_relative(delta, value_roundings, arithmetic);
+  // A probability below 2^-126 may be anything from there to zero in FP32, times a value of any size; so may
+  // each product of the sums.
+  const double lost = kLeastNormal * static_cast<double>(count);
+  const double relative = attention_relative(delta, value_roundings, arithmetic) + lost;
   for (size_t j = 0; j < count; ++j)
     for (size_t d = 0; d < width; ++d) {
       judged.value[d] += score[j] / sum * values[j * width + d];
-      judged.certain[d] +=
-          (score[j] / sum * relative + arithmetic.probability_absolute) * std::abs(values[j * width + d]);
+      judged.certain[d] += (score[j] / sum * relative + arithmetic.probability_absolute + kLeastNormal) *
+                           std::abs(values[j * width + d]);
     }
-  // exp underflows to zero in FP32 long before FP64: at most 2^-126 a key of the largest value.
-  for (double& bound : judged.certain) bound += 0x1p-126 * static_cast<double>(count) + kSubnormal;
+  for (double& bound : judged.certain) bound += lost + kSubnormal;
   return judged;
 }
 
@@ -337,7 +340,8 @@ Judged judge_glu(Activation activation, std::span<const double> gate, std::span<
     }
     judged.value.push_back(y * up[i]);
     judged.certain.push_back(relative * std::abs(judged.value.back()) + absolute * std::abs(up[i]) +
-                             kSubnormal * (1.0 + (1.0 + std::abs(x)) * std::abs(up[i])));
+                             kSubnormal *
+                                 (1.0 + 2 * activation_ulps * (1.0 + std::abs(x)) * std::abs(up[i])));
   }
   return judged;
 }

@@ -4,9 +4,11 @@
 #include <array>
 #include <charconv>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/mapped_file.h"
+#include "base/text.h"
 #include "bisect/texts.h"
 
 namespace greta {
@@ -19,20 +21,34 @@ struct BuiltIn {
 constexpr std::array kBuiltIns = {BuiltIn{"p0_short", 0}, BuiltIn{"p6_len_16", 827},
                                   BuiltIn{"p6_len_32", 1653}};
 
-std::vector<TokenId> ids_in(const std::string& path, const std::string& text, const Tokenizer& tokenizer) {
+std::vector<TokenId> ids_in_json(const std::string& path, const std::string& text, TokenId most) {
+  const auto list = nlohmann::json::parse(text, nullptr, false);
+  if (!list.is_array()) fail("{}: expected a JSON array of token ids, like [1, 15043]", path);
+  std::vector<TokenId> ids;
+  for (const auto& id : list) {
+    if (!id.is_number_unsigned() || id.get<uint64_t>() > static_cast<uint64_t>(most))
+      fail("{}: expected token ids from 0 to {}, got {} as number {}", path, most,
+           id.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace), ids.size());
+    ids.push_back(id.get<TokenId>());
+  }
+  return ids;
+}
+
+/// Numbers with commas or blanks between them.
+std::vector<TokenId> ids_in_text(const std::string& path, const std::string& text, TokenId most) {
   std::vector<TokenId> ids;
   const char* at = text.data();
   const char* end = at + text.size();
   while (at < end) {
-    if (*at == ',' || *at == '[' || *at == ']' || *at == ' ' || *at == '\n' || *at == '\r' || *at == '\t') {
+    if (std::string_view(", \n\r\t").find(*at) != std::string_view::npos) {
       ++at;
       continue;
     }
     TokenId id = -1;
     const auto [next, error] = std::from_chars(at, end, id);
-    if (error != std::errc() || id < 0 || id >= tokenizer.vocab_size())
-      fail("{}: expected token ids from 0 to {}, got something else at offset {}", path,
-           tokenizer.vocab_size() - 1, at - text.data());
+    if (error != std::errc() || id < 0 || id > most)
+      fail("{}: expected token ids from 0 to {}, got something else at offset {}", path, most,
+           at - text.data());
     ids.push_back(id);
     at = next;
   }
@@ -54,9 +70,16 @@ Prompt prompt_of(const std::string& name, const Tokenizer& tokenizer) {
   }
   const std::string text = read_whole_file(name);
   const std::filesystem::path path(name);
+  const auto most = static_cast<TokenId>(tokenizer.vocab_size() - 1);
   const bool ids = path.extension() == ".ids" || path.extension() == ".json";
-  Prompt prompt{path.stem().string(), ids ? "" : text,
-                ids ? ids_in(name, text, tokenizer) : tokenizer.encode(text)};
+  Prompt prompt{path.stem().string(), "", {}};
+  if (ids) {
+    prompt.ids = path.extension() == ".json" ? ids_in_json(name, text, most) : ids_in_text(name, text, most);
+  } else {
+    require_text(text, "--prompts " + name);
+    prompt.text = text;
+    prompt.ids = tokenizer.encode(text);
+  }
   if (prompt.ids.empty() || (!ids && text.empty()))
     fail("--prompts: {} is empty, 0 tokens; expected at least 1", name);
   if (ids) prompt.text = tokenizer.decode(prompt.ids, true);

@@ -118,16 +118,6 @@ Json given_options(const Values& values) {
   return given;
 }
 
-/// Beside the pairs of conflicts.cpp: what a subject decides by itself.
-void require_effect(const Values& values) {
-  if (values.has("device") && values.has("b"))
-    fail("--device {} with --b: it names its own device: leave one out", values.text("device"));
-  for (const char* side : {"a", "b"})
-    if (values.has("max-tokens") && values.text(side).starts_with("trace="))
-      fail("--max-tokens {} with --{} {}: the trace says how many tokens were generated: leave it out",
-           values.text("max-tokens"), side, values.text(side));
-}
-
 BisectOptions bisect_options(const Values& values) {
   BisectOptions o;
   o.model = values.positionals[0];
@@ -205,7 +195,6 @@ void write_report(ReportFolder& folder, const BisectResult& result, const Bisect
 }  // namespace
 
 int bisect(const Values& values) {
-  require_effect(values);
   if (values.flag("self-test")) return run_self_test(values);
   BisectOptions options = bisect_options(values);
   options.opened = std::make_shared<ModelFile>(ModelFile::open(options.model, options.tokenizer));

@@ -64,6 +64,12 @@ constexpr Conflict kConflicts[] = {
      [](const Values& values) {
        return values.has("rows") && values.text("rows").find("context") == std::string::npos;
      }},
+    {kBisect, "device", "--b", "a subject names its own device: leave one out",
+     [](const Values& values) { return values.has("b"); }},
+    {kBisect, "max-tokens", "a trace", "it says how many tokens were generated: leave --max-tokens out",
+     [](const Values& values) {
+       return values.text("a").starts_with("trace=") || values.text("b").starts_with("trace=");
+     }},
     {kBisect, "a", "--self-test", kSelfTest, self_test},
     {kBisect, "prompts", "--self-test", kSelfTest, self_test},
     {kBisect, "layers", "--self-test", kSelfTest, self_test},

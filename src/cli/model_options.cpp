@@ -63,11 +63,7 @@ std::string prompt_text(const Values& values) {
   const bool from_file = values.has("prompt-file");
   const std::string option = from_file ? "--prompt-file " + values.text("prompt-file") : "--prompt";
   std::string text = from_file ? read_whole_file(values.text("prompt-file")) : values.text("prompt");
-  if (const size_t nul = text.find('\0'); nul != std::string::npos)
-    fail("{}: a NUL byte at offset {} of {}; expected text", option, nul, text.size());
-  if (const auto bad = find_invalid_utf8(text))
-    fail("{}: invalid UTF-8 at offset {} of {} (byte 0x{:02x}); expected UTF-8 text", option, *bad,
-         text.size(), static_cast<unsigned char>(text[*bad]));
+  require_text(text, option);
   return text;
 }
 

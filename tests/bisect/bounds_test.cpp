@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/arithmetic.h"
+#include "backend/cpu/rounding.h"
 #include "base/half.h"
 
 namespace greta {
@@ -90,6 +91,33 @@ TEST(Bounds, WeightsRoundToOneOrTwoF16OfTheirRow) {
       }
     }
   }
+}
+
+/// e^x as FP32 has it, `off` of its smallest subnormals beside it.
+double small_power(double x, int off) { return double{static_cast<float>(std::exp(x))} + off * 0x1p-149; }
+
+// The second key's probability is subnormal, and its value large: what FP32 loses of it is far above the
+// result's own roundings.
+TEST(Bounds, ASubnormalProbabilityOfALargeValueIsInsideTheBound) {
+  const std::vector<double> q = {1.0, 0.0}, keys = {0.0, 0.0, -100.0, 0.0}, values = {0.0, 1e38, 1e38, 0.0};
+  const cpu::CpuArithmetic arithmetic(WeightMode::stored, Activations::bits16, KvType::f32);
+  const Judged judged = judge_attention(q, keys, values, 1.0, 0.0, 2, 2, arithmetic);
+  const double p = small_power(-100.0, 0);
+  EXPECT_GT(std::abs(p - std::exp(-100.0)) * 1e38, 1e-9);
+  EXPECT_LE(std::abs(p * 1e38 / (1.0 + p) - judged.value[0]), judged.certain[0]);
+  EXPECT_GT(0.01 * 1e38, judged.certain[1]);  // the other key's value is judged as before
+}
+
+// Where e^x is subnormal its ulps are absolute, and `up` makes them large.
+TEST(Bounds, SiluOfAFarNegativeGateKeepsItsUlps) {
+  const double gate = -95.0, up = 1e38, ulps = 5.0;
+  const std::vector<double> gates = {gate}, ups = {up};
+  const Judged judged = judge_glu(Activation::silu, gates, ups, ulps, 0.0);
+  const auto silu = [&](int off) {
+    return gate * small_power(gate, off) / (1.0 + small_power(gate, off)) * up;
+  };
+  EXPECT_LE(std::abs(silu(2) - judged.value[0]), judged.certain[0]);
+  EXPECT_GT(std::abs(silu(40) - judged.value[0]), judged.certain[0]);
 }
 
 }  // namespace

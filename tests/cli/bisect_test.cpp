@@ -55,6 +55,26 @@ TEST_F(BisectCommand, WhatCannotBeDoneLeavesNothing) {
   }
 }
 
+TEST_F(BisectCommand, APromptsFileIsWhatItsNameSays) {
+  const auto prompt = [&](const std::string& name, const std::string& content) {
+    write_file(folder / name, content);
+    return greta_run({"bisect", model, "--quiet", "--max-tokens", "1", "--prompts", folder / name, "-o",
+                      folder / ("of " + name)});
+  };
+  const std::pair<std::string, std::string> wrong[] = {
+      {"nul.txt", std::string("a\0b", 3)}, {"bytes.txt", "a\xff"},     {"cut.json", "[1,[[2"},
+      {"nested.json", "[[1, 2]]"},         {"real.json", "[1.5]"},     {"far.json", "[1, 99999999999]"},
+      {"object.json", "{\"ids\": [1]}"},   {"brackets.ids", "[1, 2]"}, {"far.ids", "1 99999999"}};
+  for (const auto& [name, content] : wrong) {
+    const Outcome outcome = prompt(name, content);
+    EXPECT_EQ(outcome.status, 2) << name << outcome.out;
+    EXPECT_NE(outcome.err.find(name), std::string::npos) << name << ": " << outcome.err;
+    EXPECT_EQ(outcome.err.find("--token-ids"), std::string::npos) << name << ": " << outcome.err;
+  }
+  EXPECT_EQ(prompt("good.json", "[1, 5,\n7]").status, 0);
+  EXPECT_EQ(prompt("good.ids", "1, 5\n7\n").status, 0);
+}
+
 TEST_F(BisectCommand, PinsAreHeld) {
   const Outcome other = bisect({"--expect", "dim=1,layers=9"}, "pinned");
   EXPECT_EQ(other.status, 2) << other.out;

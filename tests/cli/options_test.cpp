@@ -193,6 +193,8 @@ TEST(Conflicts, WhatWouldBeWithoutEffectIsRefused) {
       {"synth", "--experts", "0", "--arch", "qwen3moe"},
       {"bench", "m", "--threads", "1,2", "--device", "cuda:0"},
       {"verify", "m", "--context", "64", "--rows", "phase,chunk"},
+      {"bisect", "m", "--device", "cpu", "--b", "cpu"},
+      {"bisect", "m", "--max-tokens", "3", "--a", "trace=t.safetensors"},
       {"bisect", "m", "--a", "cpu", "--self-test"},
       {"bisect", "m", "--prompts", "p0_short", "--self-test"},
       {"bisect", "m", "--output", "x", "--self-test"},

@@ -196,7 +196,7 @@ def error(maker):
     bad = {"name": "p9_long", "tokens": 9000, "prompt_text": "x", "ids": [], "kind": None, "class": None, "status": 2,
            "error": "the prompt has 9000 tokens, the context holds 8192: shorten it or give --context", "first": None,
            "first_fail": None, "cause": None}
-    return maker.summary("NONE", [bad, maker.prompt("p0_short", "Hi", 1, 6)])
+    return maker.summary(None, [bad, maker.prompt("p0_short", "Hi", 1, 6)])
 
 
 def nonfinite(maker):
