@@ -55,12 +55,16 @@ std::string printable(std::string_view text, size_t most) {
   std::string out;
   while (!text.empty()) {
     const size_t valid = find_invalid_utf8(text).value_or(text.size());
-    for (const char c : text.substr(0, valid)) {
-      const auto byte = static_cast<unsigned char>(c);
+    for (size_t i = 0; i < valid; ++i) {
+      const auto byte = static_cast<unsigned char>(text[i]);
+      // U+0080 to U+009F, some of which terminals obey, are C2 and a byte below A0.
+      const bool second = byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0;
       if (byte < 0x20 || byte == 0x7f) {
         out += fmt::format("\\x{:02x}", byte);
+      } else if (second) {
+        out += fmt::format("\\xc2\\x{:02x}", static_cast<unsigned char>(text[++i]));
       } else {
-        out += c;
+        out += text[i];
       }
     }
     if (valid == text.size()) break;

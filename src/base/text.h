@@ -12,7 +12,7 @@ std::optional<size_t> find_invalid_utf8(std::string_view text);
 /// Throws greta::Error where `text` holds a NUL byte or is no UTF-8: its offset, after `name`.
 void require_text(std::string_view text, std::string_view name);
 
-/// Text from a file or a user, fit for a terminal: control bytes and bytes that are no UTF-8 as \xNN,
+/// Text from a file or a user, fit for a terminal: control characters and bytes that are no UTF-8 as \xNN,
 /// everything else as it is. A text longer than `most` bytes is cut there, between two characters, and ends
 /// in "...".
 std::string printable(std::string_view text, size_t most = std::string_view::npos);

@@ -239,6 +239,7 @@ TEST(Text, PrintableIsFitForATerminal) {
                       "b\xe2\x82"),
             "\\xff\\xfe"
             "b\\xe2\\x82");
+  EXPECT_EQ(printable("\xc2\x9b[31m \xc2\xa0"), "\\xc2\\x9b[31m \xc2\xa0") << "a terminal obeys U+009B";
   EXPECT_EQ(printable(""), "");
   EXPECT_EQ(printable("abcd", 4), "abcd");
   EXPECT_EQ(printable("abcde", 4), "abcd...");
