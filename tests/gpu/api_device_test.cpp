@@ -6,9 +6,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <thread>
 #include <utility>
 
 #include "backend/gpu/device.h"
+#include "backend/gpu/gpu_weights.h"
+#include "backend/gpu/kernels.h"
 #include "backend/gpu/timing.h"
 #include "gpu/fake_api.h"
 #include "refusal.h"
@@ -38,7 +41,13 @@ double library_product_seconds(Device&, const ProductShape& product) {
 namespace greta::gpu::fake_target {
 
 const Kernels& kernel_table() {
-  static const Kernels table = {};
+  static const Kernels table = [] {
+    Kernels kernels;
+    kernels.unpack = [](const Launch& how, const UnpackCall& call) {
+      check_launch(fake_kernel(how.stream, [to = call.out] { *to = 7.0f; }), "unpack");
+    };
+    return kernels;
+  }();
   return table;
 }
 
@@ -281,6 +290,33 @@ TEST_F(ApiDeviceTest, EveryCallMakesItsDeviceTheCurrentOne) {
     EXPECT_EQ(fake.current, std::vector<int>(fake.current.size(), 0)) << i;
   }
   first->release(memory);
+}
+
+/// Rows are read back by the threads of a pool, each of which begins with device 0.
+TEST_F(ApiDeviceTest, WeightsAreReadBackFromAnyThread) {
+  fake.devices = 2;
+  const auto device = open_device(1);
+  struct Plain : Launch {
+    Mark mark(const char*) const override { return {}; }
+  } launch;
+  launch.stream = device->stream();
+  ReadBack reader(*device, launch);
+  GpuWeight weight;
+  weight.reader = &reader;
+  weight.rows = 1;
+  weight.cols = 1;
+  weight.matrices.emplace_back();
+  const auto read = [&] {
+    float value = 0.0f;
+    weight.read_back(0, 1, &value);
+    return value;
+  };
+  EXPECT_EQ(read(), 7.0f);
+  std::string why;
+  float value = 0.0f;
+  std::thread([&] { why = refusal([&] { value = read(); }); }).join();
+  EXPECT_EQ(why, "");
+  EXPECT_EQ(value, 7.0f);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ enum fakeError_t {
   fakeErrorMemoryAllocation = 2,
   fakeErrorInsufficientDriver = 35,
   fakeErrorNoDevice = 100,
+  fakeErrorInvalidResourceHandle = 400,
   fakeErrorIllegalAddress = 700,
   fakeErrorStreamCaptureUnsupported = 900,
 };
@@ -36,6 +37,7 @@ struct FakeGraph {
   std::vector<FakeWork> work;
 };
 struct FakeStream {
+  int device = 0;
   std::vector<FakeWork> work;
   size_t done = 0;
   std::unique_ptr<FakeGraph> recording;
@@ -67,6 +69,7 @@ struct FakeMachine {
   std::vector<int> current;               ///< devices that were made current
 };
 inline FakeMachine fake;
+inline thread_local int fake_current = 0;  ///< the thread's device
 
 inline fakeError_t fake_status(fakeError_t status) {
   if (fake.sticky != fakeSuccess) status = fake.sticky;
@@ -86,9 +89,11 @@ inline fakeError_t fake_put(FakeStream* stream, FakeWork work) {
   (stream->recording ? stream->recording->work : stream->work).push_back(std::move(work));
   return fake_status(fakeSuccess);
 }
-/// What a launch of a kernel does.
-inline void fake_kernel(void* stream, FakeWork work) {
-  fake_put(static_cast<FakeStream*>(stream), std::move(work));
+/// What a launch of a kernel does: on a stream of the thread's device alone.
+inline fakeError_t fake_kernel(void* stream, FakeWork work) {
+  auto* on = static_cast<FakeStream*>(stream);
+  if (on->device != fake_current) return fake_status(fakeErrorInvalidResourceHandle);
+  return fake_put(on, std::move(work));
 }
 inline void fake_run(FakeStream* stream, size_t place) {
   for (; stream->done < place; ++stream->done) {
@@ -126,6 +131,7 @@ inline fakeError_t fakeGetDeviceProperties(fakeDeviceProp* properties, int) {
 }
 inline fakeError_t fakeSetDevice(int index) {
   fake.current.push_back(index);
+  fake_current = index;
   return fake_status(fakeSuccess);
 }
 inline fakeError_t fakeMemGetInfo(size_t* free, size_t* total) {
@@ -181,6 +187,7 @@ inline fakeError_t fakeMemsetAsync(void* at, int value, size_t n, FakeStream* st
 }
 inline fakeError_t fakeStreamCreateWithFlags(FakeStream** stream, unsigned) {
   *stream = new FakeStream;
+  (*stream)->device = fake_current;
   fake.streams.push_back(*stream);
   ++fake.live;
   return fake_status(fakeSuccess);

@@ -163,3 +163,4 @@ void ReadBack::rows(const GpuWeight& weight, int64_t first, int64_t count, float
 }
 
 }  // namespace greta::gpu
+  device_.stream();  // a launch goes to the thread's current device, and each thread has its own
