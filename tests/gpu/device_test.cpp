@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/gpu/hip/architectures.h"
 #include "backend/gpu/kernels.h"
 #include "backend/gpu/targets.h"
 #include "base/error.h"
@@ -61,6 +62,12 @@ TEST(GpuTargets, WhatCannotBeOpenedSaysWhy) {
     EXPECT_EQ(why.rfind(name + ": ", 0), 0u) << why;
     if (!built) EXPECT_THAT(why, HasSubstr("not in this build"));
   }
+}
+
+TEST(GpuTargets, AnAmdChipThatTakesSubnormalOperandsAsZeroIsRefused) {
+  EXPECT_EQ(hip::lacks("gfx942", "gfx942, gfx90a"), "");
+  EXPECT_THAT(hip::lacks("gfx90a", "gfx942, gfx90a"), HasSubstr("subnormal f16"));
+  EXPECT_EQ(hip::lacks("gfx94", "gfx942, gfx90a"), "this build has kernels for gfx942, gfx90a");
 }
 
 TEST(GpuTargets, FreeMemoryIsMeasuredWhereItIsAskedFor) {

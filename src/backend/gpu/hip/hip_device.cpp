@@ -7,6 +7,7 @@
 
 #include "backend/gpu/api.h"
 #include "backend/gpu/device.h"
+#include "backend/gpu/hip/architectures.h"
 #include "base/error.h"
 
 namespace greta::gpu::hip {
@@ -35,9 +36,7 @@ std::string architecture(const hipDeviceProp_t& properties) {
 }
 
 std::string lacks_kernels(const hipDeviceProp_t& properties) {
-  const std::string built = std::string(GRETA_GPU_ARCHITECTURES) + ",";
-  if (built.find(architecture(properties) + ",") != std::string::npos) return "";
-  return fmt::format("this build has kernels for {}", GRETA_GPU_ARCHITECTURES);
+  return lacks(architecture(properties), GRETA_GPU_ARCHITECTURES);
 }
 
 bool has_warpgroups(const hipDeviceProp_t&) { return false; }

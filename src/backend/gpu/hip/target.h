@@ -4,7 +4,8 @@
 // documents below, unproved on a chip. (They run in emulation: ../sim.) Sources: "AMD Instinct MI300
 // Instruction Set Architecture" and "AMD Instinct MI200 ...", sections on matrix arithmetic (MFMA)
 // instructions; AMD's matrix instruction calculator, v_mfma_f32_16x16x16_f16. The MI200 document says that
-// its MFMA takes subnormal f16 and bf16 operands as zero; MI300's does not.
+// its MFMA takes subnormal f16 and bf16 operands as zero, so that gfx90a is refused (architectures.h);
+// MI300's does not.
 #include <hip/hip_runtime.h>
 
 #include <cstdint>
