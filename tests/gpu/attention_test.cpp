@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "backend/backend.h"
 #include "backend/gpu/kernels/orders.h"
 #include "base/half.h"
 #include "gpu/rows_support.h"
@@ -428,6 +429,21 @@ TEST_P(GpuAttention, ManySplitsMergeAlikeInBothWays) {
     EXPECT_LE(setting.worst(apart), 1.0);
     EXPECT_TRUE(same_bits(setting.run(1000, false), apart));
   }
+}
+
+/// Few rows make blocks enough by their splits alone, however long the context; of many the room is bounded.
+TEST_P(GpuAttention, ALongContextIsTakenApart) {
+  const Kernels& kernels = machine_.kernels();
+  for (int64_t splits = 2; splits <= 1 << 14; splits *= 2)
+    for (const int64_t rows : {1, 8})  // 70B's
+      EXPECT_EQ(kernels.attention_scratch_floats(rows, 64, 128, splits), rows * 64 * splits * 130);
+  EXPECT_EQ(kernels.attention_scratch_floats(9, 64, 128, 1024), 0);
+  EXPECT_EQ(kernels.attention_scratch_floats(1, 64, 128, 1), 0);
+  const auto backend = make_backend(GetParam(), {});
+  EXPECT_GT(backend->scratch_bytes({1, 8192, 64, 128, 131072, 1}), uint64_t{64} * 2048 * 130 * sizeof(float));
+  // 170 rows of 3 heads are the most.
+  EXPECT_GT(backend->scratch_bytes({512, 192, 3, 64, 1 << 20, 1}),
+            uint64_t{510} * 16384 * 66 * sizeof(float));
 }
 
 // Rows that come with their own k and v, each a sequence of its own.

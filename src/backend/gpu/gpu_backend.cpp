@@ -265,9 +265,12 @@ uint64_t GpuBackend::scratch_bytes(const ScratchShape& shape) const {
                        (static_cast<uint64_t>(stride_of(shape.widest)) * 2 + 4);
   const int64_t splits =
       static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(ceil_div(shape.context, kKvPage))));
-  int64_t partial = 0;  // the most is not always that of the most rows: those may go another way
-  for (int64_t rows = 1; rows <= shape.rows; rows = rows < 64 ? rows + 1 : rows * 2)
-    partial = std::max(partial, kernels_.attention_scratch_floats(rows, shape.heads, shape.head_dim, splits));
+  int64_t partial = 0;  // of as many rows as have their splits apart: more go another way
+  for (int64_t rows = 1; rows <= shape.rows; ++rows) {
+    const int64_t floats = kernels_.attention_scratch_floats(rows, shape.heads, shape.head_dim, splits);
+    if (floats == 0) break;
+    partial = floats;
+  }
   return rounded + static_cast<uint64_t>(partial) * sizeof(float) + kStagingBytes +
          kMostArrivals * sizeof(uint32_t) +
          PassData::bytes(shape.rows, shape.sequences, ceil_div(shape.context, kKvPage));

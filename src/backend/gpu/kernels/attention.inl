@@ -526,8 +526,11 @@ GRETA_KERNEL void GRETA_BOUNDS(S::kThreads, S::blocks(Apart))
 
 /// Blocks of 16 rows and of as many as fit: what keeps a machine busy. Bits do not depend on them.
 constexpr int64_t kEnoughSmallBlocks = 512, kEnoughLargeBlocks = 40;
-/// Splits apart for at most so many (row, head) pairs and floats: past them there are blocks enough.
+/// Splits apart for at most so many (row, head) pairs and floats: past them there are blocks enough. Of
+/// few pairs there never are: theirs are apart in a context of any length. A row's room is then as large as
+/// heads / kv_heads / 64 of the layer's keys and values.
 constexpr int64_t kMostApart = 16 * kEnoughSmallBlocks, kMostPartialFloats = int64_t{16} << 20;
+constexpr int64_t kFewPairs = kEnoughSmallBlocks;
 
 int64_t parts_of(int64_t whole, int64_t each) { return (whole + each - 1) / each; }
 
@@ -581,7 +584,8 @@ int64_t large_rows(int head_dim) {
 
 int64_t attention_scratch_floats(int64_t rows, int heads, int head_dim, int64_t splits) {
   const int64_t pairs = rows * heads, floats = pairs * splits * (head_dim + 2);
-  return splits < 2 || pairs > kMostApart || floats > kMostPartialFloats ? 0 : floats;
+  if (splits < 2 || pairs > kMostApart) return 0;
+  return pairs <= kFewPairs || floats <= kMostPartialFloats ? floats : 0;
 }
 
 int64_t attention_tile_rows(int heads, int kv_heads, int head_dim, int64_t rows) {
