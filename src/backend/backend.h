@@ -315,6 +315,19 @@ struct Pass {
   bool observed = false;            ///< somebody reads stages between the calls
 };
 
+/// What lacks() is asked about: the numbers of a model that kernels are made for, beside its tensors' shapes.
+struct ModelShape {
+  int64_t head_dim = 0;
+  int64_t experts = 0;  ///< 0: none
+  int64_t experts_used = 0;
+};
+/// One of them that a device cannot compute with.
+struct ShapeGap {
+  std::string what;      ///< "head_dim"
+  std::string expected;  ///< "an even number of at most 256"
+  int64_t got = 0;
+};
+
 /// What scratch_bytes() is asked for: the largest call of a run.
 struct ScratchShape {
   int64_t rows = 0;
@@ -356,6 +369,8 @@ class Backend {
   /// cannot use such a tensor (one expert's matrix of a stack) and what would help.
   virtual std::optional<std::string> refuses(WeightUse use, quant::Type type, int64_t rows,
                                              int64_t cols) const = 0;
+  /// The same of the model as a whole: everything that its operators cannot do here.
+  virtual std::vector<ShapeGap> lacks(const ModelShape&) const { return {}; }
   /// Bytes that load() will allocate for it (for each expert of a stack).
   virtual uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const = 0;
   /// Bytes of one page of one layer, keys and values each.

@@ -46,6 +46,14 @@ void check_request(const PlanRequest& request, Plan& plan) {
   }
 }
 
+/// What the device's operators cannot do, whatever the tensors.
+void check_device(const Backend& backend, Plan& plan) {
+  const ModelShape shape{plan.hp.head_dim, plan.hp.experts, plan.hp.experts_used};
+  for (const ShapeGap& gap : backend.lacks(shape))
+    plan.problems.push_back({gap.what, fmt::format("{} on {}", gap.expected, backend.name()),
+                             fmt::format("{}", gap.got), "--device cpu computes any"});
+}
+
 bool dimensions_known(const HParams& hp) {
   return hp.layers > 0 && hp.dim > 0 && hp.heads > 0 && hp.kv_heads > 0 && hp.head_dim > 0 &&
          hp.mlp_width() > 0 && hp.vocab > 0;
@@ -70,6 +78,7 @@ Plan make_plan(const gguf::File& file, const Backend& backend, const PlanRequest
   if (plan.hp.long_rope.dims > 0 && plan.context > plan.hp.long_rope_from) plan.hp.rope = plan.hp.long_rope;
   if (read.architecture != nullptr) {
     check_vocab(file, request, plan);
+    check_device(backend, plan);
     plan_tensors(file, *read.architecture, backend, plan);
     if (dimensions_known(plan.hp) && plan.context > 0) {
       plan.memory = estimate_memory(plan, backend, request);

@@ -27,6 +27,7 @@ class FakeBackend : public Backend {
   bool copies = false;  ///< embeddings and vectors, too
   uint64_t scratch_per_row = 0;
   std::set<quant::Type> refused;
+  std::vector<ShapeGap> gaps;
   std::vector<std::pair<WeightSource, WeightUse>> loaded;
   int allocations = 0;
 
@@ -38,6 +39,7 @@ class FakeBackend : public Backend {
     if (use == WeightUse::vector || !refused.contains(type)) return std::nullopt;
     return "convert the file, or use --weights int8";
   }
+  std::vector<ShapeGap> lacks(const ModelShape&) const override { return gaps; }
   uint64_t resident_bytes(WeightUse use, quant::Type, int64_t rows, int64_t cols) const override {
     return use == WeightUse::matmul ? static_cast<uint64_t>(rows * cols) * resident_per_weight : 0;
   }

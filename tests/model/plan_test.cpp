@@ -253,6 +253,14 @@ TEST(Plan, TypesThatTheBackendRefuses) {
                   "the file, or use --weights int8)"));
 }
 
+TEST(Plan, ShapesThatTheBackendLacks) {
+  FakeBackend backend;
+  backend.gaps = {{"head_dim", "at most 4", 8}, {"experts", "none", 2}};
+  EXPECT_THAT(problems(SmallFile().open(), backend, {}),
+              ElementsAre("head_dim: expected at most 4 on fake, got 8 (--device cpu computes any)",
+                          "experts: expected none on fake, got 2 (--device cpu computes any)"));
+}
+
 TEST(Plan, AVocabularyAlone) {
   EXPECT_THAT(
       problems(SmallFile().erase_tensors()),

@@ -10,6 +10,7 @@
 #include "backend/gpu/gpu_limits.h"
 #include "backend/gpu/gpu_weights.h"
 #include "backend/gpu/kernels.h"
+#include "backend/gpu/kernels/orders.h"
 #include "backend/gpu/pass_data.h"
 #include "backend/gpu/recordings.h"
 #include "backend/weight_source.h"
@@ -31,6 +32,19 @@ const float* vector_of(const Weight* weight) {
   return weight == nullptr ? nullptr : own(weight).memory.data<float>();
 }
 int64_t stride_of(int64_t width) { return ceil_div(width, int64_t{kChunkK}) * kChunkK; }
+
+/// What the kernels cannot do, of what a model asks.
+std::vector<ShapeGap> shape_gaps(const ModelShape& shape) {
+  std::vector<ShapeGap> gaps;
+  if (shape.head_dim > kMostHeadDim || shape.head_dim % kHeadDimStep != 0)
+    gaps.push_back({"head_dim", fmt::format("a multiple of {} of at most {}", kHeadDimStep, kMostHeadDim),
+                    shape.head_dim});
+  if (shape.experts > kMostExperts)
+    gaps.push_back({"experts", fmt::format("at most {}", kMostExperts), shape.experts});
+  if (shape.experts_used > kMostExpertsUsed)
+    gaps.push_back({"experts_used", fmt::format("at most {}", kMostExpertsUsed), shape.experts_used});
+  return gaps;
+}
 
 class GpuBackend;
 
@@ -88,6 +102,7 @@ class GpuBackend : public Backend, private Launch {
     return shape_refusal(type, rows, cols);
   }
   uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const override {
+  std::vector<ShapeGap> lacks(const ModelShape& shape) const override { return shape_gaps(shape); }
     return gpu_weight_bytes(kernels_, use, type, rows, cols, options_.weights);
   }
   uint64_t kv_page_bytes(int kv_heads, int head_dim) const override {
@@ -141,6 +156,12 @@ class GpuBackend : public Backend, private Launch {
 
   /// Launch: what runs is counted, named, and makes what was read of the device old.
   Mark mark(const char* kernel) const override {
+  /// Of an operator that was called without a plan.
+  void require(const ModelShape& shape) const {
+    for (const ShapeGap& gap : shape_gaps(shape))
+      fail("{}: {}: expected {}, got {}; --device cpu computes any", name(), gap.what, gap.expected, gap.got);
+  }
+
     auto* self = const_cast<GpuBackend*>(this);
     self->ran(kernel);
     self->touched();
@@ -563,6 +584,7 @@ void GpuBackend::attention(const AttentionArgs& args) {
   AttentionCall call{};
   call.q = floats(args.q);
   if (rope_waits_for(args, data)) {
+  require({.head_dim = args.cache.head_dim});
     const RopeArgs rope = *std::exchange(rope_, std::nullopt);
     call.rotation = rotation_of(*rope.rope);
     call.q = floats(rope.q);
@@ -626,6 +648,7 @@ void GpuBackend::choose_experts(const ChooseExpertsArgs& args) {
   kernels_.choose_experts(
       *this, {floats(args.logits), args.rows, static_cast<int>(args.logits.width),
               static_cast<int>(args.experts.width), args.normalised, static_cast<float>(args.scale),
+  require({.experts = args.logits.width, .experts_used = args.experts.width});
               floats_out(args.experts), floats_out(args.weights)});
 }
 

@@ -569,7 +569,7 @@ void run_blocks(const Launch& how, const char* name, const AttentionCall& call, 
   } else if (call.cache.head_dim <= 128) {
     run_head_dim<128, Small, Apart>(how, name, call, tile_pairs, split_blocks);
   } else {
-    run_head_dim<256, Small, Apart>(how, name, call, tile_pairs, split_blocks);
+    run_head_dim<kMostHeadDim, Small, Apart>(how, name, call, tile_pairs, split_blocks);
   }
 }
 
@@ -577,7 +577,7 @@ void run_blocks(const Launch& how, const char* name, const AttentionCall& call, 
 int64_t large_rows(int head_dim) {
   return head_dim <= 64    ? Shape<64, false, false, false>::kRows
          : head_dim <= 128 ? Shape<128, false, false, false>::kRows
-                           : Shape<256, false, false, false>::kRows;
+                           : Shape<kMostHeadDim, false, false, false>::kRows;
 }
 
 }  // namespace

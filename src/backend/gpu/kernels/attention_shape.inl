@@ -2,6 +2,7 @@
 // How an attention block is cut into waves, and what it works on.
 #include "backend/gpu/kernels/elementary.inl"
 #include "backend/gpu/kernels/launchers.h"
+#include "backend/gpu/kernels/orders.h"
 
 namespace greta::gpu::GRETA_GPU_TARGET {
 namespace {
@@ -36,6 +37,7 @@ static_assert(16 % kTileN == 0);
 /// cap.
 template <int HeadDim, bool IsBf16, bool Small, bool Whole>
 struct Shape {
+  static_assert(HeadDim <= kMostHeadDim);
   static constexpr int kHeadDim = HeadDim;
   static constexpr bool kBf16 = IsBf16;
   static constexpr bool kSmall = Small;

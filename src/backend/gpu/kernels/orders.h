@@ -42,7 +42,11 @@ constexpr int value_roundings(int64_t keys, int64_t splits, bool bf16 = false) {
 /// codes times rows and M that of the minima's codes times the rows' sums of 32 (kernels/matmul.h).
 constexpr bool sums_codes(quant::Type type) { return type == quant::Type::Q4_K || type == quant::Type::Q5_K; }
 
-/// choose_experts: a row's logits stay in the registers of 32 lanes.
+/// Attention: a head's elements are in the fragments of a block, and are read and written in pairs.
+inline constexpr int kMostHeadDim = 256;
+inline constexpr int kHeadDimStep = 2;
+
+/// choose_experts: a row's logits stay in the registers of 32 lanes, lane s has the expert chosen s-th.
 inline constexpr int kMostExperts = 256;
 inline constexpr int kMostExpertsUsed = 32;
 

@@ -301,6 +301,7 @@ GRETA_DEVICE Candidate first_of_all(Candidate best) {
 GRETA_KERNEL void GRETA_BOUNDS(kRowThreads, 1) choose_experts(Mark mark, ChooseExpertsCall call) {
   entered(mark);
   constexpr int kEach = kMostExperts / kTree;
+  static_assert(kMostExpertsUsed <= kTree);
   const int lane = thread_index() % kTree;
   const int64_t row = static_cast<int64_t>(block_x()) * kTrees + thread_index() / kTree;
   const int experts = row < call.rows ? call.experts : 0;
