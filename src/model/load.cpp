@@ -45,6 +45,7 @@ Model load_model(const gguf::File& file, const Plan& plan, Backend& backend,
     done += source.bytes.size();
     if (progress) progress(done, all);
   }
+  backend.synchronize();  // a device tells here what it could not hold
   return model;
 }
 

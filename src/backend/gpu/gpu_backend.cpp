@@ -64,6 +64,7 @@ class GpuBackend : public Backend, private Launch {
         kernels_(device_->kernels()),
         options_(options),
         arithmetic_(options.weights, options.kv_type),
+        losses_(*device_),
         reader_(*device_, *this),
         pass_(*device_),
         loose_(*device_),
@@ -101,8 +102,8 @@ class GpuBackend : public Backend, private Launch {
   std::optional<std::string> refuses(WeightUse, quant::Type type, int64_t rows, int64_t cols) const override {
     return shape_refusal(type, rows, cols);
   }
-  uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const override {
   std::vector<ShapeGap> lacks(const ModelShape& shape) const override { return shape_gaps(shape); }
+  uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const override {
     return gpu_weight_bytes(kernels_, use, type, rows, cols, options_.weights);
   }
   uint64_t kv_page_bytes(int kv_heads, int head_dim) const override {
@@ -116,7 +117,7 @@ class GpuBackend : public Backend, private Launch {
   }
   std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) override {
     at("loading", {}, {});
-    return load_gpu_weight(source, use, options_.weights, *device_, *this, staging_, reader_);
+    return load_gpu_weight(source, use, options_.weights, *device_, *this, staging_, reader_, losses_);
   }
 
   const float* in_place(const View& view, int64_t first, int64_t count) const override;
@@ -131,6 +132,7 @@ class GpuBackend : public Backend, private Launch {
   DeviceLimits* limits() override { return &limits_; }
   void synchronize() override {
     launch_pending();
+    losses_.tell();
     device_->synchronize();
   }
 
@@ -154,14 +156,14 @@ class GpuBackend : public Backend, private Launch {
  private:
   friend struct OwnedBuffer;
 
-  /// Launch: what runs is counted, named, and makes what was read of the device old.
-  Mark mark(const char* kernel) const override {
   /// Of an operator that was called without a plan.
   void require(const ModelShape& shape) const {
     for (const ShapeGap& gap : shape_gaps(shape))
       fail("{}: {}: expected {}, got {}; --device cpu computes any", name(), gap.what, gap.expected, gap.got);
   }
 
+  /// Launch: what runs is counted, named, and makes what was read of the device old.
+  Mark mark(const char* kernel) const override {
     auto* self = const_cast<GpuBackend*>(this);
     self->ran(kernel);
     self->touched();
@@ -253,6 +255,7 @@ class GpuBackend : public Backend, private Launch {
   std::optional<RmsnormArgs> norm_;
   std::optional<WaitingProduct> product_;
   std::optional<RopeArgs> rope_;
+  Losses losses_;
   ReadBack reader_;
   PassData pass_, loose_;
   bool in_pass_ = false;
@@ -293,7 +296,7 @@ uint64_t GpuBackend::scratch_bytes(const ScratchShape& shape) const {
     partial = floats;
   }
   return rounded + static_cast<uint64_t>(partial) * sizeof(float) + kStagingBytes +
-         kMostArrivals * sizeof(uint32_t) +
+         kMostArrivals * sizeof(uint32_t) + Losses::kMost * sizeof(Losses::Counters) +
          PassData::bytes(shape.rows, shape.sequences, ceil_div(shape.context, kKvPage));
 }
 
@@ -402,6 +405,7 @@ bool GpuBackend::begin_pass(const Pass& pass) {
   touched();
   in_pass_ = fusing_ = false;
   recordings_.abort(*device_);
+  losses_.tell();
   const int64_t tile_rows = kernels_.attention_tile_rows(pass.heads, pass.layers.front().kv_heads,
                                                          pass.layers.front().head_dim, pass.batch->rows);
   if (pass_.put(*pass.batch, pass.logit_rows, pass.layers, tile_rows)) recordings_.forget();
@@ -580,11 +584,11 @@ void GpuBackend::launch_rope(const RopeArgs& args) {
 }
 
 void GpuBackend::attention(const AttentionArgs& args) {
+  require({.head_dim = args.cache.head_dim});
   const PassData& data = data_of(*args.batch, &args.cache, args.heads);
   AttentionCall call{};
   call.q = floats(args.q);
   if (rope_waits_for(args, data)) {
-  require({.head_dim = args.cache.head_dim});
     const RopeArgs rope = *std::exchange(rope_, std::nullopt);
     call.rotation = rotation_of(*rope.rope);
     call.q = floats(rope.q);
@@ -644,11 +648,11 @@ void GpuBackend::glu(const GluArgs& args) {
 }
 
 void GpuBackend::choose_experts(const ChooseExpertsArgs& args) {
+  require({.experts = args.logits.width, .experts_used = args.experts.width});
   at("choose_experts", args.site, {args.experts, args.weights});
   kernels_.choose_experts(
       *this, {floats(args.logits), args.rows, static_cast<int>(args.logits.width),
               static_cast<int>(args.experts.width), args.normalised, static_cast<float>(args.scale),
-  require({.experts = args.logits.width, .experts_used = args.experts.width});
               floats_out(args.experts), floats_out(args.weights)});
 }
 

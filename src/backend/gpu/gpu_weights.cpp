@@ -23,16 +23,12 @@ void upload(const WeightSource& source, size_t first, size_t bytes, std::byte* t
 }
 
 /// The file's rows go over in pieces of whole 16-row tiles; each is packed while the host reads the next.
-/// Returns how many values are not what the file has.
-uint64_t pack_matrix(const WeightSource& source, bool int8, const PackedMatrix& to, Device& device,
-                     const Launch& launch, DeviceMemory& staging) {
+void pack_matrix(const WeightSource& source, bool int8, const PackedMatrix& to, Device& device,
+                 const Launch& launch, DeviceMemory& staging, Losses::Counters* lost) {
   const Kernels& kernels = device.kernels();
   const int64_t row_bytes = file_row_bytes(source.type, source.cols);
   const int64_t piece = std::max<int64_t>(kStagingBytes / row_bytes / 16, 1) * 16;
-  const size_t counter = aligned(static_cast<size_t>(std::min(piece, source.rows) * row_bytes));
-  staging.reserve(device, counter + sizeof(uint64_t));
-  auto* inexact = reinterpret_cast<unsigned long long*>(staging.data() + counter);
-  device.zero(inexact, sizeof *inexact);
+  staging.reserve(device, aligned(static_cast<size_t>(std::min(piece, source.rows) * row_bytes)));
   for (int64_t first = 0; first < source.rows; first += piece) {
     const int64_t rows = std::min(piece, source.rows - first);
     upload(source, static_cast<size_t>(first * row_bytes), static_cast<size_t>(rows * row_bytes),
@@ -41,16 +37,12 @@ uint64_t pack_matrix(const WeightSource& source, bool int8, const PackedMatrix& 
     part.rows = rows;
     part.data += kernels.packed_bytes(to.type, first, to.cols);
     part.row_scale += first;
-    kernels.pack(launch, {source.type, staging.data(), row_bytes, part, int8, inexact});
+    kernels.pack(launch, {source.type, staging.data(), row_bytes, part, int8, &lost->inexact, &lost->unfit});
   }
-  if (source.type != quant::Type::BF16) return 0;
-  unsigned long long count = 0;
-  device.download(&count, inexact, sizeof count);
-  return count;
 }
 
 void load_matrices(const WeightSource& source, WeightMode mode, GpuWeight& weight, Device& device,
-                   const Launch& launch, DeviceMemory& staging) {
+                   const Launch& launch, DeviceMemory& staging, Losses& losses) {
   const Kernels& kernels = device.kernels();
   const bool int8 = mode == WeightMode::int8;
   const quant::Type type = kernel_type_of(weight.use, source.type, mode);
@@ -58,27 +50,35 @@ void load_matrices(const WeightSource& source, WeightMode mode, GpuWeight& weigh
   const size_t data_bytes = aligned(kernels.packed_bytes(type, rows, source.cols));
   const size_t each = data_bytes + scale_bytes(rows);
   weight.memory = DeviceMemory(device, each * static_cast<size_t>(source.experts));
-  uint64_t inexact = 0;
+  Losses::Counters* lost = losses.next(source);
   for (int64_t e = 0; e < source.experts; ++e) {
     const std::byte* at = weight.memory.data() + static_cast<size_t>(e) * each;
     weight.matrices.push_back({type, rows, source.cols, at, reinterpret_cast<const float*>(at + data_bytes)});
-    inexact += pack_matrix(source.experts > 1 ? source.expert(e) : source, int8, weight.matrices.back(),
-                           device, launch, staging);
+    pack_matrix(source.experts > 1 ? source.expert(e) : source, int8, weight.matrices.back(), device, launch,
+                staging, lost);
   }
   weight.resident =
       fmt::format("{}/16x256 tiles ({})", int8 ? "int8" : quant::traits(type).name, kernels.matrix_unit);
-  const int64_t values = source.rows * source.cols;
-  if (inexact > static_cast<uint64_t>(values / kInexact))
-    fail(
+}
+
+/// Of a tensor of so many values: why it cannot be used, or nothing; what is harmless is told.
+std::string refusal(const std::string& name, int64_t values, const Losses::Counters& lost) {
+  if (lost.unfit > 0)
+    return fmt::format(
+        "{}: {} blocks of 32 weights hold one that is not finite or past 8.3 million; --weights int8 expects "
+        "less",
+        name, lost.unfit);
+  if (lost.inexact > static_cast<uint64_t>(values / Losses::kInexact))
+    return fmt::format(
         "{}: {} of its {} values cannot be held, far below their row's largest or of a super-block with an "
         "infinite scale; expected at most one in {}: run with --weights f32",
-        source.name, inexact, values, kInexact);
-  if (inexact > 0)
+        name, lost.inexact, values, Losses::kInexact);
+  if (lost.inexact > 0)
     log::warning(
         "{}: {} of its {} values are not kept: rounded, by at most 2^-32 of their row's largest, or NaN, of "
-        "a "
-        "super-block with an infinite scale",
-        source.name, inexact, values);
+        "a super-block with an infinite scale",
+        name, lost.inexact, values);
+  return "";
 }
 
 }  // namespace
@@ -106,14 +106,14 @@ uint64_t gpu_weight_bytes(const Kernels& kernels, WeightUse use, quant::Type typ
 
 std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse use, WeightMode mode,
                                            Device& device, const Launch& launch, DeviceMemory& staging,
-                                           ReadBack& reader) {
+                                           ReadBack& reader, Losses& losses) {
   auto weight = std::make_unique<GpuWeight>();
   begin_weight(source, use, *weight);
   weight->reader = &reader;
   switch (use) {
     case WeightUse::matmul:
     case WeightUse::experts:
-      load_matrices(source, mode, *weight, device, launch, staging);
+      load_matrices(source, mode, *weight, device, launch, staging, losses);
       break;
     case WeightUse::embedding:
       weight->row_bytes = file_row_bytes(source.type, source.cols);
@@ -135,6 +135,29 @@ std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse
   return weight;
 }
 
+Losses::Counters* Losses::next(const WeightSource& source) {
+  if (tensors_.size() == kMost) tell();
+  memory_.reserve(device_, kMost * sizeof(Counters));
+  tensors_.push_back({source.name, source.rows * source.cols});
+  return memory_.data<Counters>() + (tensors_.size() - 1);
+}
+
+void Losses::tell() {
+  if (tensors_.empty()) return;
+  std::vector<Counters> counts(tensors_.size());
+  device_.download(counts.data(), memory_.data(), counts.size() * sizeof(Counters));
+  device_.zero(memory_.data(), counts.size() * sizeof(Counters));
+  const std::vector<Tensor> tensors = std::exchange(tensors_, {});
+  std::vector<std::string> wrong;
+  for (size_t i = 0; i < tensors.size(); ++i)
+    if (std::string why = refusal(tensors[i].name, tensors[i].values, counts[i]); !why.empty())
+      wrong.push_back(std::move(why));
+  if (wrong.empty()) return;
+  if (wrong.size() == 1) fail("{}", wrong.front());
+  const std::string headline = fmt::format("{} tensors do not fit {}", wrong.size(), device_.name());
+  throw Error(headline, std::move(wrong));
+}
+
 void ReadBack::unpack(const GpuWeight& weight, int64_t row, float* to) const {
   const Kernels& kernels = device_.kernels();
   if (!weight.matrices.empty()) {
@@ -151,6 +174,7 @@ void ReadBack::unpack(const GpuWeight& weight, int64_t row, float* to) const {
 
 void ReadBack::rows(const GpuWeight& weight, int64_t first, int64_t count, float* out) {
   const std::lock_guard lock(mutex_);
+  device_.stream();  // a launch goes to the thread's current device, and each thread has its own
   const size_t row_bytes = static_cast<size_t>(weight.cols) * sizeof(float);
   const int64_t piece = std::max<int64_t>(kPieceBytes / static_cast<int64_t>(row_bytes), 1);
   rows_.reserve(device_, static_cast<size_t>(std::min(piece, count)) * row_bytes);
@@ -163,4 +187,3 @@ void ReadBack::rows(const GpuWeight& weight, int64_t first, int64_t count, float
 }
 
 }  // namespace greta::gpu
-  device_.stream();  // a launch goes to the thread's current device, and each thread has its own

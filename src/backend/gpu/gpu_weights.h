@@ -88,11 +88,40 @@ uint64_t gpu_weight_bytes(const Kernels& kernels, WeightUse use, quant::Type typ
                           WeightMode mode);
 /// Bytes of the file that are on the device at once while a tensor is packed.
 inline constexpr int64_t kStagingBytes = int64_t{64} << 20;
-/// Errors: a byte count unlike the shape; more than one value in kInexact that is not kept
-/// (PackCall::inexact).
-inline constexpr int64_t kInexact = 1000;
+
+/// What packing could not keep of which tensor. It is counted on the device and read back for many tensors
+/// together: to wait for each would keep the next one's bytes from being on their way.
+class Losses {
+ public:
+  /// Tensors that are counted before somebody must be told.
+  static constexpr size_t kMost = 1024;
+  /// Of one value in so many a loss is told, of more it is an error.
+  static constexpr int64_t kInexact = 1000;
+  struct Counters {
+    unsigned long long inexact;  ///< PackCall's
+    unsigned long long unfit;
+  };
+
+  explicit Losses(Device& device) : device_(device) {}
+  /// One more tensor's, on the device; zeros.
+  Counters* next(const WeightSource& source);
+  /// Waits, and tells of all tensors since the last time. Errors: what --weights int8 cannot hold; more than
+  /// one value in kInexact that is not kept.
+  void tell();
+
+ private:
+  struct Tensor {
+    std::string name;
+    int64_t values;
+  };
+  Device& device_;
+  DeviceMemory memory_;  ///< [kMost]
+  std::vector<Tensor> tensors_;
+};
+
+/// Errors: a byte count unlike the shape; what Losses::tell() finds of others, where it is time for that.
 std::unique_ptr<GpuWeight> load_gpu_weight(const WeightSource& source, WeightUse use, WeightMode mode,
                                            Device& device, const Launch& launch, DeviceMemory& staging,
-                                           ReadBack& reader);
+                                           ReadBack& reader, Losses& losses);
 
 }  // namespace greta::gpu

@@ -211,6 +211,8 @@ struct PackCall {
   /// held as f16(d 2^e), where that is not d 2^e; and of super-blocks with an infinite scale, which become
   /// NaN. Zeroed by the caller.
   unsigned long long* inexact;
+  /// Where it is there: counts blocks of int8 with an element that is not finite, or whose d f16 cannot hold.
+  unsigned long long* unfit = nullptr;
 };
 struct UnpackCall {
   PackedMatrix from;

@@ -175,6 +175,8 @@ GRETA_DEVICE const uint8_t* source_row(const PackCall& call, int64_t row) {
 struct Int8Block {
   float inverse;   ///< 1 / d; 0: all codes are 0
   uint16_t scale;  ///< f16(d)
+
+  GRETA_DEVICE bool is_finite() const { return (scale & 0x7fffu) < 0x7c00u; }
 };
 GRETA_DEVICE Int8Block int8_block(const PackCall& call, int64_t row, int64_t first) {
   const uint8_t* from = source_row(call, row);
@@ -371,13 +373,16 @@ GRETA_KERNEL void pack_tiles(Mark mark, PackCall call) {
       const_cast<std::byte*>(call.to.data) +
       (static_cast<int64_t>(block_x()) * chunks_of(call.to.cols) + block_y()) * F::kTileBytes);
   if (call.int8) {
+    unsigned unfit = 0;
     for (int i = thread_index(); i < kTileRows * 8; i += kPackThreads) {
       const int64_t row = row0 + i / 8;
       const Int8Block block =
           row < call.to.rows ? int8_block(call, row, k0 + i % 8 * kInt8Block) : Int8Block{0.0f, 0};
       int8.inverse[i] = block.inverse;
       int8.scale[i] = block.scale;
+      if (!block.is_finite()) ++unfit;
     }
+    if (unfit > 0 && call.unfit != nullptr) atomic_add(call.unfit, unfit);
     barrier();
   }
   unsigned inexact = 0;
