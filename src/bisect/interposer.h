@@ -20,6 +20,7 @@ class Interposer : public Backend {
                                      int64_t cols) const override {
     return below_->refuses(use, type, rows, cols);
   }
+  std::vector<ShapeGap> lacks(const ModelShape& shape) const override { return below_->lacks(shape); }
   uint64_t resident_bytes(WeightUse use, quant::Type type, int64_t rows, int64_t cols) const override {
     return below_->resident_bytes(use, type, rows, cols);
   }

@@ -55,6 +55,16 @@ TEST_F(BisectCommand, WhatCannotBeDoneLeavesNothing) {
   }
 }
 
+/// With a fault or without, what a device cannot do is told by the plan.
+TEST_F(BisectCommand, AShapeThatTheDeviceLacksIsToldBeforeItRuns) {
+  model = make_model("wide.gguf", {"--head-dim", "320"});
+  for (const std::string subject : {"sim:32", "sim:32,fault=row-gain@1"}) {
+    const Outcome outcome = bisect({"--b", subject}, "wide");
+    EXPECT_EQ(outcome.status, 2) << outcome.out;
+    EXPECT_NE(outcome.err.find("on sim:32, got 320"), std::string::npos) << subject << ": " << outcome.err;
+  }
+}
+
 TEST_F(BisectCommand, APromptsFileIsWhatItsNameSays) {
   const auto prompt = [&](const std::string& name, const std::string& content) {
     write_file(folder / name, content);
