@@ -155,8 +155,8 @@ inline fakeError_t fakeFree(void* memory) {
   const auto found = fake.device_memory.find(static_cast<std::byte*>(memory));
   if (found == fake.device_memory.end()) return fake_status(fakeErrorInvalidValue);
   fake.device_bytes -= found->second;
+  delete[] found->first;
   fake.device_memory.erase(found);
-  delete[] static_cast<std::byte*>(memory);
   return fake_status(fakeSuccess);
 }
 inline fakeError_t fakeHostAlloc(void** memory, size_t bytes, unsigned) {
