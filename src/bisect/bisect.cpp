@@ -181,10 +181,9 @@ First first_of(const PromptVerdict& v) {
 /// What is not finite and stands before every finding, so that its operator is sound: the file has it.
 bool judge_nonfinite(PromptVerdict& v, const First& first, const std::optional<Place>& other_bits,
                      const Plan& truth) {
-  const auto &a = v.a.nonfinite, &b = v.b.nonfinite;
-  if (!a && !b) return false;
-  const char side = b && (!a || !(a->place < b->place)) ? 'b' : 'a';
-  const RunRecorder::NonFinite& value = side == 'b' ? *b : *a;
+  const auto [side, found] = first_nonfinite(v);
+  if (found == nullptr) return false;
+  const RunRecorder::NonFinite& value = *found;
   const Examined& run = side == 'b' ? v.b : v.a;
   if (first.finding != nullptr && !(value.place < first.finding->place)) return false;
   if (other_bits && *other_bits < value.place) return false;
@@ -594,6 +593,12 @@ void require_model(const ModelFile& model) {
   options.context = 1;  // whether a run's context fits is for its device to say
   options.chunk = 1;
   require_fit(Engine::plan(model, *make_backend("reference", plain), options), model.file);
+}
+
+FirstNonFinite first_nonfinite(const PromptVerdict& v) {
+  const auto &a = v.a.nonfinite, &b = v.b.nonfinite;
+  if (b && (!a || !(a->place < b->place))) return {'b', &*b};
+  return {'a', a ? &*a : nullptr};
 }
 
 BisectResult bisect(const BisectOptions& options) {

@@ -70,6 +70,13 @@ BisectResult bisect(const BisectOptions& options);
 /// Refuses a model that the reference cannot plan: a line for each mismatch.
 void require_model(const ModelFile& model);
 
+/// The first value of both sides that is not finite; null where there is none.
+struct FirstNonFinite {
+  char side = 'a';
+  const RunRecorder::NonFinite* value = nullptr;
+};
+FirstNonFinite first_nonfinite(const PromptVerdict& verdict);
+
 /// How much was judged: "none in 5 of 80 outputs; ..." where outputs were sampled; empty where nothing was
 /// judged.
 std::string coverage_of(const PromptVerdict& verdict);

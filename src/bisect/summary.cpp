@@ -362,14 +362,11 @@ Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_
   json["counts"] = counts_json(v, result.a.hp.layers);
   json["judging"] = judging_json(v);
   json["nonfinite"] = nullptr;
-  const auto &na = v.a.nonfinite, &nb = v.b.nonfinite;
-  if (na || nb) {
-    const bool of_b = nb && (!na || !(na->place < nb->place));
-    const auto& n = of_b ? *nb : *na;
-    json["nonfinite"] = place_json(n.place);
-    json["nonfinite"]["side"] = of_b ? "b" : "a";
-    json["nonfinite"]["index"] = n.index;
-    json["nonfinite"]["value"] = number(n.value);
+  if (const auto [side, n] = first_nonfinite(v); n != nullptr) {
+    json["nonfinite"] = place_json(n->place);
+    json["nonfinite"]["side"] = std::string(1, side);
+    json["nonfinite"]["index"] = n->index;
+    json["nonfinite"]["value"] = number(n->value);
   }
   const auto hashes = [](const Examined& run) {
     const bool ran = !run.fed.empty();
