@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/run_binary.h"
+#include "gpu_devices.h"
 
 namespace greta::test {
 namespace {
@@ -57,6 +58,7 @@ TEST_F(BisectCommand, WhatCannotBeDoneLeavesNothing) {
 
 /// With a fault or without, what a device cannot do is told by the plan.
 TEST_F(BisectCommand, AShapeThatTheDeviceLacksIsToldBeforeItRuns) {
+  if (!has_sim()) GTEST_SKIP() << "this build has no emulation";
   model = make_model("wide.gguf", {"--head-dim", "320"});
   for (const std::string subject : {"sim:32", "sim:32,fault=row-gain@1"}) {
     const Outcome outcome = bisect({"--b", subject}, "wide");
