@@ -88,8 +88,12 @@ void Matmul::cut_items(Plan& plan) const {
   for (const Part& part : plan.outputs()) all_groups += part.groups;
   for (Part& part : std::span(plan.parts).first(static_cast<size_t>(plan.count))) {
     const bool integers = part.integers();
-    part.item_groups =
-        integers ? kItemGroups : std::clamp<int64_t>(kFloatBytes / part.weight().group_size, 1, kItemGroups);
+    part.item_groups = kItemGroups;
+    if (!integers) {
+      const int64_t together = kernels_.float_together / kLanes;
+      part.item_groups = std::clamp<int64_t>(
+          ceil_div(kFloatBytes / part.weight().group_size, together) * together, together, kItemGroups);
+    }
     part.item_groups = std::clamp<int64_t>(all_groups / (threads * 4), 1, part.item_groups);
     if (integers) part.item_groups = ceil_div(part.item_groups, kernels_.tile_groups) * kernels_.tile_groups;
     part.row_items = ceil_div(part.groups, part.item_groups);

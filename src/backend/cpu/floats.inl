@@ -101,31 +101,37 @@ inline void float_strips(const FloatJob& job, int64_t strip, int64_t token) {
 // sums (all 16 lanes) wait in scratch from one panel to the next. Panel and x of a register tile fit the
 // first cache.
 inline constexpr int kPanelStrips = 8 / kFloatRows, kPanelK = 512;
-inline constexpr int kTogetherStrips = 32 / kFloatRows, kFloatBlock = 96;
-static_assert((8 * kPanelK + 32 * kFloatBlock * kLanes) * 4 <= kMatmulScratch);
-static_assert(8 % kFloatRows == 0 && kFloatBlock % kFloatTokens == 0);
+inline constexpr int kTogetherStrips = kTogetherRows / kFloatRows, kFloatBlock = 96;
+static_assert((8 * kPanelK + kTogetherRows * kFloatBlock * kLanes) * 4 <= kMatmulScratch);
+static_assert(8 % kFloatRows == 0 && kPanelStrips % kTileStrips == 0 && kFloatBlock % kFloatTokens == 0);
 
-// `vectors` of K; panel: [vectors][kFloatRows][16], x: [vectors][T][16], sums: [kFloatRows][kFloatBlock][16].
+// A register tile of S strips and T tokens. `vectors` of K; panel: [vectors][S kFloatRows][16],
+// x: [vectors][T][16], sums: [S kFloatRows][T][16].
 // Ask: as much of x is asked for from `next` on.
-template <int T, bool Ask>
+template <int S, int T, bool Ask>
 [[gnu::noinline]] void panel_tile(const float* panel, const float* x, int vectors, bool first, float* sums,
                                   const float* next) {
-  constexpr int R = kFloatRows;
-  VF acc[R][T];
-  unroll<R>([&](auto r) {
-    unroll<T>([&](auto t) { acc[r][t] = first ? zero() : load(sums + (r * kFloatBlock + t) * kLanes); });
-  });
-  for (int i = 0; i < vectors; ++i) {
-    fma_outer<R, T>(acc, panel, x);
-    if constexpr (Ask) {
-      unroll<T>([&](auto t) { fetch_to_second(next + t * kLanes); });
-      next += T * kLanes;
+  constexpr int R = S * kFloatRows;
+  unroll<kPasses>([&](auto pass) GRETA_INLINE {
+    constexpr int kLane = pass * (kLanes / kPasses);
+    const float *w = panel + kLane, *v = x + kLane;
+    float* const to = sums + kLane;
+    VP acc[R][T];
+    unroll<R>([&](auto r) GRETA_INLINE {
+      unroll<T>([&](auto t)
+                    GRETA_INLINE { acc[r][t] = first ? VP{} : load_part(to + (r * T + t) * kLanes); });
+    });
+    for (int i = 0; i < vectors; ++i) {
+      fma_outer<R, T>(acc, w, v);
+      if constexpr (Ask && pass == 0)
+        unroll<T>([&](auto t) GRETA_INLINE { fetch_to_second(next + (i * T + t) * kLanes); });
+      w += R * kLanes;
+      v += T * kLanes;
     }
-    panel += R * kLanes;
-    x += T * kLanes;
-  }
-  unroll<R>(
-      [&](auto r) { unroll<T>([&](auto t) { store(sums + (r * kFloatBlock + t) * kLanes, acc[r][t]); }); });
+    unroll<R>([&](auto r) GRETA_INLINE {
+      unroll<T>([&](auto t) GRETA_INLINE { store_part(to + (r * T + t) * kLanes, acc[r][t]); });
+    });
+  });
 }
 
 // body(Index<tokens>{}), Least <= tokens <= T.
@@ -146,27 +152,39 @@ inline const uint8_t* panel_after(const FloatJob& job, int64_t strip, int end, i
   return strip_at(job, strip + strips, 0);
 }
 
+// Strips [first, end) from k on as FP32: [register tile][vectors][rows of the tile][16].
+template <FloatType W>
+inline void fill_panel(const FloatJob& job, int64_t first, int64_t end, int64_t k, int vectors,
+                       float* panel) {
+  for (int64_t tile = first; tile < end; tile += kTileStrips) {
+    const int strips = end - tile < kTileStrips ? 1 : kTileStrips;
+    for (int s = 0; s < strips; ++s) {
+      const RowOffsets rows(job, tile + s);
+      const uint8_t* from = strip_at(job, tile + s, k);
+      float* to = panel + s * kFloatRows * kLanes;
+      for (int i = 0; i < vectors; ++i, from += job.weights.sixteen, to += strips * kFloatRows * kLanes)
+        unroll<kFloatRows>([&](auto r) { store(to + r * kLanes, load_weights<W>(from + rows.of[r])); });
+    }
+    panel += kTileStrips * kFloatRows * kPanelK;
+  }
+}
+
 // `strips` strips, kTogetherStrips at most, times the tokens of a block: a panel of some as FP32 before the
 // next part of K, while that part of x is near: the first of them asks for it tile by tile (K = 5632: 11 %
-// more). A part of the next panel's weights is asked for with each tile.
+// more). A part of the next panel's weights is asked for with each tile. Sums: [token tile][row][T][16].
 template <FloatType W>
 inline void float_block(const FloatJob& job, int64_t strip, int strips, int64_t token, int tokens,
                         float* panel, float* sums) {
-  constexpr int kFloats = kFloatRows * kPanelK;  // of a strip's panel
+  constexpr int kTile = kTileStrips * kFloatRows * kPanelK;  // floats of a register tile's panel
   const Lines<W> lines(job);
-  const auto sums_of = [&](int s, int t) { return sums + (s * kFloatRows * kFloatBlock + t) * kLanes; };
+  // of the tile of `some` tokens from t on and row r on
+  const auto sums_of = [&](int r, int t, int some) { return sums + (t * kTogetherRows + r * some) * kLanes; };
   for (int64_t k = 0; k < job.k; k += kPanelK) {
     const int64_t left = padded_k(job) - k;
     const int vectors = static_cast<int>(left < kPanelK ? left : kPanelK) / kLanes;
     for (int first = 0; first < strips; first += kPanelStrips) {
       const int end = strips - first < kPanelStrips ? strips : first + kPanelStrips;
-      for (int s = first; s < end; ++s) {
-        const RowOffsets rows(job, strip + s);
-        const uint8_t* from = strip_at(job, strip + s, k);
-        float* to = panel + (s - first) * kFloats;
-        for (int i = 0; i < vectors; ++i, from += job.weights.sixteen, to += kFloatRows * kLanes)
-          unroll<kFloatRows>([&](auto r) { store(to + r * kLanes, load_weights<W>(from + rows.of[r])); });
-      }
+      fill_panel<W>(job, strip + first, strip + end, k, vectors, panel);
       constexpr int kPiece =
           (kPanelK / kLanes * kFloatTokens + kFloatBlock - 1) / kFloatBlock;  // vectors of K
       const uint8_t* ahead = panel_after(job, strip, end, strips, k);
@@ -178,10 +196,18 @@ inline void float_block(const FloatJob& job, int64_t strip, int strips, int64_t 
         for_tokens<kFloatTokens>(tokens - t < kFloatTokens ? tokens - t : kFloatTokens, [&](auto some) {
           const float* x = job.x + (token + t) * padded_k(job) + k * some;
           const float* next = x + some * padded_k(job);
-          for (int s = first; s < end; ++s) {
-            constexpr auto kTile = panel_tile<some.value, false>, kTileOfNew = panel_tile<some.value, true>;
-            (s == 0 ? kTileOfNew : kTile)(panel + (s - first) * kFloats, x, vectors, k == 0, sums_of(s, t),
-                                          next);
+          for (int s = first; s < end; s += kTileStrips) {
+            constexpr int T = some;
+            const float* w = panel + (s - first) / kTileStrips * kTile;
+            float* const of = sums_of(s * kFloatRows, t, T);
+            const auto run = [&](auto width) {
+              (s == 0 ? panel_tile<width.value, T, true>
+                      : panel_tile<width.value, T, false>)(w, x, vectors, k == 0, of, next);
+            };
+            if (end - s < kTileStrips)
+              run(Index<1>{});
+            else
+              run(Index<kTileStrips>{});
           }
         });
       }
@@ -190,13 +216,17 @@ inline void float_block(const FloatJob& job, int64_t strip, int strips, int64_t 
   const int64_t row = strip * kFloatRows, left = job.rows - row;
   const int rows = left < strips * kFloatRows ? static_cast<int>(left) : strips * kFloatRows;
   for (int t = 0; t < tokens; ++t) {
+    const int tile = t / kFloatTokens * kFloatTokens;
+    const int some = tokens - tile < kFloatTokens ? tokens - tile : kFloatTokens;
+    const float* of = sums_of(0, tile, some) + (t - tile) * kLanes;
+    const int64_t stride = some * kLanes;  // of rows
     int r = 0;
     for (; r + kLanes <= rows; r += kLanes) {
-      VF y = reduce_rows(sums + (r * kFloatBlock + t) * kLanes, kFloatBlock * kLanes, kLanes);
+      VF y = reduce_rows(of + r * stride, stride, kLanes);
       if (job.bias != nullptr) y = add(y, load(job.bias + row + r));
       store(job.out + (token + t) * job.rows + row + r, y);
     }
-    for (; r < rows; ++r) store_output(job, row + r, token + t, load(sums + (r * kFloatBlock + t) * kLanes));
+    for (; r < rows; ++r) store_output(job, row + r, token + t, load(of + r * stride));
   }
 }
 

@@ -20,7 +20,7 @@ inline constexpr int kBlockTokens = 264;
 /// A step of one group unpacked: 16-bit codes and two sub-blocks a unit at most.
 inline constexpr int kPanelBytes = kStepUnits * (kUnit * kLanes * 2 + 2 * 2 * kLanes * 4);
 /// Scratch of integer_tile and float_matmul: panels, then the sums of a block.
-inline constexpr int kMatmulScratch = 208 << 10;
+inline constexpr int kMatmulScratch = 400 << 10;
 /// Integer weight types, the index of the kernel arrays.
 inline constexpr int kIntegerTypes = 10;
 enum IntegerType : int { kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K };
@@ -168,8 +168,9 @@ struct KernelTable {
   void (*round_to[kFloatTypes])(const float* x, int64_t n, void* out);
 
   // matmul
-  int float_rows;    ///< rows of a strip of float weights (packed.h), divides 8
-  int float_tokens;  ///< tokens of a tile of FloatJob::x
+  int float_rows;      ///< rows of a strip of float weights (packed.h), divides 8
+  int float_tokens;    ///< tokens of a tile of FloatJob::x
+  int float_together;  ///< rows that a block of tokens passes together: groups of 16
   /// Rows [row0, row1), row0 a strip's first, x tokens [token0, token1), whole tiles; scratch: kMatmulScratch
   /// bytes.
   void (*float_matmul[kFloatTypes])(const FloatJob& job, int64_t row0, int64_t row1, int64_t token0,

@@ -9,7 +9,9 @@ struct VI {
 using VB = VI;  // 64 bytes: byte 4 * row + j
 
 inline constexpr int kFloatRows = 2, kFloatTokens = 3;
-inline constexpr int kStripsOfOne = 2;  // of kFloatRows rows: what one token takes side by side
+inline constexpr int kStripsOfOne = 2;    // of kFloatRows rows: what one token takes side by side
+inline constexpr int kTileStrips = 2;     // the same of a register tile of many tokens
+inline constexpr int kTogetherRows = 32;  // of a block of tokens: its sums take 192 KiB of the second cache
 inline constexpr int kKeyVectors = 1, kQueries = 4;
 inline constexpr int kTileGroups = 1, kTileTokens = 4;  // register tile of the integer matmul
 inline constexpr const char* kIsaName = "avx2";
@@ -137,21 +139,26 @@ inline int32_t reduce_maxi(VI x) {
   return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
 }
 
-// acc[r][t] = fma(w[r], x[t], acc[r][t]); w: [R][16], x: [T][16]. A half of the lanes at a time: 12 sums, two
-// weights and one x fit 16 registers.
+// What a register tile of many tokens takes through K at a time: eight of the 16 lanes, then the other eight,
+// so that twelve sums, three x and a weight fill the 16 registers: 7 loads for 12 products. (All 16 at once,
+// two rows: 10.)
+using VP = __m256;
+inline constexpr int kPasses = 2;
+inline VP load_part(const float* p) { return _mm256_loadu_ps(p); }
+inline void store_part(float* p, VP x) { _mm256_storeu_ps(p, x); }
+
+// acc[r][t] = fma(w[r], x[t], acc[r][t]) of a pass's lanes; w: [R][16], x: [T][16], both from these lanes on.
 template <int R, int T>
-[[gnu::always_inline]] inline void fma_outer(VF (&acc)[R][T], const float* w, const float* x) {
-  unroll<2>([&](auto half) {
-    __m256 weights[R];
-    unroll<R>([&](auto r) { weights[r] = _mm256_loadu_ps(w + r * 16 + half * 8); });
-    unroll<T>([&](auto t) {
-      __m256 v = _mm256_loadu_ps(x + t * 16 + half * 8);
-      asm("" : "+x"(v));  // or GCC loads it once for each row
-      unroll<R>([&](auto r) {
-        __m256& sum = half == 0 ? acc[r][t].a : acc[r][t].b;
-        sum = _mm256_fmadd_ps(weights[r], v, sum);
-      });
-    });
+[[gnu::always_inline]] inline void fma_outer(VP (&acc)[R][T], const float* w, const float* x) {
+  VP v[T];
+  unroll<T>([&](auto t) GRETA_INLINE {
+    v[t] = load_part(x + t * 16);
+    asm("" : "+x"(v[t]));  // or GCC loads it once for each row
+  });
+  unroll<R>([&](auto r) GRETA_INLINE {
+    VP weights = load_part(w + r * 16);
+    asm("" : "+x"(weights));
+    unroll<T>([&](auto t) GRETA_INLINE { acc[r][t] = _mm256_fmadd_ps(weights, v[t], acc[r][t]); });
   });
 }
 

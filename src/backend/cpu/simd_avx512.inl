@@ -5,7 +5,9 @@ using VI = __m512i;  // 16 int32 lanes
 using VB = __m512i;  // 64 bytes: byte 4 * row + j
 
 inline constexpr int kFloatRows = 4, kFloatTokens = 6;  // register tile of the float matmul
-inline constexpr int kStripsOfOne = 2;               // of kFloatRows rows: what one token takes side by side
+inline constexpr int kStripsOfOne = 2;    // of kFloatRows rows: what one token takes side by side
+inline constexpr int kTileStrips = 1;     // the same of a register tile of many tokens
+inline constexpr int kTogetherRows = 64;  // of a block of tokens: its sums take 384 KiB of the second cache
 inline constexpr int kKeyVectors = 4, kQueries = 6;  // register tile of attention: 16-key vectors x queries
 inline constexpr int kTileGroups = 2, kTileTokens = 6;  // register tile of the integer matmul
 inline constexpr const char* kIsaName = "avx512";
@@ -88,9 +90,15 @@ inline VI to_int(VF x) { return _mm512_cvtps_epi32(x); }  // nearest even (the d
 // p 2^n as simd_plain.inl has it
 inline VF times_power(VF p, VF n) { return _mm512_scalef_ps(p, n); }
 
+// What a register tile of many tokens takes through K at a time: all 16 lanes.
+using VP = VF;
+inline constexpr int kPasses = 1;
+inline VP load_part(const float* p) { return load(p); }
+inline void store_part(float* p, VP x) { store(p, x); }
+
 // acc[r][t] = fma(w[r], x[t], acc[r][t]); w: [R][16], x: [T][16].
 template <int R, int T>
-[[gnu::always_inline]] inline void fma_outer(VF (&acc)[R][T], const float* w, const float* x) {
+[[gnu::always_inline]] inline void fma_outer(VP (&acc)[R][T], const float* w, const float* x) {
   VF weights[R];
   unroll<R>([&](auto r) { weights[r] = load(w + r * 16); });
   unroll<T>([&](auto t) {

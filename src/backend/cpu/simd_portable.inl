@@ -11,7 +11,9 @@ struct alignas(64) VB {
 };
 
 inline constexpr int kFloatRows = 2, kFloatTokens = 2;
-inline constexpr int kStripsOfOne = 1;  // of kFloatRows rows: what one token takes side by side
+inline constexpr int kStripsOfOne = 1;    // of kFloatRows rows: what one token takes side by side
+inline constexpr int kTileStrips = 1;     // the same of a register tile of many tokens
+inline constexpr int kTogetherRows = 32;  // of a block of tokens: its sums take 192 KiB of the second cache
 inline constexpr int kKeyVectors = 1, kQueries = 2;
 inline constexpr int kTileGroups = 1, kTileTokens = 4;  // tile of the integer matmul
 inline constexpr const char* kIsaName = "portable";
@@ -157,9 +159,15 @@ inline int32_t reduce_maxi(VI x) {
   for (const int32_t value : x.v) most = value > most ? value : most;
   return most;
 }
+// What a register tile of many tokens takes through K at a time: all 16 lanes.
+using VP = VF;
+inline constexpr int kPasses = 1;
+inline VP load_part(const float* p) { return load(p); }
+inline void store_part(float* p, VP x) { store(p, x); }
+
 // acc[r][t] = fma(w[r], x[t], acc[r][t]); w: [R][16], x: [T][16].
 template <int R, int T>
-inline void fma_outer(VF (&acc)[R][T], const float* w, const float* x) {
+inline void fma_outer(VP (&acc)[R][T], const float* w, const float* x) {
   VF weights[R];
   unroll<R>([&](auto r) { weights[r] = load(w + r * 16); });
   unroll<T>([&](auto t) {

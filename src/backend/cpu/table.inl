@@ -28,6 +28,7 @@ constexpr KernelTable kTable = {
     .round_to = {round_f32, round_f16, round_bf16},
     .float_rows = kFloatRows,
     .float_tokens = kFloatTokens,
+    .float_together = kTogetherRows,
     .float_matmul = {float_matmul<kF32>, float_matmul<kF16>, float_matmul<kBF16>},
     .pack_group = GRETA_INTEGER_KERNELS(pack_group, ),
     .round_tile = {round_tile<false>, round_tile<true>},
