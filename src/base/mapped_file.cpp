@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <openssl/evp.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -35,17 +36,22 @@ std::string describe_target(const std::string& path) {
   return fmt::format("{} -> {}", path, std::string(target, static_cast<size_t>(n)));
 }
 
+void require_no_nul(const std::string& path) {
+  if (path.find('\0') != std::string::npos) fail("the path holds a NUL byte at offset {}", path.find('\0'));
+}
+
 }  // namespace
 
 std::string resolve_path(const std::string& path) {
-  if (path.find('\0') != std::string::npos) fail("the path holds a NUL byte at offset {}", path.find('\0'));
+  require_no_nul(path);
   const std::unique_ptr<char, decltype(&std::free)> real(::realpath(path.c_str(), nullptr), &std::free);
   if (!real) fail("cannot open {}: {}", describe_target(path), std::strerror(errno));
   return real.get();
 }
 
 MappedFile::MappedFile(const std::string& path) : real_path_(resolve_path(path)) {
-  Descriptor file{::open(real_path_.c_str(), O_RDONLY | O_CLOEXEC)};
+  // Nothing is waited for: a pipe without a writer would be.
+  Descriptor file{::open(real_path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (file.fd < 0) fail("cannot open {}: {}", real_path_, std::strerror(errno));
   struct stat info {};
   if (::fstat(file.fd, &info) != 0) fail("cannot read {}: {}", real_path_, std::strerror(errno));
@@ -98,17 +104,24 @@ void MappedFile::read(std::span<const std::byte> part, std::byte* to) const {
   }
 }
 
+bool wait_until_ready(int fd, short events) {
+  if (errno != EAGAIN && errno != EWOULDBLOCK) return false;
+  pollfd waited{fd, events, 0};
+  return ::poll(&waited, 1, -1) > 0 || errno == EINTR;
+}
+
 std::string read_whole_file(const std::string& path) {
   const bool standard_input = path == "-";
-  const Descriptor file{standard_input ? ::dup(STDIN_FILENO)
-                                       : ::open(resolve_path(path).c_str(), O_RDONLY | O_CLOEXEC)};
-  if (file.fd < 0) fail("cannot open {}: {}", path, std::strerror(errno));
+  require_no_nul(path);
+  // By the path as it is: what a shell's <(command) names, /dev/fd/N, has no other.
+  const Descriptor file{standard_input ? ::dup(STDIN_FILENO) : ::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (file.fd < 0) fail("cannot open {}: {}", describe_target(path), std::strerror(errno));
   std::string text;
   char buffer[1 << 16];
   for (;;) {
     const ssize_t n = ::read(file.fd, buffer, sizeof buffer);
     if (n == 0) return text;
-    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && (errno == EINTR || wait_until_ready(file.fd, POLLIN))) continue;
     if (n < 0) fail("cannot read {}: {}", standard_input ? "standard input" : path, std::strerror(errno));
     text.append(buffer, static_cast<size_t>(n));
   }

@@ -39,6 +39,10 @@ class MappedFile {
 /// `path` with every symbolic link resolved. Errors: the path that was tried and the system's reason.
 std::string resolve_path(const std::string& path);
 
+/// Whether errno, as a read or write of `fd` left it, says that it would have had to wait; then it has waited
+/// (events: as poll has them).
+bool wait_until_ready(int fd, short events);
+
 /// A whole file, byte for byte; "-" is standard input. Errors as above.
 std::string read_whole_file(const std::string& path);
 

@@ -1,4 +1,7 @@
 // From main to a command, and from whatever it throws to an exit status.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <exception>
 #include <new>
 #include <string>
@@ -83,9 +86,17 @@ int guarded_main(const std::vector<std::string>& arguments) {
   return status;
 }
 
+/// A standard stream that is closed would be the next file that is opened. What stands in fails to read and
+/// to write, as a closed one does.
+void fill_standard_streams() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::fcntl(fd, F_GETFD) < 0) (void)::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 }  // namespace
 
 int run_main(int argc, char** argv) {
+  fill_standard_streams();
   install_signal_handlers();
   try {
     return guarded_main(std::vector<std::string>(argv + (argc > 0 ? 1 : 0), argv + argc));

@@ -50,6 +50,8 @@ std::string bash() {
   std::string out =
       "# Completion of greta for bash.\n_greta() {\n"
       "  local word=\"${COMP_WORDS[COMP_CWORD]}\" before=\"${COMP_WORDS[COMP_CWORD-1]}\"\n"
+      "  if [ \"$word\" = = ]; then word=\"\"; fi\n"  // --option=value is three words to bash
+      "  if [ \"$before\" = = ]; then before=\"${COMP_WORDS[COMP_CWORD-2]}\"; fi\n"
       "  if [ \"$COMP_CWORD\" -eq 1 ]; then\n";
   out += fmt::format("    COMPREPLY=($(compgen -W \"{} {}\" -- \"$word\")); return\n  fi\n",
                      fmt::join(command_names(), " "), words_of(Command::top));

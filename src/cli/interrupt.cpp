@@ -31,9 +31,14 @@ void install_signal_handlers() {
   action.sa_handler = on_signal;
   sigemptyset(&action.sa_mask);
   action.sa_flags = SA_RESTART;
-  ::sigaction(SIGINT, &action, nullptr);
-  ::sigaction(SIGTERM, &action, nullptr);
-  ::signal(SIGPIPE, SIG_IGN);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction inherited = {};
+    ::sigaction(number, nullptr, &inherited);
+    // A shell's background job does not hear its Ctrl-C, nor a job of nohup the hanging up.
+    if (inherited.sa_handler != SIG_IGN) ::sigaction(number, &action, nullptr);
+  }
+  ::signal(SIGPIPE, SIG_IGN);  // a write says so
+  ::signal(SIGXFSZ, SIG_IGN);
 }
 
 InterruptGuard::InterruptGuard() { guards.fetch_add(1); }

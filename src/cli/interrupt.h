@@ -10,7 +10,8 @@ inline constexpr int kInterruptedStatus = 130;
 /// Thrown where work looks at the flag and there is nothing to keep.
 struct Interrupted {};
 
-/// SIGINT and SIGTERM are handled from here on, SIGPIPE is ignored.
+/// SIGINT, SIGTERM and SIGHUP are handled from here on, but those that the parent has ignored; a write into a
+/// closed pipe or past a size limit fails, and ends nothing.
 void install_signal_handlers();
 
 /// While one lives, the first Ctrl-C only raises the flag; the second ends the program.

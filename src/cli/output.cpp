@@ -1,6 +1,7 @@
 #include "cli/output.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -9,6 +10,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/mapped_file.h"
 #include "base/partial_file.h"
 #include "base/text.h"
 
@@ -33,7 +35,7 @@ void flush_output() {
   const std::string text = std::exchange(pending(), {});
   for (size_t done = 0; done < text.size();) {
     const ssize_t n = ::write(STDOUT_FILENO, text.data() + done, text.size() - done);
-    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && (errno == EINTR || wait_until_ready(STDOUT_FILENO, POLLOUT))) continue;
     if (n < 0 && errno == EPIPE) throw ClosedPipe();
     if (n < 0) fail("cannot write to standard output: {}", std::strerror(errno));
     done += static_cast<size_t>(n);

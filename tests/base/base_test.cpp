@@ -1,5 +1,8 @@
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -12,6 +15,7 @@
 #include <memory>
 #include <numeric>
 #include <stdexcept>
+#include <thread>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -264,6 +268,33 @@ TEST(MappedFile, NamesWhatIsWrong) {
   std::filesystem::create_symlink("nowhere", folder / "link");
   EXPECT_NE(message(folder / "link").find("link -> nowhere"), std::string::npos);
   EXPECT_NE(message("/dev/null").find("not a regular file"), std::string::npos);
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  EXPECT_NE(message(folder / "pipe").find("not a regular file"), std::string::npos) << "and nobody waits";
+}
+
+/// As a shell's <(command) names one, and as a parent with an event loop leaves one.
+TEST(WholeFile, IsReadFromAPipe) {
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+  std::thread writer([&] {
+    for (const char* part : {"GRE", "TA"}) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(30));  // the reader has nothing until then
+      EXPECT_EQ(::write(ends[1], part, std::strlen(part)), static_cast<ssize_t>(std::strlen(part)));
+    }
+    ::close(ends[1]);
+  });
+  const int kept = ::dup(STDIN_FILENO);
+  ::dup2(ends[0], STDIN_FILENO);  // opened anew, as /dev/fd/N, it would block
+  EXPECT_EQ(read_whole_file("-"), "GRETA");
+  ::dup2(kept, STDIN_FILENO);
+  ::close(kept);
+  writer.join();
+  ::close(ends[0]);
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  EXPECT_EQ(::write(ends[1], "GRETA", 5), 5);
+  ::close(ends[1]);
+  EXPECT_EQ(read_whole_file("/dev/fd/" + std::to_string(ends[0])), "GRETA");
+  ::close(ends[0]);
 }
 
 /// Cut off, the mapping is a fault to touch: read() says so instead.

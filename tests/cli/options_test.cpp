@@ -84,7 +84,11 @@ TEST(Options, BashAcceptsTheCompletion) {
       "bash -c 'source \"$1\" && COMP_WORDS=(greta run --max) COMP_CWORD=2 && _greta 2>/dev/null; "
       "[ \"${COMPREPLY[*]}\" = --max-tokens ] && COMP_WORDS=(greta run --isa av) COMP_CWORD=3 && _greta "
       "2>/dev/null; "
-      "[ \"${COMPREPLY[*]}\" = \"avx512 avx2\" ]' bash " +
+      "[ \"${COMPREPLY[*]}\" = \"avx512 avx2\" ] && COMP_WORDS=(greta run --weights = i) COMP_CWORD=4 && "
+      "_greta "
+      "2>/dev/null; [ \"${COMPREPLY[*]}\" = int8 ] && COMP_WORDS=(greta run --weights =) COMP_CWORD=3 && "
+      "_greta "
+      "2>/dev/null; [ \"${COMPREPLY[*]}\" = \"stored f32 int8\" ]' bash " +
       folder / "completion";
   EXPECT_EQ(std::system(script.c_str()), 0);
 }

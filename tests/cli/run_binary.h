@@ -33,7 +33,8 @@ struct RunOptions {
   size_t close_pipe_after = SIZE_MAX;  ///< bytes of standard output after which the reader goes away
   /// Told all output so far whenever some came; may send signals to the process.
   std::function<void(pid_t process, const std::string& out, const std::string& err)> watch = {};
-  double seconds = 120.0;  ///< then it is killed
+  std::function<void()> prepare = {};  ///< called in the new process: limits, signals, descriptors
+  double seconds = 120.0;              ///< then it is killed
 };
 
 /// A process with pipes on its standard streams.
@@ -56,6 +57,7 @@ class Process {
       ::dup2(err[1], 2);
       if (options.close_stdout) ::close(1);
       ::signal(SIGPIPE, SIG_DFL);
+      if (options.prepare) options.prepare();
       std::vector<char*> argv = {const_cast<char*>(GRETA_BINARY)};
       for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
       argv.push_back(nullptr);
