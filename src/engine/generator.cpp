@@ -155,6 +155,7 @@ class Scheduler {
     for (size_t i = 0; i < rows.size(); ++i)
       choose(*slots_[static_cast<size_t>(rows[i].sequence)], i, rows[i].position);
     account(feeds, decoding, seconds_since(start));
+    deliver();
   }
 
   /// A call that carries any prompt counts as prefill; its decoding rows ride along and are not timed as
@@ -195,7 +196,13 @@ class Scheduler {
   void show(Active& active, const std::string& text) {
     if (text.empty()) return;
     active.result.text += text;
-    if (hooks_.on_text) hooks_.on_text(active.index, text);
+    shown_.emplace_back(active.index, text);
+  }
+
+  /// Outside of what is timed: whoever takes the text takes the time he likes.
+  void deliver() {
+    for (const auto& [index, text] : std::exchange(shown_, {}))
+      if (hooks_.on_text) hooks_.on_text(index, text);
   }
 
   void retire() {
@@ -206,6 +213,7 @@ class Scheduler {
         show(*active, active->filter.push(active->decoder.finish()));
         if (active->filter.stopped()) active->finished = Finish::stop_string;
         show(*active, active->filter.finish());
+        deliver();
       }
       active->result.finish = *active->finished;
       results_[active->index] = std::move(active->result);
@@ -221,6 +229,7 @@ class Scheduler {
   GenerateStats* stats_;
   std::vector<std::unique_ptr<Active>> slots_;  ///< one for each sequence of the engine
   std::vector<Generation> results_;
+  std::vector<std::pair<size_t, std::string>> shown_;  ///< request and text, not delivered yet
   size_t next_ = 0;
   int64_t prompt_tokens_ = 0;
   int64_t prompt_done_ = 0;

@@ -22,8 +22,11 @@ void refuse_nans(std::span<const float> logits) {
     if (std::isnan(logits[i])) fail("the logits hold a NaN at token {}: no token can be chosen", i);
 }
 
-[[noreturn]] void refuse_infinite(size_t count) {
-  fail("no finite logit among {} to choose a token from", count);
+/// `largest`: the largest logit, the first token that has it.
+void require_finite(double largest, TokenId token, size_t count) {
+  if (largest == std::numeric_limits<double>::infinity())
+    fail("the logit of token {} is infinite: no token can be chosen", token);
+  if (!std::isfinite(largest)) fail("no finite logit among {} to choose a token from", count);
 }
 
 /// Larger first; ties to the lower id. No NaN reaches it.
@@ -42,8 +45,9 @@ TokenId first_largest(std::span<const float> logits) {
   }
   if (nans < 0) refuse_nans(logits);
   const auto value = std::bit_cast<float>(largest ^ (largest >> 31 & 0x7fffffff));
-  if (logits.empty() || !std::isfinite(value)) refuse_infinite(logits.size());
-  return static_cast<TokenId>(std::find(logits.begin(), logits.end(), value) - logits.begin());
+  const auto token = static_cast<TokenId>(std::find(logits.begin(), logits.end(), value) - logits.begin());
+  require_finite(value, token, logits.size());
+  return token;
 }
 
 std::vector<Candidate> penalised(std::span<const float> logits, float penalty,
@@ -97,9 +101,10 @@ TokenId sample(std::span<const float> logits, const SamplerOptions& options, std
   const bool greedy = options.greedy || options.temperature == 0.0f;
   if (greedy && options.repeat_penalty == 1.0f) return first_largest(logits);
   auto candidates = penalised(logits, options.repeat_penalty, history);
-  const auto best = std::min_element(candidates.begin(), candidates.end(), before);
-  if (best == candidates.end() || !std::isfinite(best->value)) refuse_infinite(logits.size());
-  if (greedy) return best->id;
+  Candidate best{0, -std::numeric_limits<double>::infinity()};
+  if (!candidates.empty()) best = *std::min_element(candidates.begin(), candidates.end(), before);
+  require_finite(best.value, best.id, logits.size());
+  if (greedy) return best.id;
 
   for (Candidate& c : candidates) c.value /= double{options.temperature};
   size_t keep = candidates.size();

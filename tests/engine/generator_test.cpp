@@ -2,6 +2,9 @@
 
 #include <gmock/gmock.h>
 
+#include <chrono>
+#include <thread>
+
 #include "base/error.h"
 #include "support.h"
 
@@ -159,6 +162,23 @@ TEST_F(Generate, RefusesEmptyAndLongPrompts) {
   auto bad = request(3, 1);
   bad.prompt[1] = 300;
   EXPECT_THAT(message(bad), HasSubstr("token id 300: the vocabulary has ids 0 to 299"));
+}
+
+/// Who takes the text may be slow: what is timed is the engine's own work.
+TEST_F(Generate, TheTimeOfWhoReadsIsNotTimed) {
+  Request r = request(20, 3);
+  r.max_tokens = 5;
+  int taken = 0;
+  GenerateHooks hooks;
+  hooks.on_text = [&](size_t, std::string_view) {
+    ++taken;
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  };
+  GenerateStats stats;
+  generate(*engine(64, 1), tokenizer(), {r}, hooks, &stats);
+  ASSERT_GT(taken, 2);
+  EXPECT_EQ(stats.decoded_tokens, 4);
+  EXPECT_LT(stats.decode_seconds + stats.prefill_seconds, 0.3);
 }
 
 TEST_F(Generate, ZeroTokensAndManyRequests) {

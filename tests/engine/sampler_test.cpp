@@ -128,13 +128,13 @@ TEST(Sampler, RefusesNaNAndNonsense) {
   };
   EXPECT_THAT(message({0.0f, NAN}, {}), HasSubstr("NaN at token 1"));
   EXPECT_THAT(message({-INFINITY, -INFINITY}, {}), HasSubstr("no finite logit"));
-  EXPECT_THAT(message({INFINITY, 0.0f}, {}), HasSubstr("no finite logit"));
+  EXPECT_THAT(message({0.0f, INFINITY}, {}), HasSubstr("the logit of token 1 is infinite"));
   SamplerOptions o;
   o.greedy = true;
   EXPECT_THAT(message({0.0f, NAN}, o), HasSubstr("NaN at token 1"));
   EXPECT_THAT(message({0.0f, 1.0f, -NAN}, o), HasSubstr("NaN at token 2"));
   EXPECT_THAT(message({-INFINITY, -INFINITY}, o), HasSubstr("no finite logit among 2"));
-  EXPECT_THAT(message({INFINITY, 0.0f}, o), HasSubstr("no finite logit"));
+  EXPECT_THAT(message({INFINITY, 0.0f}, o), HasSubstr("the logit of token 0 is infinite"));
   EXPECT_THAT(message({}, o), HasSubstr("no finite logit among 0"));
   o = {};
   o.top_p = 0.0f;
