@@ -8,8 +8,9 @@ Every stage of the chosen layers at every position, elements in the row order of
 float64 (tests/golden/README.md), with eager attention; float32 is transformers as it ships, its default attention.
 The prompt is one call, each greedy token another, with a cache; the last greedy token is not fed.
 
-Architectures: those of golden_numpy.py. phi3's longrope takes the long factors where --context is more than the file's
-original context, whatever the length of the text, as greta does (transformers by itself goes by the text).
+Architectures: those of golden_numpy.py. phi3's longrope takes the long factors where --context (by default the
+file's) is more than the file's original context, whatever the length of the text, as greta does (transformers by itself
+goes by the text).
 
 Before anything is written all stages are compared with a plain numpy float64 pass over the file: they must agree
 within 1e-11 of each row's largest value in float64 (Gemma 3 270M on 620 random tokens: 1.4e-12; the small goldens stay
@@ -67,7 +68,7 @@ def arguments():
     parser.add_argument("--max-tokens", type=int, default=0, metavar="N", help="greedy tokens (default 0)")
     parser.add_argument("--layers", type=numbers, metavar="0,1,2", help="layers to record (default all)")
     parser.add_argument("--context", type=int, metavar="N",
-                        help="positions the run asks for (default: the prompt and the greedy tokens)")
+                        help="the context that decides between long and short factors (default: the file's)")
     parser.add_argument("--dtype", choices=LIMITS, default="float64")
     parser.add_argument("--greta", default="build/release/greta", metavar="PATH",
                         help="the program that tokenises --prompt and --prompt-file (default %(default)s)")
@@ -169,7 +170,7 @@ def hf_model(torch, transformers, model, dtype):
 def record(args):
     model, ids = GgufModel(args.model), prompt_ids(args)
     check_request(model, args, ids)
-    model.context = args.context or len(ids) + args.max_tokens
+    model.context = args.context or model.context
     torch, transformers = (lib.import_in_float64 if args.dtype == "float64" else lib.import_as_shipped)()
     hf = hf_model(torch, transformers, model, args.dtype)
     stages, fed, produced = golden_hf.record_greedy(

@@ -1,5 +1,6 @@
 #include "bench/cost.h"
 
+#include <algorithm>
 #include <map>
 
 namespace greta {
@@ -12,7 +13,8 @@ bool is_real(quant::Type type) {
 /// Bytes of `rows` rows of a tensor in the form that the mode gives it. int8 pads a row's last block (32
 /// weights, 34 bytes).
 uint64_t bytes_in_mode(const gguf::Tensor& tensor, WeightUse use, WeightMode mode) {
-  if (use != WeightUse::matmul || mode == WeightMode::stored) return tensor.bytes.size();
+  const bool product = use == WeightUse::matmul || use == WeightUse::experts;
+  if (!product || mode == WeightMode::stored) return tensor.bytes.size();
   if (mode == WeightMode::f32) return tensor.elements() * 4;
   const uint64_t cols = tensor.shape.empty() ? 1 : tensor.shape[0];
   return tensor.elements() / cols * ((cols + 31) / 32) * 34;
@@ -41,23 +43,42 @@ uint64_t kv_element_bytes(KvType type) {
   return 0;
 }
 
+/// Keys that `rows` rows see, the first at position `first`; window: as HParams::window_of().
+double keys_seen(int64_t first, int64_t rows, int64_t window) {
+  const int64_t growing = window == 0 ? rows : std::clamp<int64_t>(window - first, 0, rows);
+  const auto n = static_cast<double>(growing);
+  return n * static_cast<double>(first) + n * (n + 1.0) / 2.0 +
+         static_cast<double>(rows - growing) * static_cast<double>(window);
+}
+
+double keys_seen_in_layers(const HParams& hp, int64_t first, int64_t rows) {
+  double keys = 0.0;
+  for (int64_t layer = 0; layer < hp.layers; ++layer) keys += keys_seen(first, rows, hp.window_of(layer));
+  return keys;
+}
+
 }  // namespace
 
 uint64_t weight_bytes_read(const Plan& plan, WeightMode mode, int64_t batch) {
   uint64_t bytes = 0;
   for (const auto& [tensor, use] : uses(plan)) {
-    if (use != WeightUse::embedding) {
-      bytes += bytes_in_mode(*tensor, use, mode);
-    } else {
+    const uint64_t whole = bytes_in_mode(*tensor, use, mode);
+    if (use == WeightUse::embedding) {
       const uint64_t rows = tensor->elements() / tensor->shape[0];
-      bytes += tensor->bytes.size() / rows * static_cast<uint64_t>(batch);
+      bytes += whole / rows * static_cast<uint64_t>(batch);
+    } else if (use == WeightUse::experts) {
+      const int64_t chosen = std::min(plan.hp.experts, batch * plan.hp.experts_used);
+      bytes += whole / static_cast<uint64_t>(plan.hp.experts) * static_cast<uint64_t>(chosen);
+    } else {
+      bytes += whole;
     }
   }
   return bytes;
 }
 
-uint64_t kv_bytes_read(const HParams& hp, KvType type, int64_t positions) {
-  return static_cast<uint64_t>(hp.layers * 2 * hp.kv_dim() * positions) * kv_element_bytes(type);
+double kv_bytes_read(const HParams& hp, KvType type, int64_t first, int64_t steps) {
+  return keys_seen_in_layers(hp, first, steps) * static_cast<double>(2 * hp.kv_dim()) *
+         static_cast<double>(kv_element_bytes(type));
 }
 
 uint64_t model_bytes(const Plan& plan, WeightMode mode) {
@@ -70,17 +91,18 @@ Work prefill_work(const Plan& plan, WeightMode mode, int64_t depth, int64_t toke
   Work work;
   const auto n = static_cast<double>(tokens);
   for (const PlannedTensor& planned : plan.tensors) {
-    if (planned.use != WeightUse::matmul) continue;
-    const double products =
+    double products =
         static_cast<double>(planned.tensor->elements()) * (planned.role == Role::head ? 1.0 : n);
+    if (planned.use == WeightUse::experts)
+      products *= static_cast<double>(plan.hp.experts_used) / static_cast<double>(plan.hp.experts);
+    else if (planned.use != WeightUse::matmul)
+      continue;
     const bool real =
         mode == WeightMode::f32 || (mode == WeightMode::stored && is_real(planned.tensor->type));
     (real ? work.real : work.integer) += products;
   }
-  // Row i sees depth + i + 1 keys; a key costs head_dim products for its score and as many for its value, in
-  // each head.
-  const double keys = n * static_cast<double>(depth) + n * (n + 1.0) / 2.0;
-  work.real += keys * 2.0 * static_cast<double>(plan.hp.layers * plan.hp.q_dim());
+  // A key costs head_dim products for its score and as many for its value, in each head.
+  work.real += keys_seen_in_layers(plan.hp, depth, tokens) * 2.0 * static_cast<double>(plan.hp.q_dim());
   return work;
 }
 

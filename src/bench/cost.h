@@ -10,11 +10,12 @@ namespace greta {
 
 /// Bytes that one decode step of `batch` sequences reads of the weights: every tensor once, in the weight
 /// mode's own size (never a repacked one); of an embedding one row a sequence, unless it is the output head
-/// too.
+/// too; of a layer's experts those that the sequences choose, as if no two chose the same.
 uint64_t weight_bytes_read(const Plan& plan, WeightMode mode, int64_t batch);
 
-/// Bytes of the keys and values of `positions` positions in all layers, as stored.
-uint64_t kv_bytes_read(const HParams& hp, KvType type, int64_t positions);
+/// Bytes of keys and values, as stored, that `steps` decode steps of one sequence read, the first at position
+/// `first`: in each layer every position so far, or the window's.
+double kv_bytes_read(const HParams& hp, KvType type, int64_t first, int64_t steps);
 
 /// Bytes of all tensors of the plan in the weight mode's size: what a model-sized buffer is.
 uint64_t model_bytes(const Plan& plan, WeightMode mode);

@@ -41,12 +41,14 @@ struct Side {
   std::unique_ptr<RecordedRun> recorded;
 };
 
-HParams hparams_of(const ModelFile& file) { return truth_plan(file).hp; }
+HParams hparams_of(const ModelFile& file, const ExamineOptions& options) {
+  return truth_plan(file, options.context).hp;
+}
 
 void Side::plant_in_copy(const BisectOptions& options) {
   const FaultInfo* info = subject.fault ? find_fault(subject.fault->id) : nullptr;
   if (info == nullptr || info->planted != Planted::file) return;
-  const HParams hp = hparams_of(*file);
+  const HParams hp = hparams_of(*file, options.examine);
   const auto prompt = options.prompts.empty() ? 1 : static_cast<int64_t>(options.prompts.front().ids.size());
   const Plant plant =
       draw_plant(*subject.fault, hp, prompt, prompt + std::max<int64_t>(options.examine.max_tokens - 1, 0));
@@ -222,12 +224,14 @@ bool has_step(const Examined& run, int64_t token) {
   return std::any_of(run.steps.begin(), run.steps.end(), [&](const auto& s) { return s.token == token; });
 }
 
-void judge_rounding(PromptVerdict& v, Side& a, Side& b, size_t step, const ModelFile& truth, int threads) {
+void judge_rounding(PromptVerdict& v, Side& a, Side& b, size_t step, const ModelFile& truth,
+                    const ExamineOptions& asked) {
   Parting at{static_cast<int64_t>(step),
              static_cast<int64_t>(v.prompt.ids.size() + step) - 1,
              v.a.generated[step],
              v.b.generated[step],
-             {}};
+             {},
+             asked.context};
   for (const char side : {'a', 'b'})
     if (!has_step(side == 'a' ? v.a : v.b, at.token)) {
       v.error = fmt::format(
@@ -243,7 +247,7 @@ void judge_rounding(PromptVerdict& v, Side& a, Side& b, size_t step, const Model
   at.ids = std::span(fed).first(static_cast<size_t>(at.token) + 1);
   const PositionRows rows =
       side.live ? rows_at(*side.live, v.prompt, at.token) : *side.recorded->rows_at(v.prompt, at.token);
-  v.rounding = explain_rounding(truth, rows, at, threads);
+  v.rounding = explain_rounding(truth, rows, at, asked.threads);
   v.first = at_place({0, at.token, kNoLayer, Stage::logits}, Finding::Check::choice);
   v.cause = rounding_cause(v);
 }
@@ -260,7 +264,7 @@ void judge_tokens(PromptVerdict& v, Side& a, Side& b, const ModelFile& truth, co
   const size_t steps = std::min(v.a.generated.size(), v.b.generated.size());
   size_t step = 0;
   while (step < steps && v.a.generated[step] == v.b.generated[step]) ++step;
-  if (step < steps) return judge_rounding(v, a, b, step, truth, asked.threads);
+  if (step < steps) return judge_rounding(v, a, b, step, truth, asked);
   v.kind = FaultKind::none;
   v.cause = "no divergence";
 }
@@ -345,7 +349,7 @@ void decide(PromptVerdict& v, Side& a, Side& b, const Differences& differences, 
     v.rows_compared = common_rows(v.a, v.b, positions);
   }
   const First first = first_of(v);
-  if (judge_nonfinite(v, first, other_bits, truth_plan(truth))) return;
+  if (judge_nonfinite(v, first, other_bits, truth_plan(truth, asked.context))) return;
   if (other_bits && (first.finding == nullptr || *other_bits < first.finding->place))
     return judge_sides(v, a, b, *other_bits);
   if (first.finding == nullptr) return judge_tokens(v, a, b, truth, asked);
@@ -431,7 +435,7 @@ class Search {
       described(*side) = {s,
                           side->file->file.path(),
                           same ? result_.a.sha256 : side->file->file.sha256(),
-                          hparams_of(*side->file),
+                          hparams_of(*side->file, o_.examine),
                           s.device,
                           arithmetic_text(s.device, s.backend),
                           "",
@@ -476,8 +480,8 @@ class Search {
       examine_.max_tokens = static_cast<int64_t>(steps);
     }
     const auto wiring = std::make_shared<const Wiring>(result_.a.hp);
-    const int64_t limit = o_.examine.context > 0 ? o_.examine.context : result_.a.hp.context;
-    examine_.context = examine_.rows = 0;
+    const int64_t limit = o_.examine.context.value_or(result_.a.hp.context);
+    examine_.room = examine_.rows = 0;
     for (Prompt& p : prompts) {
       PromptVerdict v;
       const auto length = static_cast<int64_t>(p.ids.size());
@@ -488,14 +492,14 @@ class Search {
         v.error = fmt::format("{}: {} tokens and {} to generate, the context holds {}", p.name, length,
                               examine_.max_tokens, limit);
       } else {
-        examine_.context = std::max(examine_.context, needed);
+        examine_.room = std::max(examine_.room, needed);
         examine_.rows += length + std::max<int64_t>(examine_.max_tokens - 1, 0);
       }
       v.prompt = std::move(p);
       v.wiring = wiring;
       result_.prompts.push_back(std::move(v));
     }
-    if (examine_.context == 0) fail("{}", result_.prompts.front().error);
+    if (examine_.room == 0) fail("{}", result_.prompts.front().error);
   }
 
   /// One side after the other, so that one model at a time is resident; the last one stays for what follows.
@@ -578,7 +582,7 @@ class Search {
 
   const BisectOptions& o_;
   BisectResult result_;
-  ExamineOptions examine_;  ///< with context and steps for all prompts
+  ExamineOptions examine_;  ///< with room and steps for all prompts
   std::shared_ptr<ModelFile> main_;
   Side a_, b_;
 };
@@ -590,7 +594,7 @@ void require_model(const ModelFile& model) {
   plain.kv_type = KvType::f64;
   plain.threads = 1;  // it plans and computes nothing
   EngineOptions options;
-  options.context = 1;  // whether a run's context fits is for its device to say
+  options.room = 1;  // whether a run's context fits is for its device to say
   options.chunk = 1;
   require_fit(Engine::plan(model, *make_backend("reference", plain), options), model.file);
 }

@@ -124,6 +124,7 @@ Plan truth_plan(const ModelFile& file, std::optional<int64_t> context) {
   plain.threads = 1;  // it plans and computes nothing
   EngineOptions options;
   options.context = context;
+  options.room = 1;
   return Engine::plan(file, *make_backend("reference", plain), options);
 }
 
@@ -154,6 +155,7 @@ SubjectRun::SubjectRun(const Subject& subject, const ModelFile& model, const Mod
   engine.backend = subject.backend;
   if (engine.backend.threads == 0) engine.backend.threads = options.threads;
   engine.context = options.context;
+  engine.room = options.room;
   engine.sequences = subject.batch;
   for (int64_t i = 1; i < subject.batch; ++i) neighbour_rows_ += kMostNeighbourRows;
   engine.chunk = subject.chunk.value_or(options.chunk) + neighbour_rows_;

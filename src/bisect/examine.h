@@ -101,7 +101,8 @@ struct Examined {
 };
 
 struct ExamineOptions {
-  int64_t context = 0;
+  std::optional<int64_t> context;  ///< EngineOptions::context
+  int64_t room = 0;                ///< positions that a prompt comes to, at most
   int64_t chunk = 512;
   int64_t max_tokens = 0;
   std::set<int> layers;

@@ -275,7 +275,7 @@ RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const 
   const std::string commit = value_of(metadata, "build_commit");
   if (!commit.empty() && commit != build_info().commit)
     log::warning("{} was recorded by another build: {} there, {} here", path, commit, build_info().commit);
-  i.truth = truth_plan(truth);
+  i.truth = truth_plan(truth, options.context);
   i.arithmetic = arithmetic_of(i.file, path);
   i.read_tokens();
   i.read_generated();

@@ -196,7 +196,8 @@ class TrueGap {
     o.device = "reference";
     o.backend.kv_type = KvType::f64;
     o.backend.threads = threads;
-    o.context = at.token + 1;
+    o.context = at.context;
+    o.room = at.token + 1;
     o.chunk = std::min<int64_t>(256, at.token + 1);
     o.between = [this](std::unique_ptr<Backend> below) {
       auto made = std::make_unique<Splice>(std::move(below));

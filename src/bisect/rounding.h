@@ -38,7 +38,8 @@ struct Parting {
   int64_t token = 0;
   TokenId a = 0;
   TokenId b = 0;
-  std::span<const TokenId> ids;  ///< the tokens up to and including that position
+  std::span<const TokenId> ids;    ///< the tokens up to and including that position
+  std::optional<int64_t> context;  ///< of the run: EngineOptions::context
 };
 /// `run`: of the side that rounds.
 Rounding explain_rounding(const ModelFile& truth, const PositionRows& run, const Parting& at, int threads);

@@ -70,7 +70,7 @@ class SelfTest {
   ExamineOptions examine_options(uint64_t draw, const Prompt& prompt) const {
     ExamineOptions e;
     e.max_tokens = 3;
-    e.context = static_cast<int64_t>(prompt.ids.size()) + e.max_tokens;
+    e.room = static_cast<int64_t>(prompt.ids.size()) + e.max_tokens;
     e.chunk = 34 + static_cast<int64_t>(draw % 12);
     e.trace_budget = o_.trace_budget;
     e.threads = o_.threads;
@@ -199,7 +199,6 @@ class SelfTest {
     options.b.text = std::string(info.id);
     options.prompts = {prompt};
     options.examine = examine;
-    options.examine.context = 0;
     options.keep_going = true;
     const BisectResult result = bisect(options);
     const PromptVerdict& v = result.prompts.front();

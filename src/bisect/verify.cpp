@@ -118,8 +118,7 @@ VerifyResult verify(const ModelFile& model, const VerifyOptions& options) {
     fail("the reference is what the rows are held against: expected another --device");
   const auto backend = make_backend(options.engine.device, options.engine.backend);
   EngineOptions least = options.engine;
-  least.context = options.context;
-  if (!least.context) least.context = 1;  // whether a longer one fits is the row's own matter
+  least.room = options.engine.context.value_or(1);  // whether a longer one fits is the row's own matter
   const Plan plan = Engine::plan(model, *backend, least);
   require_fit(plan, model.file);
 
@@ -134,9 +133,9 @@ VerifyResult verify(const ModelFile& model, const VerifyOptions& options) {
   return result;
 }
 
-EngineOptions Audit::engine(int64_t context, int64_t sequences) const {
+EngineOptions Audit::engine(int64_t room, int64_t sequences) const {
   EngineOptions engine = options.engine;
-  engine.context = context;
+  engine.room = room;
   engine.sequences = sequences;
   engine.all_logits = true;
   engine.expect.clear();  // checked once, by verify()

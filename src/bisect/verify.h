@@ -49,11 +49,11 @@ struct VerifyResult {
 };
 
 struct VerifyOptions {
-  /// The mode under test. `context`, `sequences` and `all_logits` are set by each row; `between` goes into
+  /// The mode under test. `context` is that of the row `context`, too (default there: the model's, at most
+  /// kLongContext); `room`, `sequences` and `all_logits` are set by each row; `between` goes into
   /// every engine but the judge's.
   EngineOptions engine;
-  std::vector<std::string> rows;   ///< ids; empty: all that the device has
-  std::optional<int64_t> context;  ///< of the row `context`; default: the model's, at most kLongContext
+  std::vector<std::string> rows;  ///< ids; empty: all that the device has
   std::string_view text = built_in_text();
   /// Called after every forward call; what it throws ends the audit.
   std::function<void(std::string_view row, size_t done, size_t total)> progress;

@@ -236,7 +236,7 @@ void verify_taps(Audit& audit) {
 void verify_context(Audit& audit) {
   const auto chunk = static_cast<size_t>(audit.options.engine.chunk);
   const auto wanted =
-      static_cast<size_t>(audit.options.context.value_or(std::min(audit.hp.context, kLongContext)));
+      static_cast<size_t>(audit.options.engine.context.value_or(std::min(audit.hp.context, kLongContext)));
   const size_t length = without_single_rows(wanted, {chunk});
   const auto ids = audit.prompt(length);
   // The last call of the prefill, and how much of it is decoded as well.

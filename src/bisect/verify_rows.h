@@ -20,7 +20,7 @@ struct Audit {
   VerifyRow& row;
 
   /// The mode under test with room for what a row needs; logits of every row.
-  EngineOptions engine(int64_t context, int64_t sequences = 1) const;
+  EngineOptions engine(int64_t room, int64_t sequences = 1) const;
   /// `wanted` positions, or as many as the model has.
   size_t length(size_t wanted) const;
   std::vector<TokenId> prompt(size_t tokens) const;

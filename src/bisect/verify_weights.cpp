@@ -89,7 +89,8 @@ struct Weights {
     EngineOptions options;
     options.device = "reference";
     options.backend.threads = audit.options.engine.backend.threads;
-    options.context = static_cast<int64_t>(ids.size());
+    options.context = audit.options.engine.context;
+    options.room = static_cast<int64_t>(ids.size());
     options.chunk = kReferenceChunk;
     options.all_logits = true;
     if (rounded)

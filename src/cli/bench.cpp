@@ -1,5 +1,6 @@
 // greta bench: rows of prefill and decode speed, and the limits that they are held against.
 #include <algorithm>
+#include <exception>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -34,6 +35,7 @@ struct Row {
   int64_t depth = 0;
   int64_t batch = 1;
   int threads = 0;
+  int64_t chunk = 0;  ///< most tokens in one call
   std::string model;  ///< the file's name, or its path where another file has the same name
   std::string device;
   std::vector<Paired> repeats;
@@ -188,11 +190,9 @@ std::string limit_name(const Row& row) {
 
 /// Bytes of a decode row: each step reads the weights and, of every sequence, the keys and values so far.
 double decode_bytes(const Row& row, const Engine& engine, KvType kv, WeightMode mode) {
-  const auto n = static_cast<double>(row.tokens);
-  const double positions = n * static_cast<double>(row.depth) + n * (n + 1) / 2;
-  return n * static_cast<double>(weight_bytes_read(engine.plan(), mode, row.batch)) +
-         static_cast<double>(row.batch) * positions *
-             static_cast<double>(kv_bytes_read(engine.hparams(), kv, 1));
+  return static_cast<double>(row.tokens) *
+             static_cast<double>(weight_bytes_read(engine.plan(), mode, row.batch)) +
+         static_cast<double>(row.batch) * kv_bytes_read(engine.hparams(), kv, row.depth, row.tokens);
 }
 
 struct Settings {
@@ -209,6 +209,9 @@ Settings settings_of(const Values& values) {
   if (settings.threads.empty()) settings.threads = {usable_cpus()};
   for (const int64_t batch : settings.batch)
     if (batch < 1 || batch > 4096) fail("--batch {}: expected numbers from 1 to 4096", batch);
+  if (values.has("chunk") && settings.most(settings.batch) > *values.number("chunk"))
+    fail("--batch {}: expected at most {}, as --chunk allows a call no more tokens: raise --chunk",
+         settings.most(settings.batch), *values.number("chunk"));
   for (const auto* list : {&settings.pp, &settings.tg, &settings.depth})
     for (const int64_t n : *list)
       if (n > (int64_t{1} << 30))
@@ -250,14 +253,31 @@ std::string label_of(const std::string& path, const std::vector<std::string>& al
   return shared ? path : name(path);
 }
 
+EngineOptions options_of(const Values& values, int64_t threads, const Settings& settings) {
+  EngineOptions options = engine_options(values);
+  options.backend.threads = static_cast<int>(threads);
+  options.sequences = settings.most(settings.batch);
+  options.room = settings.context();
+  options.chunk = std::max(std::min(options.chunk, settings.context()), options.sequences);
+  return options;
+}
+
+/// So that a model which cannot be run costs no measurement of another. Errors: it cannot be read, does not
+/// fit, or its context is too short.
+void require_runs(const Values& values, const std::string& path, const Settings& settings) {
+  const ModelFile model = ModelFile::open(path, values.text("tokenizer"));
+  const auto stated = stated_context(model.file);
+  if (stated && settings.context() > *stated)
+    fail("{}: --depth and --pp or --tg come to {} positions; expected at most {}, the model's context", path,
+         settings.context(), *stated);
+  const EngineOptions options = options_of(values, settings.most(settings.threads), settings);
+  require_fit(Engine::plan(model, *make_backend(options.device, options.backend), options), model.file);
+}
+
 /// All rows of one model at one thread count; what is finished is kept if Ctrl-C comes.
 void bench_model(const Values& values, const std::string& path, int threads, const Settings& settings,
                  const InterruptGuard& interrupt, Limits& limits, std::vector<Row>& done) {
-  EngineOptions options = engine_options(values);
-  options.backend.threads = threads;
-  options.sequences = settings.most(settings.batch);
-  options.context = settings.context();
-  options.chunk = std::max(std::min(options.chunk, options.context.value()), options.sequences);
+  const EngineOptions options = options_of(values, threads, settings);
   const ModelFile model = ModelFile::open(path, values.text("tokenizer"));
   const std::unique_ptr<Engine> engine = load_engine(values, model, options);
   for (const auto& weight : engine->model().owned) weight->settle();
@@ -267,6 +287,7 @@ void bench_model(const Values& values, const std::string& path, int threads, con
   Bench bench(*engine, interrupt);
   for (Row row : rows_of(settings)) {
     row.threads = threads;
+    row.chunk = engine->chunk();
     row.model = name;
     row.device = engine->backend().description();
     row.activations = options.backend.activations;
@@ -369,8 +390,7 @@ Json document(const Values& values, const std::vector<Row>& rows, const Limits& 
                {"options",
                 {{"weights", values.text("weights")},
                  {"activations", values.text("activations")},
-                 {"kv_type", values.text("kv-type")},
-                 {"chunk", *values.number("chunk")}}},
+                 {"kv_type", values.text("kv-type")}}},
                {"files", Json::array()}};
   for (const std::string& path : values.positionals) json["files"].push_back(path);
   for (const Row& row : rows) {
@@ -390,6 +410,7 @@ Json document(const Values& values, const std::vector<Row>& rows, const Limits& 
                             {"depth", row.depth},
                             {"batch", row.batch},
                             {"threads", row.threads},
+                            {"chunk", row.chunk},
                             {"device", row.device}});
   }
   return json;
@@ -462,11 +483,11 @@ void print_table(const std::vector<Row>& rows, const Limits& limits) {
 int bench(const Values& values) {
   const Settings settings = settings_of(values);
   rows_of(settings);  // its errors come before the loading
-  for (const std::string& path : values.positionals)
-    gguf::File::open(path);  // so that what cannot be read costs no measurement
+  for (const std::string& path : values.positionals) require_runs(values, path, settings);
   Limits limits;
   std::vector<Row> rows;
   bool interrupted = false;
+  std::exception_ptr failed;
   try {
     const InterruptGuard interrupt;
     for (const std::string& path : values.positionals)
@@ -474,6 +495,9 @@ int bench(const Values& values) {
         bench_model(values, path, static_cast<int>(threads), settings, interrupt, limits, rows);
   } catch (const Interrupted&) {
     interrupted = true;
+  } catch (const Error&) {
+    if (rows.empty()) throw;
+    failed = std::current_exception();  // behind what was measured
   }
   if (values.flag("json")) {
     print_json(document(values, rows, limits));
@@ -482,6 +506,8 @@ int bench(const Values& values) {
   } else {
     print_table(rows, limits);
   }
+  flush_output();
+  if (failed) std::rethrow_exception(failed);
   return interrupted ? kInterruptedStatus : 0;
 }
 

@@ -128,7 +128,7 @@ BisectOptions bisect_options(const Values& values) {
   o.repeat_run = values.flag("repeat-run");
   o.keep_going = values.flag("keep-going");
   o.allow_rounding = values.has("allow");
-  o.examine.context = values.number("context").value_or(0);
+  o.examine.context = values.number("context");
   o.examine.chunk = *values.number("chunk");
   o.examine.max_tokens = *values.number("max-tokens");
   o.examine.trace_budget = static_cast<size_t>(*values.number("trace-budget"));

@@ -108,8 +108,7 @@ std::optional<int64_t> stated_context(const gguf::File& file) {
   return std::nullopt;
 }
 
-std::optional<int64_t> context_for(const Values& values, const gguf::File& file, int64_t prompt,
-                                   int64_t more) {
+std::optional<int64_t> room_for(const Values& values, const gguf::File& file, int64_t prompt, int64_t more) {
   const auto given = values.number("context");
   const auto stated = stated_context(file);
   const auto limit = given ? given : stated;

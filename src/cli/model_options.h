@@ -32,10 +32,9 @@ std::vector<TokenId> prompt_ids(const Values& values, const Tokenizer& tokenizer
 /// The context length that the metadata states, if it states one.
 std::optional<int64_t> stated_context(const gguf::File& file);
 
-/// The context for a prompt of `prompt` tokens and up to `more`: --context, or the smaller of the model's and
-/// what is needed. Errors: the prompt is longer (both numbers, and the option).
-std::optional<int64_t> context_for(const Values& values, const gguf::File& file, int64_t prompt,
-                                   int64_t more);
+/// EngineOptions::room for a prompt of `prompt` tokens and up to `more`: --context, or the smaller of the
+/// model's and what is needed. Errors: the prompt is longer (both numbers, and the option).
+std::optional<int64_t> room_for(const Values& values, const gguf::File& file, int64_t prompt, int64_t more);
 
 /// The pins of --expect against the model, for a command whose engines do not know them. Errors: one line for
 /// each field that differs.

@@ -256,10 +256,13 @@ const std::vector<Option>& table() {
       {"threads", 0, Kind::numbers, "LIST", "", kBench, "model and device",
        "thread counts to measure; default: as many as this process may use", 1, 4096},
       {"context", 0, Kind::number, "N", "", kRun | kCheck | kTrace | kBisect, "model and device",
-       "positions that the context holds; default: the model's, in run and trace no more than they need", 1,
-       2147483647},
+       "positions that the context holds (run and trace take memory for no more than they need); a model "
+       "with "
+       "long and short rotary factors takes those of this context; default: the model's",
+       1, 2147483647},
       {"context", 0, Kind::number, "N", "", kVerify, "what to verify",
-       "positions of the row context; default: the model's, at most 8192", 2, 2147483647},
+       "positions of the row context; default: the model's, at most 8192. Chooses rotary factors as in run",
+       2, 2147483647},
       {"chunk", 0, Kind::number, "N", "512", kModel, "model and device",
        "most tokens in one call of a prefill; it changes no bit of the result", 1, 1048576},
       {"weights",

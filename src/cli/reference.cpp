@@ -58,8 +58,9 @@ are whole; after an error nothing is left behind.
 ## How the share of the limit is counted
 
 A decode step reads every tensor of the file once (in the weight mode's own size: int8 is 34 bytes for 32 weights, f32
-is 4 bytes each), of the embedding one row a token unless it is the output head too, and the keys and values of every
-position so far, as stored. That, times the steps, over the time, is held against the best read rate of this machine:
+is 4 bytes each), of the embedding one row a token unless it is the output head too, of a layer's experts those that its
+tokens choose, as if no two chose the same, and the keys and values of every position so far that the layer sees, as
+stored. That, times the steps, over the time, is held against the best read rate of this machine:
 the best of several access patterns and thread counts, each with the median of its samples of 64 MiB. `run` measures it
 on a buffer as large as the model, 128 MiB at most, and says so. `bench` measures it on four times the last cache (256 MiB
 at least) or, where the model fits the last cache, on a buffer of the model's size.

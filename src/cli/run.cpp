@@ -53,17 +53,16 @@ Request request_of(const Values& values, std::vector<TokenId> prompt) {
 
 /// What the statistics need of an engine that may be gone by then.
 struct Costs {
-  uint64_t weights = 0;      ///< bytes of weights that a decode step reads
-  uint64_t kv_position = 0;  ///< bytes of one position's keys and values
+  uint64_t weights = 0;  ///< bytes of weights that a decode step reads
   uint64_t model = 0;
+  HParams hparams;
   std::string device;
   KvType kv_type = KvType::f16;
 };
 
 Costs costs_of(Engine& engine, WeightMode mode) {
-  const KvType kv = engine.backend().kv_type();
-  return {weight_bytes_read(engine.plan(), mode, 1), kv_bytes_read(engine.hparams(), kv, 1),
-          model_bytes(engine.plan(), mode), engine.backend().description(), kv};
+  return {weight_bytes_read(engine.plan(), mode, 1), model_bytes(engine.plan(), mode), engine.hparams(),
+          engine.backend().description(), engine.backend().kv_type()};
 }
 
 struct Speed {
@@ -82,16 +81,21 @@ Speed speed_of(const GenerateStats& stats, const Costs& costs, DeviceLimits* dev
   if (stats.decoded_tokens == 0 || stats.decode_seconds <= 0) return speed;
   const auto steps = static_cast<double>(stats.decoded_tokens);
   speed.decode = steps / stats.decode_seconds;
-  // Step i (from 0) is at position prompt + i and reads prompt + i + 1 keys.
-  const double positions = steps * static_cast<double>(stats.prompt_tokens) + steps * (steps + 1) / 2;
   speed.decode_bytes =
-      (steps * static_cast<double>(costs.weights) + positions * static_cast<double>(costs.kv_position)) /
+      (steps * static_cast<double>(costs.weights) +
+       kv_bytes_read(costs.hparams, costs.kv_type, stats.prompt_tokens, stats.decoded_tokens)) /
       stats.decode_seconds;
   if (!measure) return speed;
-  if (device != nullptr) {
-    speed.limit.bytes_per_second = device->read_rate(speed.limit.pattern);
-  } else {
-    speed.limit = ReadMeter(std::min(costs.model, kLargestLimitBuffer), usable_cpus()).measure(kLimitSeconds);
+  try {
+    if (device != nullptr) {
+      speed.limit.bytes_per_second = device->read_rate(speed.limit.pattern);
+    } else {
+      speed.limit =
+          ReadMeter(std::min(costs.model, kLargestLimitBuffer), usable_cpus()).measure(kLimitSeconds);
+    }
+  } catch (const Error& e) {  // the text is there, whatever became of this
+    log::warning("the read limit was not measured: {}", e.what());
+    return speed;
   }
   speed.of_limit = speed.decode_bytes / speed.limit.bytes_per_second;
   return speed;
@@ -190,18 +194,15 @@ int run(const Values& values) {
   const ModelFile model = ModelFile::open(values.positionals[0], values.text("tokenizer"));
   const Request request = request_of(values, prompt_ids(values, *model.tokenizer));
   const auto prompt = static_cast<int64_t>(request.prompt.size());
-  options.context = context_for(values, model.file, prompt, request.max_tokens);
+  options.room = room_for(values, model.file, prompt, request.max_tokens);
   options.chunk = std::min(options.chunk, prompt);  // changes no bit, saves memory
 
+  const InterruptGuard interrupt;  // to the end: what is there is printed
   std::unique_ptr<Engine> engine = load_engine(values, model, options);
   if (draws_seed(values, request.sampling)) log::info("--seed {} (drawn)", request.sampling.seed);
   const Costs costs = costs_of(*engine, options.backend.weights);
   GenerateStats stats;
-  Generation result;
-  {
-    const InterruptGuard interrupt;
-    result = generate_text(values, *engine, *model.tokenizer, request, interrupt, stats);
-  }
+  const Generation result = generate_text(values, *engine, *model.tokenizer, request, interrupt, stats);
   if (!values.flag("json")) {
     print("\n");
     flush_output();
@@ -210,7 +211,7 @@ int run(const Values& values) {
   DeviceLimits* const device = engine->backend().limits();
   if (device == nullptr) engine.reset();  // on the CPU: its memory is free before the limit's buffer is taken
   const bool shown = values.flag("json") || !values.flag("quiet");
-  const Speed speed = speed_of(stats, costs, device, shown && result.finish != Finish::cancelled);
+  const Speed speed = speed_of(stats, costs, device, shown && !interrupt.raised());
   if (values.flag("json"))
     print_json({{"text", result.text},
                 {"prompt_ids", request.prompt},

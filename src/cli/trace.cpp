@@ -78,7 +78,7 @@ int trace(const Values& values) {
   require_file_target(path, model.file.part_paths());
   const std::vector<TokenId> prompt = prompt_ids(values, *model.tokenizer);
   const auto length = static_cast<int64_t>(prompt.size());
-  options.context = context_for(values, model.file, length, 0);
+  options.room = room_for(values, model.file, length, 0);
   options.chunk = std::min(options.chunk, length);
   options.all_logits = true;
   // What is wrong with the lists comes before the loading, but for layers, which the plan counts.

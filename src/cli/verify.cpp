@@ -113,7 +113,6 @@ void print_table(const ModelFile& model, const VerifyResult& result) {
 VerifyOptions options_of_run(const Values& values) {
   VerifyOptions options;
   options.engine = engine_options(values);
-  options.context = options.engine.context;
   if (values.has("rows")) options.rows = parse_verify_rows(values.text("rows"));
   return options;
 }

@@ -13,6 +13,7 @@ namespace {
 PlanRequest request_of(const ModelFile& model, const EngineOptions& options) {
   PlanRequest request;
   request.context = options.context;
+  request.room = options.room;
   request.sequences = options.sequences;
   request.chunk = options.chunk;
   request.max_logits = options.all_logits ? options.chunk : options.sequences;

@@ -27,8 +27,11 @@ struct ModelFile {
 struct EngineOptions {
   std::string device = "cpu";
   BackendOptions backend;
-  std::optional<int64_t> context;  ///< default: the model's
-  int64_t chunk = 512;             ///< most rows in one forward call
+  /// What the user asked for; default: the model's. A model with long and short rotary factors takes those of
+  /// this context, whatever the length of a text: the bits of a token depend on nothing behind it.
+  std::optional<int64_t> context;
+  std::optional<int64_t> room;  ///< positions that a sequence may reach; default: the context
+  int64_t chunk = 512;          ///< most rows in one forward call
   int64_t sequences = 1;
   bool all_logits =
       false;  ///< room for the logits of every row of a call (traces, tests), not one a sequence

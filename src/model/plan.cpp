@@ -30,7 +30,14 @@ void check_vocab(const gguf::File& file, const PlanRequest& request, Plan& plan)
 void check_request(const PlanRequest& request, Plan& plan) {
   plan.sequences = std::max<int64_t>(request.sequences, 1);
   plan.chunk = std::max<int64_t>(request.chunk, 1);
-  plan.context = request.context.value_or(plan.hp.context);
+  const int64_t context = request.context.value_or(plan.hp.context);
+  plan.context = request.room.value_or(context);
+  if (plan.hp.long_rope.dims > 0) {
+    const bool past = context > plan.hp.long_rope_from;
+    if (past) plan.hp.rope = plan.hp.long_rope;
+    plan.hp.rope_scaling = fmt::format("{} factors: a context {} {} positions", past ? "long" : "short",
+                                       past ? "past" : "of at most", plan.hp.long_rope_from);
+  }
   const auto at_least_one = [&](const char* option, int64_t value) {
     if (value < 1) plan.problems.push_back({option, "at least 1", fmt::format("{}", value), ""});
   };
@@ -54,6 +61,20 @@ void check_device(const Backend& backend, Plan& plan) {
                              fmt::format("{}", gap.got), "--device cpu computes any"});
 }
 
+/// Activations of 8 bits are asked for, and nothing would be rounded to them.
+void check_activations(const Backend& backend, Plan& plan) {
+  const auto eight = [&](quant::Type type) {
+    return backend.arithmetic().matmul(type, 32).operand == OperandRounding::bits8;
+  };
+  if (!eight(quant::Type::Q8_0)) return;
+  const bool some = std::any_of(plan.tensors.begin(), plan.tensors.end(), [&](const PlannedTensor& t) {
+    return (t.use == WeightUse::matmul || t.use == WeightUse::experts) && eight(t.tensor->type);
+  });
+  if (!some)
+    plan.problems.push_back({"--activations", "16, as the file has no integer weights", "8",
+                             "--weights int8 makes integers of any"});
+}
+
 bool dimensions_known(const HParams& hp) {
   return hp.layers > 0 && hp.dim > 0 && hp.heads > 0 && hp.kv_heads > 0 && hp.head_dim > 0 &&
          hp.mlp_width() > 0 && hp.vocab > 0;
@@ -75,11 +96,11 @@ Plan make_plan(const gguf::File& file, const Backend& backend, const PlanRequest
   plan.problems = std::move(read.problems);
   plan.warnings = std::move(read.warnings);
   check_request(request, plan);
-  if (plan.hp.long_rope.dims > 0 && plan.context > plan.hp.long_rope_from) plan.hp.rope = plan.hp.long_rope;
   if (read.architecture != nullptr) {
     check_vocab(file, request, plan);
     check_device(backend, plan);
     plan_tensors(file, *read.architecture, backend, plan);
+    if (plan.problems.empty()) check_activations(backend, plan);
     if (dimensions_known(plan.hp) && plan.context > 0) {
       plan.memory = estimate_memory(plan, backend, request);
       check_memory(plan, backend, request);

@@ -31,7 +31,8 @@ struct PlannedTensor {
 
 /// What the run will need.
 struct PlanRequest {
-  std::optional<int64_t> context;  ///< positions a sequence may reach; default: the model's
+  std::optional<int64_t> context;  ///< what was asked for (EngineOptions::context); default: the model's
+  std::optional<int64_t> room;     ///< positions a sequence may reach; default: the context
   int64_t sequences = 1;
   int64_t chunk = 512;                     ///< most rows in one call
   int64_t max_logits = 1;                  ///< most rows of logits in one call (Workspace)

@@ -170,9 +170,40 @@ TEST_F(Cost, BytesOfAStep) {
   EXPECT_EQ(weight_bytes_read(separate, WeightMode::stored, 5), matrices + kNorms + 5 * 64 / 32 * 34);
   EXPECT_EQ(weight_bytes_read(separate, WeightMode::f32, 1), (2 * kLayerProducts + kHead) * 4 + kNorms + 68);
   EXPECT_EQ(model_bytes(separate, WeightMode::stored), matrices + kNorms + kHead / 32 * 34);
-  // Keys and values: 2 layers, 2 kv heads of 16.
-  EXPECT_EQ(kv_bytes_read(separate.hp, KvType::f16, 10), 10u * 2 * 2 * 32 * 2);
-  EXPECT_EQ(kv_bytes_read(separate.hp, KvType::f32, 10), 10u * 2 * 2 * 32 * 4);
+  // Keys and values: 2 layers, 2 kv heads of 16; steps at positions 9, 10 and 11.
+  EXPECT_EQ(kv_bytes_read(separate.hp, KvType::f16, 9, 3), (10 + 11 + 12) * 2 * 2 * 32 * 2);
+  EXPECT_EQ(kv_bytes_read(separate.hp, KvType::f32, 9, 3), (10 + 11 + 12) * 2 * 2 * 32 * 4);
+}
+
+TEST_F(Cost, AWindowsLayersReadTheWindow) {
+  shape.arch = "gemma3";
+  shape.layers = 6;  // the last is global
+  shape.window = 11;
+  const Plan plan = plan_of(shape);
+  ASSERT_EQ(plan.hp.window_of(0), 11);
+  ASSERT_EQ(plan.hp.window_of(5), 0);
+  const int position = 2 * 32 * 2;
+  EXPECT_EQ(kv_bytes_read(plan.hp, KvType::f16, 9, 3), (5 * (10 + 11 + 11) + (10 + 11 + 12)) * position);
+  EXPECT_EQ(kv_bytes_read(plan.hp, KvType::f16, 100, 2), (5 * (11 + 11) + (101 + 102)) * position);
+  const double products = 2 * 4 * 16;  // of a key, in four heads of 16
+  EXPECT_EQ(prefill_work(plan, WeightMode::f32, 9, 3).real - prefill_work(plan, WeightMode::f32, 8, 3).real,
+            (5 * (11 - 9) + 3) * products);
+}
+
+TEST_F(Cost, ExpertsAreReadAsTheyAreChosen) {
+  shape.arch = "qwen3moe";
+  shape.experts = 8;
+  shape.experts_used = 2;
+  const Plan plan = plan_of(shape);
+  const uint64_t expert = 3 * 96 * 64;
+  const auto read = [&](WeightMode mode, int64_t batch) { return weight_bytes_read(plan, mode, batch); };
+  const uint64_t row = 64 / 32 * 34;  // of the embedding
+  EXPECT_EQ(read(WeightMode::stored, 3) - read(WeightMode::stored, 1), 2 * 4 * expert / 32 * 34 + 2 * row);
+  EXPECT_EQ(read(WeightMode::f32, 3) - read(WeightMode::f32, 1), 2 * 4 * expert * 4 + 2 * row);
+  EXPECT_EQ(read(WeightMode::stored, 4) + row, read(WeightMode::stored, 5)) << "all are read";
+  const uint64_t others = 2 * 64 * 64 + 2 * 32 * 64 + 8 * 64;  // and the router, in F32
+  const Work work = prefill_work(plan, WeightMode::f32, 0, 1);
+  EXPECT_EQ(work.real, 2.0 * (others + 2 * expert) + kHead + 2 * 2 * 64);
 }
 
 TEST_F(Cost, ATiedHeadIsReadWholeAndOnce) {

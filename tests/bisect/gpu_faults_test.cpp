@@ -39,7 +39,7 @@ class GpuFaults : public testing::TestWithParam<std::string> {
     subject.device = GetParam();
     if (!fault.empty()) subject.fault = parse_fault(fault);
     ExamineOptions options;
-    options.context = 16;
+    options.room = 16;
     options.chunk = 4;
     options.max_tokens = 6;
     return std::make_unique<SubjectRun>(subject, *model_, *model_, options, prompt());

@@ -78,7 +78,7 @@ TEST_F(Pairs, ARunIsJudgedByAModelOfItsShape) {
   const auto deep = ModelFile::open(shaped("m.gguf", [](SynthOptions&) {}));
   const auto flat = ModelFile::open(shaped("other.gguf", [](SynthOptions& s) { s.layers = 1; }));
   ExamineOptions options;
-  options.context = 8;
+  options.room = 8;
   const Prompt prompt{"test", "", {1, 2, 3}};
   const Subject cpu = parse_subject("cpu", {});
   EXPECT_THAT(test::refusal([&] { SubjectRun(cpu, flat, deep, options, prompt); }),

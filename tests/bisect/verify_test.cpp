@@ -301,9 +301,9 @@ TEST_F(Verify, AShortContextScalesTheRowsDownAndSaysSo) {
 }
 
 TEST_F(Verify, WhatCannotBeDoneIsAnErrorBeforeAnyRow) {
-  options_.context = 2049;
+  options_.engine.context = 2049;
   EXPECT_THROW(run(), Error);
-  options_.context = 300;
+  options_.engine.context = 300;
   options_.rows = {"context"};
   EXPECT_EQ(row(run(), "context").figures.at("context"), 300);
   options_.engine.device = "reference";

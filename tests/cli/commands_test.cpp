@@ -202,10 +202,9 @@ TEST_F(Commands, TraceRefusesBadLists) {
 
 /// The read rate that a row's share of a repeat stands for.
 double implied_read_rate(const Json& row, size_t repeat, const Plan& plan) {
-  const double n = 4, depth = row["depth"], batch = row["batch"];
-  const double kv = n * depth + n * (n + 1) / 2;
+  const double n = 4, batch = row["batch"];
   const double bytes = n * static_cast<double>(weight_bytes_read(plan, WeightMode::stored, row["batch"])) +
-                       batch * kv * static_cast<double>(kv_bytes_read(plan.hp, KvType::f16, 1));
+                       batch * kv_bytes_read(plan.hp, KvType::f16, row["depth"], 4);
   const double seconds = n * batch / row["samples"][repeat].get<double>();
   return bytes / seconds / row["of_limit_samples"][repeat].get<double>();
 }
@@ -274,6 +273,28 @@ TEST_F(Commands, BenchTellsModelsOfOneNameApart) {
   const Json& read = json["limits"]["read_model"];
   ASSERT_EQ(read.size(), 3u) << read;
   EXPECT_LT(read[a]["buffer_bytes"], read[b]["buffer_bytes"]);
+}
+
+TEST_F(Commands, BenchMeasuresNothingForAModelThatCannotRun) {
+  const std::string shorter = make_model("short.gguf", {"--context", "64"});
+  const Outcome outcome =
+      greta_run({"bench", model, shorter, "--pp", "0", "--tg", "60", "--depth", "5", "--repeat", "1"});
+  EXPECT_EQ(outcome.status, 2);
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_NE(
+      outcome.err.find("short.gguf: --depth and --pp or --tg come to 65 positions; expected at most 64"),
+      std::string::npos)
+      << outcome.err;
+  EXPECT_EQ(outcome.err.find("tokens/s"), std::string::npos) << outcome.err;
+}
+
+TEST_F(Commands, BenchSaysTheChunkInForce) {
+  const Outcome outcome = greta_run({"bench", model, "--tg", "1", "--batch", "8", "--chunk", "4"});
+  EXPECT_EQ(outcome.status, 2);
+  EXPECT_NE(outcome.err.find("--batch 8: expected at most 4"), std::string::npos) << outcome.err;
+  const Json json = json_of(greta_run(
+      {"bench", model, "--pp", "0", "--tg", "1", "--batch", "8", "--chunk", "8", "--repeat", "1", "--json"}));
+  EXPECT_EQ(json["rows"][0]["chunk"], 8);
 }
 
 TEST_F(Commands, BenchWritesCsv) {

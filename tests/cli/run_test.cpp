@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <thread>
 
 #include "cli/run_binary.h"
 
@@ -124,6 +125,61 @@ TEST_F(Run, PromptsFromEverywhereAreTheSame) {
   const std::string ids = fmt::format("{}", fmt::join(direct["prompt_ids"].get<std::vector<int>>(), ","));
   EXPECT_EQ(with({"--token-ids", ids})["logits_hash"], direct["logits_hash"]);
   EXPECT_NE(with({"--prompt", "Grüße"})["logits_hash"], direct["logits_hash"]);
+  EXPECT_EQ(with({"--prompt-file", "/dev/stdin"}, with_input(text))["ids"], direct["ids"]);
+}
+
+/// The bits of a token depend on nothing that comes after it: not on how many tokens are asked for, either.
+TEST_F(Run, LongRotaryFactorsAreTheContextsChoice) {
+  model = make_model("phi3.gguf", {"--arch", "phi3", "--rope-scaling", "longrope:4:64"});
+  const auto first = [&](const std::string& tokens, std::vector<std::string> more = {}) {
+    more.insert(more.end(), {"--token-ids", "100,101,102", "--greedy", "--ignore-eos", "--logprobs", "0",
+                             "--max-tokens", tokens});
+    return json(more)["logprobs"][0]["logprob"].get<double>();
+  };
+  EXPECT_EQ(first("61"), first("62"));  // 64 and 65 positions
+  EXPECT_EQ(first("1"), first("62"));
+  EXPECT_EQ(first("1", {"--context", "65"}), first("1"));
+  EXPECT_NE(first("1", {"--context", "64"}), first("1"));
+}
+
+TEST_F(Run, AStreamThatWouldBlockIsWaitedFor) {
+  RunOptions options;
+  options.prepare = [] { ::fcntl(1, F_SETFL, ::fcntl(1, F_GETFL) | O_NONBLOCK); };
+  bool begun = false;
+  options.watch = [&](pid_t, const std::string& out, const std::string&) {
+    if (!begun && !out.empty())
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the pipe fills
+    begun = begun || !out.empty();
+  };
+  const Outcome outcome = greta_run({"--help-markdown"}, options);
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  const Outcome many =
+      greta_run({"tokenize", model, "--prompt", std::string(100000, 'x'), "--json"}, options);
+  EXPECT_EQ(many.status, 0) << many.err;
+  EXPECT_GT(many.out.size(), size_t{1} << 17);
+}
+
+TEST_F(Run, AClosedStandardInputIsNoFile) {
+  RunOptions options;
+  options.prepare = [] { ::close(0); };
+  const Outcome outcome = generate({"--prompt-file", "-", "--max-tokens", "1"}, options);
+  EXPECT_EQ(outcome.status, 2);
+  EXPECT_NE(outcome.err.find("cannot read standard input"), std::string::npos) << outcome.err;
+}
+
+TEST_F(Run, EightBitsOfNothingAreRefused) {
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"--prompt", "Hi", "--max-tokens", "1", "--activations", "8"});
+    return generate(more);
+  };
+  EXPECT_EQ(with({}).status, 0);
+  model = make_model("f16.gguf", {"--type", "f16"});
+  const Outcome refused = with({});
+  EXPECT_EQ(refused.status, 2);
+  EXPECT_NE(refused.err.find("--activations: expected 16, as the file has no integer weights, got 8"),
+            std::string::npos)
+      << refused.err;
+  EXPECT_EQ(with({"--weights", "int8"}).status, 0);
 }
 
 TEST_F(Run, StopStringsAcrossTokenBorders) {
@@ -176,6 +232,39 @@ TEST_F(Run, CtrlCKeepsTheTextAndPrintsStatistics) {
   EXPECT_EQ(outcome.status, 130);
   EXPECT_GT(outcome.out.size(), 20u);
   EXPECT_NE(lines_of(outcome.err).back().find("cancelled; logits hash "), std::string::npos) << outcome.err;
+}
+
+/// A shell's background job does not hear its Ctrl-C.
+TEST_F(Run, AnIgnoredCtrlCStaysIgnored) {
+  RunOptions options;
+  options.prepare = [] { ::signal(SIGINT, SIG_IGN); };
+  bool sent = false;
+  options.watch = [&](pid_t process, const std::string& out, const std::string&) {
+    if (!sent && !out.empty()) ::kill(process, SIGINT);
+    sent = sent || !out.empty();
+  };
+  const Outcome outcome =
+      generate({"--prompt", "Hello", "--max-tokens", "500", "--ignore-eos", "--seed", "1"}, options);
+  ASSERT_TRUE(sent);
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+}
+
+TEST_F(Run, CtrlCBehindTheLastTokenKeepsAll) {
+  // The limit's buffer is filled and read behind the last token: the signal comes then.
+  bool sent = false;
+  RunOptions options;
+  options.watch = [&](pid_t process, const std::string& out, const std::string&) {
+    if (!sent && out.ends_with('\n')) {
+      sent = true;
+      ::kill(process, SIGINT);
+    }
+  };
+  const Outcome outcome = generate(
+      {"--prompt", "Hello", "--max-tokens", "1", "--ignore-eos", "--seed", "1", "--stop", "never there"},
+      options);
+  ASSERT_TRUE(sent);
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_EQ(hash_in(outcome.err).size(), 16u) << outcome.err;
 }
 
 TEST_F(Run, ASecondCtrlCEndsAtOnce) {
