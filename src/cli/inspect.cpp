@@ -17,6 +17,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr uint64_t kShownElements = 8;  // of an array: a vocabulary is not for reading
+constexpr size_t kNameColumn = 80;      // a name that is longer stands out of its column, alone
 
 Json array_json(const gguf::Array& array) {
   Json first = Json::array();
@@ -56,12 +57,8 @@ std::string array_text(const gguf::Array& array) {
       out += quoted_text(array.strings[i]);
     else if (array.element == gguf::ValueType::Array)
       out += array_text(array.arrays[i]);
-    else if (array.element == gguf::ValueType::F32)
-      out += fmt::format("{}", static_cast<float>(gguf::array_number(array, i)));
-    else if (array.element == gguf::ValueType::F64)
-      out += fmt::format("{}", gguf::array_number(array, i));
     else
-      out += fmt::format("{}", gguf::array_integer(array, i));
+      out += gguf::element_text(array, i);
   }
   return out + (array.count > kShownElements ? fmt::format(", ... {} in all]", array.count) : "]");
 }
@@ -160,6 +157,7 @@ void print_summary(const gguf::File& file) {
 void print_tensors(const gguf::File& file) {
   size_t width = 4;
   for (const gguf::Tensor& tensor : file.tensors()) width = std::max(width, printable(tensor.name).size());
+  width = std::min(width, kNameColumn);
   print(fmt::format("{:<{}}  {:<20} {:<5} {:>14} {:>14}{}\n", "name", width, "shape", "type", "bytes",
                     "offset", file.part_paths().size() > 1 ? "  part" : ""));
   for (const gguf::Tensor& tensor : file.tensors())
@@ -191,9 +189,14 @@ Json document(const gguf::File& file, bool metadata, bool tensors) {
                {"tokenizer", tokenizer_json(file)}};
   for (const auto& [type, sum] : sums_by_type(file))
     json["types"][type] = {{"tensors", sum.tensors}, {"elements", sum.elements}, {"bytes", sum.bytes}};
-  if (metadata)
+  if (metadata) {
+    // As a vector of pairs: an ordered object's own ways in look through all keys, and these are unique.
+    Json::object_t keys;
+    keys.reserve(file.metadata().size());
     for (const auto& [key, value] : file.metadata())
-      json["metadata"][key] = {{"type", gguf::name_of(value.type)}, {"value", value_json(value)}};
+      keys.emplace_back(key, Json{{"type", gguf::name_of(value.type)}, {"value", value_json(value)}});
+    json["metadata"] = std::move(keys);
+  }
   if (tensors) {
     json["tensors"] = Json::array();
     for (const gguf::Tensor& tensor : file.tensors())

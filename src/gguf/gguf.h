@@ -118,6 +118,8 @@ class File {
 /// i < array.count and a numeric element type are the caller's promise.
 double array_number(const Array& array, uint64_t i);
 int64_t array_integer(const Array& array, uint64_t i);
+/// The same as text, exact in every type: array_integer() has no room for u64 from 2^63 on.
+std::string element_text(const Array& array, uint64_t i);
 
 /// Writes a GGUF v3 file in constant memory: metadata and tensor table first, then each tensor's bytes are
 /// asked for in order. The file appears under its name when it is whole; on any error nothing is left. Data

@@ -1,4 +1,6 @@
 // Values of metadata: names of types, elements of arrays.
+#include <fmt/format.h>
+
 #include <cstring>
 
 #include "base/error.h"
@@ -86,6 +88,21 @@ int64_t array_integer(const Array& array, uint64_t i) {
   if (array.element == ValueType::F32 || array.element == ValueType::F64)
     fail("an array of {} holds no integers", name_of(array.element));
   return convert<int64_t>(array, i);
+}
+
+std::string element_text(const Array& array, uint64_t i) {
+  switch (array.element) {
+    case ValueType::Bool:
+      return array_integer(array, i) != 0 ? "true" : "false";
+    case ValueType::U64:
+      return fmt::format("{}", element<uint64_t>(array, i));
+    case ValueType::F32:
+      return fmt::format("{}", element<float>(array, i));
+    case ValueType::F64:
+      return fmt::format("{}", element<double>(array, i));
+    default:
+      return fmt::format("{}", array_integer(array, i));
+  }
 }
 
 }  // namespace greta::gguf

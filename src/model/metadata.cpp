@@ -101,10 +101,10 @@ std::optional<int64_t> MetadataReader::same_in_all_layers(std::string_view name,
   }
   const int64_t first = gguf::array_integer(array, 0);
   for (uint64_t i = 1; i < array.count; ++i) {
-    const int64_t other = gguf::array_integer(array, i);
-    if (other != first) {
+    if (gguf::array_integer(array, i) != first) {
       report(name, "the same number in every layer",
-             fmt::format("{} in layer 0, {} in layer {}", first, other, i),
+             fmt::format("{} in layer 0, {} in layer {}", gguf::element_text(array, 0),
+                         gguf::element_text(array, i), i),
              "layers of unlike shapes are not supported");
       return std::nullopt;
     }
@@ -135,7 +135,7 @@ Field<int64_t> MetadataReader::integer(std::string_view name, IntRange range, bo
   }
   if (!number || *number < range.least || *number > range.most) {
     report(name, expected,
-           array != nullptr && number ? fmt::format("{} in every layer", *number) : show(*value));
+           array != nullptr && number ? gguf::element_text(*array, 0) + " in every layer" : show(*value));
     return {};
   }
   return {number, false};

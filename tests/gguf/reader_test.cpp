@@ -91,6 +91,25 @@ void expect_all_metadata(const File& file) {
   EXPECT_EQ(file.find("test.none"), nullptr);
 }
 
+TEST(Values, ElementsAsText) {
+  const uint64_t wide[] = {~uint64_t{0}, uint64_t{1} << 63};
+  const bool flags[] = {true, false};
+  const int8_t small[] = {-100};
+  const float singles[] = {0.1F};
+  const double doubles[] = {0.1};
+  const auto text = [](ValueType type, const auto& values, uint64_t i) {
+    return element_text({type, std::size(values), std::as_bytes(std::span(values)), {}, {}}, i);
+  };
+  EXPECT_EQ(text(ValueType::U64, wide, 0), "18446744073709551615");
+  EXPECT_EQ(text(ValueType::U64, wide, 1), "9223372036854775808");
+  EXPECT_EQ(text(ValueType::Bool, flags, 0), "true");
+  EXPECT_EQ(text(ValueType::Bool, flags, 1), "false");
+  EXPECT_EQ(text(ValueType::I8, small, 0), "-100");
+  EXPECT_EQ(text(ValueType::F32, singles, 0), "0.1");
+  EXPECT_EQ(text(ValueType::F64, doubles, 0), "0.1");
+  EXPECT_THROW(element_text({ValueType::String, 1, {}, {"x"}, {}}, 0), Error);
+}
+
 void expect_all_tensors(const File& file) {
   ASSERT_EQ(file.tensors().size(), 5u);
   const Tensor* plain = file.find_tensor("plain.f32");

@@ -223,6 +223,28 @@ INSTANTIATE_TEST_SUITE_P(
             "negative",
             [](auto& f) { f.put("llama.context_length", [](auto& w, const auto& k) { w.add_i32(k, -5); }); },
             {"llama.context_length: expected an integer, 1 to 1073741824, got i32 -5"}},
+        Broken{"past int64 in every layer",
+               [](auto& f) {
+                 f.put("llama.attention.head_count_kv", [](auto& w, const auto& k) {
+                   static const uint64_t most[] = {~uint64_t{0}, ~uint64_t{0}};
+                   w.add_value(
+                       k, {gguf::ValueType::Array,
+                           gguf::Array{gguf::ValueType::U64, 2, std::as_bytes(std::span(most)), {}, {}}});
+                 });
+               },
+               {"llama.attention.head_count_kv: expected an integer, 1 to 16384, got 18446744073709551615 in "
+                "every layer"}},
+        Broken{"past int64 in one layer",
+               [](auto& f) {
+                 f.put("llama.attention.head_count_kv", [](auto& w, const auto& k) {
+                   static const uint64_t unlike[] = {2, ~uint64_t{0}};
+                   w.add_value(
+                       k, {gguf::ValueType::Array,
+                           gguf::Array{gguf::ValueType::U64, 2, std::as_bytes(std::span(unlike)), {}, {}}});
+                 });
+               },
+               {"llama.attention.head_count_kv: expected the same number in every layer, got 2 in layer 0, "
+                "18446744073709551615 in layer 1 (layers of unlike shapes are not supported)"}},
         Broken{"array where no layers are",
                [](auto& f) {
                  f.i32s("llama.embedding_length", {32, 32});
