@@ -535,11 +535,19 @@ TEST(HParams, AWindowInWhichPublishedModelsDifferIsNotGuessed) {
                                 "models have it",
                                 window)));
   }
-  for (const char* name : {"llama", "qwen2", "qwen3", "qwen3moe", "olmo2"}) {
-    const auto file = renamed(name).open();
+  for (const std::string name : {"llama", "qwen2", "qwen3", "qwen3moe", "olmo2"}) {
+    const auto file = renamed(name).f32(name + ".rope.freq_base", 1e6f).open();
     EXPECT_THAT(read_hparams(file).problems, IsEmpty()) << name;
     EXPECT_THAT(read_hparams(file).warnings, IsEmpty()) << name;
   }
+}
+
+TEST(HParams, ARotaryBaseThatPublishedModelsStateIsNotGuessed) {
+  for (const std::string name : {"qwen2", "qwen3", "qwen3moe", "olmo2"})
+    EXPECT_THAT(problems(renamed(name)),
+                ElementsAre(name + ".rope.freq_base: expected f32, above 1 and at most 1e+15, got no such "
+                                   "key (the file's metadata is incomplete)"));
+  EXPECT_EQ(good(renamed("llama")).rope_base, 10000.0);  // Llama 2's, whose files may lack the key
 }
 
 /// With a magnitude of 1 it would be another model.
