@@ -18,6 +18,12 @@ Rules join(std::initializer_list<Rules> groups) {
   return all;
 }
 
+/// Optional tensors that are there together.
+Rules together(std::string_view set, Rules rules) {
+  for (TensorRule& rule : rules) rule.set = set;
+  return rules;
+}
+
 constexpr auto kMatmul = WeightUse::matmul;
 constexpr auto kVector = WeightUse::vector;
 constexpr auto kExpertStack = WeightUse::experts;
@@ -94,15 +100,21 @@ const Rules kExperts = {
      Need::required, When::mixture},
 };
 
-const Rules kOptionalBiases = {
+const Rules kInputBiases = {
     {"blk.{}.attn_q.bias", Role::bq, kVector, Dim::one, Dim::q_dim, Need::optional},
     {"blk.{}.attn_k.bias", Role::bk, kVector, Dim::one, Dim::kv_dim, Need::optional},
     {"blk.{}.attn_v.bias", Role::bv, kVector, Dim::one, Dim::kv_dim, Need::optional},
+};
+const Rules kOutputBias = {
     {"blk.{}.attn_output.bias", Role::bo, kVector, Dim::one, Dim::dim, Need::optional},
+};
+const Rules kFfnBiases = {
     {"blk.{}.ffn_gate.bias", Role::b_gate, kVector, Dim::one, Dim::ffn_dim, Need::optional, When::dense},
     {"blk.{}.ffn_up.bias", Role::b_up, kVector, Dim::one, Dim::ffn_dim, Need::optional, When::dense},
     {"blk.{}.ffn_down.bias", Role::b_down, kVector, Dim::one, Dim::dim, Need::optional, When::dense},
 };
+const Rules kOptionalBiases =
+    join({together("q, k, v", kInputBiases), kOutputBias, together("gate, up, down", kFfnBiases)});
 
 /// Divisors of the rotary frequencies, one a pair (Llama 3.1 and later): they end in HParams::rope.
 const Rules kRopeFactors = {

@@ -46,6 +46,7 @@ struct TensorRule {
   Need need = Need::required;
   When when = When::always;
   std::vector<FusedRows> fused = {};
+  std::string_view set = {};  ///< of a layer's optional tensors: a file has all of one set, or none
 
   bool in(const HParams& hp) const {
     return when == When::always || (when == When::mixture) == (hp.experts > 0);

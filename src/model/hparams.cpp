@@ -87,27 +87,32 @@ class HParamsReader {
   }
 
  private:
+  /// A broken expert_count leaves open what else there has to be: only what is wrong in either kind of model
+  /// is reported beside it.
   void read_experts() {
-    hp_.experts = keys_.integer("expert_count", kExperts, false).value.value_or(0);
+    const auto count = keys_.integer("expert_count", kExperts, false);
+    const bool known = count.absent || count.value;
+    hp_.experts = count.value.value_or(0);
     const auto used = keys_.integer("expert_used_count", kExperts, hp_.experts > 0);
     hp_.experts_used = used.value.value_or(0);
     const auto own = keys_.integer("expert_feed_forward_length", kFfnDim, false);
-    hp_.ffn_dim = keys_.integer("feed_forward_length", kFfnDim, hp_.experts == 0 || own.absent, hp_.layers)
-                      .value.value_or(0);
-    if (hp_.experts == 0) {
+    const bool dense = known && hp_.experts == 0;
+    hp_.ffn_dim =
+        keys_.integer("feed_forward_length", kFfnDim, dense || own.absent, hp_.layers).value.value_or(0);
+    if (dense) {
       if (hp_.experts_used > 0)
         keys_.report("expert_used_count", "0, as there is no expert_count",
                      fmt::format("{}", hp_.experts_used));
       return;
     }
-    if (!out_.architecture->mixture)
+    if (known && !out_.architecture->mixture)
       keys_.report("expert_count", fmt::format("no such key, or 0, in {}", hp_.architecture),
                    fmt::format("{}", hp_.experts),
                    "this engine knows no mixture of experts of that architecture");
     hp_.expert_ffn_dim = own.or_else(hp_.ffn_dim).value_or(0);
     hp_.normalise_experts = keys_.flag("expert_weights_norm").or_else(true).value_or(true);
     hp_.expert_scale = keys_.real("expert_weights_scale", kScale, false).or_else(1.0).value_or(0.0);
-    if (used.value && (*used.value < 1 || *used.value > hp_.experts))
+    if (known && used.value && (*used.value < 1 || *used.value > hp_.experts))
       keys_.report("expert_used_count", fmt::format("1 to expert_count ({})", hp_.experts),
                    fmt::format("{}", hp_.experts_used));
   }

@@ -85,7 +85,12 @@ class Findings {
 class TensorPlanner {
  public:
   TensorPlanner(const gguf::File& file, const Architecture& architecture, const Backend& backend, Plan& plan)
-      : file_(file), architecture_(architecture), backend_(backend), plan_(plan) {}
+      : file_(file), architecture_(architecture), backend_(backend), plan_(plan) {
+    // 0 is a valid number of experts: only the problem beside it tells a broken one.
+    const std::string key = fmt::format("{}.expert_count", arch());
+    for (const Problem& problem : plan.problems)
+      if (plan.hp.experts == 0 && problem.where == key) experts_known_ = false;
+  }
 
   void run() {
     if (file_.tensors().empty()) {
@@ -95,12 +100,12 @@ class TensorPlanner {
     }
     // A file's layers one after the other: loading walks the file from front to back.
     for (const auto& rule : architecture_.tensors) {
-      if (rule.in(plan_.hp) && !rule.per_layer()) place(rule, -1);
+      if (sought(rule) && !rule.per_layer()) place(rule, -1);
     }
     find_absent_layers();
     for (int64_t layer = 0; layer < plan_.hp.layers; ++layer) {
       for (const auto& rule : architecture_.tensors) {
-        if (rule.in(plan_.hp) && rule.per_layer()) place(rule, layer);
+        if (sought(rule) && rule.per_layer()) place(rule, layer);
       }
     }
     for (const PlannedTensor& planned : plan_.tensors) plan_.hp.roles.set(static_cast<size_t>(planned.role));
@@ -110,6 +115,11 @@ class TensorPlanner {
 
  private:
   std::string_view arch() const { return architecture_.name; }
+
+  /// With an unknown number of experts neither a dense model's tensors are missed nor a mixture's.
+  bool sought(const TensorRule& rule) const {
+    return rule.in(plan_.hp) && (experts_known_ || rule.when == When::always);
+  }
 
   /// Layers of which nothing is there are one problem, not one a tensor.
   void find_absent_layers() {
@@ -123,9 +133,9 @@ class TensorPlanner {
     }
     if (absent.empty()) return;
     absent_.insert(absent.begin(), absent.end());
-    const auto required = std::count_if(
-        architecture_.tensors.begin(), architecture_.tensors.end(),
-        [&](const auto& r) { return r.in(plan_.hp) && r.per_layer() && r.need == Need::required; });
+    const auto required =
+        std::count_if(architecture_.tensors.begin(), architecture_.tensors.end(),
+                      [&](const auto& r) { return sought(r) && r.per_layer() && r.need == Need::required; });
     plan_.problems.push_back(
         {fmt::format("blk.{}.*", ranges(absent)),
          fmt::format("{} tensors ({} in each layer), as {}.block_count says {}",
@@ -157,11 +167,10 @@ class TensorPlanner {
       return;  // a missing embedding has its own line
     }
     if (rule.need == Need::optional) {
-      const int64_t holders = rule.per_layer() ? layers_with(rule) : 0;
-      if (holders == 0) return;
-      findings_.add(
-          layer, rule.suffix(),
-          {name, "this tensor, as other layers have it", "no such tensor", "a part of the model is missing"});
+      if (const auto reason = reason_for(rule))
+        findings_.add(layer, rule.suffix(),
+                      {name, fmt::format("this tensor, as {}", *reason), "no such tensor",
+                       "a part of the model is missing"});
       return;
     }
     const auto shape = expected_shape(rule);
@@ -170,13 +179,22 @@ class TensorPlanner {
                    "the file is incomplete"});
   }
 
-  int64_t layers_with(const TensorRule& rule) {
-    const auto [place, is_new] = holders_.emplace(std::string(rule.suffix()), 0);
-    if (is_new) {
-      for (int64_t layer = 0; layer < plan_.hp.layers; ++layer) {
-        place->second += file_.find_tensor(rule.name(layer)) != nullptr ? 1 : 0;
-      }
+  /// Why an optional tensor has to be there.
+  std::optional<std::string> reason_for(const TensorRule& rule) {
+    if (!rule.per_layer()) return std::nullopt;
+    if (first_holder(rule)) return "other layers have it";
+    for (const TensorRule& other : architecture_.tensors) {
+      if (rule.set.empty() || other.set != rule.set) continue;
+      if (const auto holder = first_holder(other)) return other.name(*holder) + " is there";
     }
+    return std::nullopt;
+  }
+
+  /// The first layer that has the rule's tensor.
+  std::optional<int64_t> first_holder(const TensorRule& rule) {
+    const auto [place, is_new] = holders_.emplace(std::string(rule.suffix()), std::nullopt);
+    for (int64_t layer = 0; is_new && !place->second && layer < plan_.hp.layers; ++layer)
+      if (file_.find_tensor(rule.name(layer)) != nullptr) place->second = layer;
     return place->second;
   }
 
@@ -247,9 +265,12 @@ class TensorPlanner {
     for (const FusedRows& more : rule.fused) part(more.role, more.rows);
   }
 
-  bool has_rule(std::string_view suffix) const {
+  /// A layer's tensor of which nobody can say that it is unused, as the number of layers or experts is
+  /// unknown.
+  bool left_open(std::string_view suffix) const {
+    if (plan_.hp.layers > 0 && experts_known_) return false;
     return std::any_of(architecture_.tensors.begin(), architecture_.tensors.end(), [&](const auto& r) {
-      return r.in(plan_.hp) && r.per_layer() && r.suffix() == suffix;
+      return (r.in(plan_.hp) || !experts_known_) && r.per_layer() && r.suffix() == suffix;
     });
   }
 
@@ -259,12 +280,11 @@ class TensorPlanner {
     for (const auto& tensor : file_.tensors()) {
       if (used_.contains(tensor.name)) continue;
       const auto name = parse_layer_name(tensor.name);
-      const bool layers_known = plan_.hp.layers > 0;
-      if (name && layers_known && name->layer >= plan_.hp.layers) {
+      if (name && plan_.hp.layers > 0 && name->layer >= plan_.hp.layers) {
         ++beyond[name->layer];
         continue;
       }
-      if (name && !layers_known && has_rule(name->suffix)) continue;
+      if (name && left_open(name->suffix)) continue;
       unused.add(name ? name->layer : -1, name ? name->suffix : "",
                  {tensor.name, fmt::format("no such tensor in architecture {}", arch()),
                   fmt::format("{} {}", quant::traits(tensor.type).name, tensor.shape_text()),
@@ -294,7 +314,8 @@ class TensorPlanner {
   Findings findings_;
   std::set<std::string, std::less<>> used_;
   std::set<int64_t> absent_;
-  std::map<std::string, int64_t> holders_;
+  std::map<std::string, std::optional<int64_t>> holders_;
+  bool experts_known_ = true;
 };
 
 }  // namespace

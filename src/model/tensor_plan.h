@@ -11,7 +11,7 @@ namespace greta {
 /// Holds the architecture's list of tensors against the file's: what is there goes to plan.tensors, and
 /// missing tensors, wrong shapes, types that the backend refuses and tensors without a role become problems,
 /// consecutive layers with the same fault as one. Shapes whose hyperparameters are 0 (unknown) are not
-/// judged; with an unknown number of layers no layer's tensor is missed.
+/// judged; with an unknown number of layers no layer's tensor is missed, with one of experts none of an MLP.
 void plan_tensors(const gguf::File& file, const Architecture& architecture, const Backend& backend,
                   Plan& plan);
 

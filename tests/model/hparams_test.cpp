@@ -412,6 +412,13 @@ INSTANTIATE_TEST_SUITE_P(
         Broken{"more experts used than there are",
                [](auto& f) { f.u32("llama.expert_count", 2).u32("llama.expert_used_count", 3); },
                {"llama.expert_used_count: expected 1 to expert_count (2), got 3"}},
+        Broken{"an absurd number of experts",
+               [](auto& f) {
+                 f.u32("llama.expert_count", 5000).u32("llama.expert_used_count", 2);
+                 f.erase("llama.feed_forward_length").u32("llama.expert_feed_forward_length", 32);
+                 f.boolean("llama.expert_weights_norm", true);
+               },
+               {"llama.expert_count: expected an integer, 0 to 4096, got u32 5000"}},
         Broken{"experts used of none",
                [](auto& f) { f.u32("llama.expert_used_count", 3); },
                {"llama.expert_used_count: expected 0, as there is no expert_count, got 3"}},

@@ -18,7 +18,7 @@ using testing_model::SmallFile;
 TEST(Load, EveryRoleHasItsTensor) {
   SmallFile small;
   for (const char* layer : {"0", "1"}) {
-    small.tensor(fmt::format("blk.{}.attn_q.bias", layer), {32}, quant::Type::F32);
+    small.tensor(fmt::format("blk.{}.attn_output.bias", layer), {32}, quant::Type::F32);
   }
   const auto file = small.open();
   FakeBackend backend;
@@ -38,13 +38,13 @@ TEST(Load, EveryRoleHasItsTensor) {
       {Role::wk, "attn_k.weight"},           {Role::wv, "attn_v.weight"},
       {Role::wo, "attn_output.weight"},      {Role::ffn_norm, "ffn_norm.weight"},
       {Role::w_gate, "ffn_gate.weight"},     {Role::w_up, "ffn_up.weight"},
-      {Role::w_down, "ffn_down.weight"},     {Role::bq, "attn_q.bias"}};
+      {Role::w_down, "ffn_down.weight"},     {Role::bo, "attn_output.bias"}};
   for (size_t layer = 0; layer < 2; ++layer) {
     for (const auto& [role, name] : parts) {
       ASSERT_NE(model.at(layer, role), nullptr) << name;
       EXPECT_EQ(model.at(layer, role)->name, fmt::format("blk.{}.{}", layer, name));
     }
-    for (const Role role : {Role::bk, Role::bv, Role::bo, Role::b_gate, Role::b_up, Role::b_down}) {
+    for (const Role role : {Role::bq, Role::bk, Role::bv, Role::b_gate, Role::b_up, Role::b_down}) {
       EXPECT_EQ(model.at(layer, role), nullptr);
     }
   }

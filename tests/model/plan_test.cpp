@@ -228,11 +228,11 @@ TEST(Plan, TensorsWithoutARole) {
 
 TEST(Plan, ABiasInSomeLayersOnly) {
   SmallFile small(4);
-  small.tensor("blk.2.attn_q.bias", {32}, quant::Type::F32);
+  small.tensor("blk.2.attn_output.bias", {32}, quant::Type::F32);
   EXPECT_THAT(
       problems(small),
       ElementsAre(
-          "blk.0-1,3.attn_q.bias: expected this tensor, as other layers have it, got no such tensor (a "
+          "blk.0-1,3.attn_output.bias: expected this tensor, as other layers have it, got no such tensor (a "
           "part of the model is missing)"));
 }
 
@@ -676,6 +676,61 @@ TEST(Pins, Spelling) {
   EXPECT_FALSE(pins_sha256(""));
   EXPECT_FALSE(pins_sha256("dim=32"));
   EXPECT_TRUE(pins_sha256("dim=32,sha256=" + std::string(64, '0')));
+}
+
+// ---- what depends on what else is there
+// ---------------------------------------------------------------------------------------------------
+
+TEST(Plan, BiasesComeInSets) {
+  const auto with = [](std::vector<std::pair<std::string, uint64_t>> biases) {
+    SmallFile small;
+    for (const char* layer : {"0", "1"})
+      for (const auto& [name, size] : biases)
+        small.tensor(fmt::format("blk.{}.{}.bias", layer, name), {size}, quant::Type::F32);
+    return problems(small);
+  };
+  const auto missing = [](const std::string& name, const std::string& there) {
+    return "blk.0-1." + name + ".bias: expected this tensor, as blk.0." + there +
+           ".bias is there, got no such tensor (a part of the model is missing)";
+  };
+  EXPECT_THAT(with({{"attn_q", 32}}), ElementsAre(missing("attn_k", "attn_q"), missing("attn_v", "attn_q")));
+  EXPECT_THAT(with({{"attn_v", 16}}), ElementsAre(missing("attn_q", "attn_v"), missing("attn_k", "attn_v")));
+  EXPECT_THAT(with({{"attn_q", 32}, {"attn_v", 16}}), ElementsAre(missing("attn_k", "attn_q")));
+  EXPECT_THAT(with({{"ffn_down", 32}}),
+              ElementsAre(missing("ffn_gate", "ffn_down"), missing("ffn_up", "ffn_down")));
+  EXPECT_THAT(with({{"ffn_gate", 64}, {"ffn_up", 64}}), ElementsAre(missing("ffn_down", "ffn_gate")));
+  EXPECT_THAT(with({{"attn_output", 32}}), IsEmpty());
+  EXPECT_THAT(with({{"attn_q", 32}, {"attn_k", 16}, {"attn_v", 16}}), IsEmpty());
+
+  SmallFile one_layer;
+  one_layer.tensor("blk.1.attn_q.bias", {32}, quant::Type::F32);
+  EXPECT_THAT(problems(one_layer),
+              ElementsAre("blk.0.attn_q.bias: expected this tensor, as other layers have it, got no such "
+                          "tensor (a part of the model is missing)",
+                          "blk.0-1.attn_k.bias: expected this tensor, as blk.1.attn_q.bias is there, got no "
+                          "such tensor (a part of the model is missing)",
+                          "blk.0-1.attn_v.bias: expected this tensor, as blk.1.attn_q.bias is there, got no "
+                          "such tensor (a part of the model is missing)"));
+}
+
+/// Whether the file is a mixture's nobody can say, and nothing is said of either kind's tensors.
+TEST(Plan, ABrokenNumberOfExpertsIsOneMismatch) {
+  const std::string line = "llama.expert_count: expected an integer, 0 to 4096, got u32 5000";
+  SmallFile mixture;
+  mixture.u32("llama.expert_count", 5000).u32("llama.expert_used_count", 2);
+  for (const char* layer : {"0", "1"}) {
+    const auto name = [&](const char* part) { return fmt::format("blk.{}.{}.weight", layer, part); };
+    for (const char* part : {"ffn_gate", "ffn_up", "ffn_down"}) mixture.erase_tensor(name(part));
+    mixture.tensor(name("ffn_gate_inp"), {32, 8}, quant::Type::F32);
+    mixture.tensor(name("ffn_gate_exps"), {32, 64, 8}).tensor(name("ffn_up_exps"), {32, 64, 8});
+    mixture.tensor(name("ffn_down_exps"), {64, 32, 8});
+  }
+  EXPECT_THAT(problems(mixture), ElementsAre(line));
+  EXPECT_THAT(problems(SmallFile().u32("llama.expert_count", 5000)), ElementsAre(line));
+  // What is wrong in either is still told.
+  mixture.tensor("blk.1.novelty.weight", {32}).erase_tensor("blk.0.attn_q.weight");
+  EXPECT_EQ(problems(mixture).size(), 3u);
+  EXPECT_THAT(problems(mixture.u32("llama.expert_count", 8)), testing::SizeIs(2));
 }
 
 }  // namespace
