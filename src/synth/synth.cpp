@@ -123,7 +123,8 @@ class Metadata {
       w_.add_string(key("rope.scaling.type"), scaling.kind == Kind::yarn ? "yarn" : "linear");
       f32("rope.scaling.factor", static_cast<float>(scaling.factor));
     }
-    if (scaling.original_context && scaling.kind != Kind::llama3)
+    // Beside other scalings the key has no effect, and readers say so.
+    if (scaling.kind == Kind::yarn || scaling.kind == Kind::longrope)
       u32("rope.scaling.original_context_length", static_cast<int64_t>(*scaling.original_context));
     if (scaling.kind != Kind::longrope) return;
     const double stretch =

@@ -54,7 +54,8 @@ struct SynthOptions {
 
 /// Writes the model to `out_path`, whole or not at all, in constant memory.
 /// Errors (greta::Error): shapes that the type or the architecture cannot hold (every one of them, with the
-/// way out), an unsupported option, an unreadable tokenizer_from, an unwritable path.
+/// way out), an unsupported option, a tokenizer_from without a usable tokenizer, an unwritable path, too
+/// small a disk.
 void synthesise(const SynthOptions& options, const std::string& out_path, int threads);
 
 }  // namespace greta

@@ -1,8 +1,10 @@
 #include "synth/vocabulary.h"
 
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
+#include "tokenizer/tokenizer.h"
 
 namespace greta::synth {
 namespace {
@@ -63,15 +65,17 @@ void copy_tokenizer(gguf::Writer& writer, const gguf::File& source) {
 }
 
 uint64_t vocabulary_size(const gguf::File& source) {
-  const gguf::Value* value = source.find("tokenizer.ggml.tokens");
-  const auto* tokens = value != nullptr ? std::get_if<gguf::Array>(&value->data) : nullptr;
-  if (tokens == nullptr || tokens->element != gguf::ValueType::String)
-    fail(
-        "{}: metadata 'tokenizer.ggml.tokens': expected an array of strings, got {}; --tokenizer-from needs "
-        "a model or a "
-        "vocabulary file with a tokenizer",
-        source.path(), value == nullptr ? "no such key" : "another type");
-  return tokens->count;
+  try {
+    return static_cast<uint64_t>(Tokenizer::from_gguf(source)->vocab_size());
+  } catch (const Error& error) {
+    std::vector<std::string> why = {error.what()};
+    why.insert(why.end(), error.details().begin(), error.details().end());
+    throw Error(
+        fmt::format("--tokenizer-from {}: expected a model or a vocabulary file with a tokenizer that "
+                    "greta can use, got one that it refuses; name another, or leave the option out",
+                    source.path()),
+        std::move(why));
+  }
 }
 
 }  // namespace greta::synth

@@ -18,7 +18,7 @@ void add_made_up_tokenizer(gguf::Writer& writer, uint64_t size);
 /// Copies all tokenizer.* metadata.
 void copy_tokenizer(gguf::Writer& writer, const gguf::File& source);
 
-/// Entries of tokenizer.ggml.tokens. Errors (greta::Error): the file has no such array of strings.
+/// Tokens of the file's tokenizer. Errors (greta::Error): none that the engine would use.
 uint64_t vocabulary_size(const gguf::File& source);
 
 }  // namespace greta::synth

@@ -286,6 +286,11 @@ TEST_F(Synth, RopeScaling) {
   EXPECT_EQ(std::get<std::string_view>(linear.find("llama.rope.scaling.type")->data), "linear");
   EXPECT_EQ(std::get<double>(linear.find("llama.rope.scaling.factor")->data), 2.5);
   EXPECT_EQ(linear.find("llama.rope.scaling.original_context_length"), nullptr);
+  options.rope_scaling = "linear:2:4096";  // the context follows from it, and the reader has no word to say
+  const gguf::File stretched = make(options);
+  EXPECT_EQ(stretched.find("llama.rope.scaling.original_context_length"), nullptr);
+  EXPECT_EQ(number(stretched, "llama.context_length"), 8192u);
+  EXPECT_EQ(read_hparams(stretched).warnings, std::vector<std::string>());
   options.rope_scaling = "llama3:8:8192";
   options.head_dim = 128;
   options.rope_base = 5e5F;
@@ -382,9 +387,46 @@ TEST_F(Synth, TokenizerFromAnotherFile) {
   options.vocab = 0;
   options.tokenizer_from =
       fmt::format("{}/tests/golden/gguf/vocab.gguf", GRETA_SOURCE_DIR);  // no tokenizer in it
-  EXPECT_NE(error_of(options).find("'tokenizer.ggml.tokens'"), std::string::npos) << error_of(options);
+  EXPECT_NE(error_of(options).find("tokenizer.ggml.tokens: expected"), std::string::npos)
+      << error_of(options);
   options.tokenizer_from = folder_ / "none.gguf";
   EXPECT_NE(error_of(options).find("No such file"), std::string::npos);
+}
+
+/// What the engine would refuse as a model's tokenizer is refused before it is copied.
+TEST_F(Synth, TokenizersThatNobodyCouldUse) {
+  const std::string source = folder_ / "source.gguf";
+  const auto refused = [&](auto add, const std::string& part) {
+    gguf::Writer writer;
+    add(writer);
+    writer.write(source);
+    SynthOptions options;
+    options.layers = 1;
+    options.tokenizer_from = source;
+    const std::string text = error_of(options);
+    EXPECT_EQ(text.rfind("--tokenizer-from ", 0), 0u) << text;
+    EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' not in: " << text;
+    EXPECT_EQ(folder_.entries(), 1u);
+  };
+  const auto add = [](gguf::Writer& w, const char* model, const std::vector<std::string>& tokens) {
+    if (model != nullptr) w.add_string("tokenizer.ggml.model", model);
+    w.add_string("tokenizer.ggml.pre", "gpt-2");
+    w.add_strings("tokenizer.ggml.tokens", tokens);
+    w.add_strings("tokenizer.ggml.merges", {});
+  };
+  refused([&](auto& w) { add(w, "gpt2", {}); }, "tokenizer.ggml.tokens");
+  refused([&](auto& w) { add(w, "bert", {"a", "b"}); }, "tokenizer.ggml.model: expected llama");
+  refused([&](auto& w) { add(w, nullptr, {"a", "b"}); }, "tokenizer.ggml.model: expected llama");
+  refused(
+      [&](auto& w) {
+        add(w, "gpt2", {"a", "b"}), w.add_i32s("tokenizer.ggml.token_type", {1});
+      },
+      "tokenizer.ggml.token_type");
+  refused(
+      [&](auto& w) {
+        add(w, "gpt2", {"a", "b"}), w.add_u32("tokenizer.ggml.bos_token_id", 2);
+      },
+      "tokenizer.ggml.bos_token_id");
 }
 
 TEST_F(Synth, RefusesWithTheWayOut) {
