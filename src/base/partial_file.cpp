@@ -1,12 +1,15 @@
 #include "base/partial_file.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -33,6 +36,33 @@ PartialFile::~PartialFile() {
   if (!finished_) ::unlink(partial_.c_str());
 }
 
+void PartialFile::reserve(uint64_t bytes) {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && bytes > limit.rlim_cur)
+    fail(
+        "cannot write {}: {} bytes are needed, and this process may write files of at most {}; raise the "
+        "limit (ulimit -f)",
+        path_, bytes, limit.rlim_cur);
+  struct statvfs disk {};
+  const bool known = ::fstatvfs(fd_, &disk) == 0 && disk.f_blocks > 0;
+  const uint64_t free = known ? uint64_t{disk.f_bavail} * disk.f_frsize : 0;
+  const auto refuse = [&](int error) {
+    fail("cannot write {}: {} bytes are needed, {} are free there: {}; free some, or name another place",
+         path_, bytes, known ? fmt::format("{}", free) : "not as many", std::strerror(error));
+  };
+  if (known && bytes - std::min(bytes, written_) > free) refuse(ENOSPC);
+  if (bytes > static_cast<uint64_t>(std::numeric_limits<off_t>::max())) refuse(EFBIG);
+  // Not posix_fallocate: where the file system cannot, that writes every block.
+  int error = 0;
+  do {
+    error = ::fallocate(fd_, 0, 0, static_cast<off_t>(bytes)) == 0 ? 0 : errno;
+  } while (error == EINTR);
+  if (error == 0)
+    reserved_ = bytes;
+  else if (error != EOPNOTSUPP && error != ENOSYS && error != EINVAL)
+    refuse(error);
+}
+
 void PartialFile::write(std::span<const std::byte> bytes) {
   written_ += bytes.size();
   if (buffer_.size() + bytes.size() > kBuffer) flush();
@@ -52,6 +82,8 @@ void PartialFile::pad_to(uint64_t alignment) {
 
 void PartialFile::finish() {
   flush();
+  if (reserved_ > written_ && ::ftruncate(fd_, static_cast<off_t>(written_)) != 0)
+    fail("cannot write {}: {}", path_, std::strerror(errno));
   if (::close(std::exchange(fd_, -1)) != 0) fail("cannot write {}: {}", path_, std::strerror(errno));
   if (::rename(partial_.c_str(), path_.c_str()) != 0)
     fail("cannot write {}: {}", path_, std::strerror(errno));

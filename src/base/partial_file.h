@@ -17,6 +17,10 @@ class PartialFile {
   PartialFile(const PartialFile&) = delete;
   PartialFile& operator=(const PartialFile&) = delete;
 
+  /// Room on the disk for a file of `bytes` in all, taken before they are made. Errors: bytes needed and
+  /// bytes free, or the process's limit of a file's size. A file system that cannot reserve is only asked how
+  /// much is free.
+  void reserve(uint64_t bytes);
   void write(std::span<const std::byte> bytes);
   /// Zeros up to a multiple of `alignment`.
   void pad_to(uint64_t alignment);
@@ -32,6 +36,7 @@ class PartialFile {
   int fd_ = -1;
   bool finished_ = false;
   uint64_t written_ = 0;
+  uint64_t reserved_ = 0;
   std::vector<std::byte> buffer_;
 };
 

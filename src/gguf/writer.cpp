@@ -216,6 +216,9 @@ void Writer::write(const std::string& path) const {
     offset = *next;
   }
   file.pad_to(alignment_);
+  const auto size_in_all = checked_add(file.written(), offset);
+  if (!size_in_all) fail("cannot write {}: the tensors' sizes add up to more than 2^64 bytes", path);
+  file.reserve(*size_in_all);
   for (const Pending& tensor : tensors_) {
     uint64_t elements = 1;
     for (const uint64_t d : tensor.shape) elements *= d;

@@ -1,6 +1,7 @@
 // guard-rail: what bad paths and prompts get, and the case that the guard rail began with.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include "cli/run_binary.h"
 #include "gguf/gguf.h"
@@ -182,6 +183,18 @@ TEST_F(Guard, WhatIsWrongIsSaidBeforeTheWork) {
     EXPECT_EQ(outcome.status, 2);
     EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;  // no model was loaded
   }
+}
+
+/// Here by the limit of a file's size, so that no disk has to be full.
+TEST_F(Guard, AModelThatTheDiskCannotHold) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  rlimit small = before;
+  small.rlim_cur = 1 << 20;
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  expect_refusal({"synth", "-o", folder / "big.gguf"}, {folder / "big.gguf", " bytes are needed", "1048576"});
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  EXPECT_EQ(files(), std::vector<std::string>{"m.gguf"});
 }
 
 TEST_F(Guard, StringsOfTheFileDoNotSpeakToTheTerminal) {

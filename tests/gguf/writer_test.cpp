@@ -1,8 +1,14 @@
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
+#include <stdexcept>
 
 #include "base/error.h"
+#include "base/partial_file.h"
 #include "gguf/gguf.h"
 #include "temporary_folder.h"
 
@@ -116,6 +122,51 @@ TEST_F(WriterTest, NothingIsLeftOfAFailedFile) {
   EXPECT_NE(failing(1), "no error");
   EXPECT_EQ(folder_.entries(), 1u);
   EXPECT_EQ(read_whole_file(path_), before);
+}
+
+/// The size is known before the first byte of a tensor is made.
+TEST_F(WriterTest, AFileThatTheDiskCannotHoldIsRefusedFirst) {
+  Writer writer;
+  writer.add_tensor("t", {1ull << 30, 1ull << 28}, quant::Type::F32,
+                    [](const Writer::Sink&) { throw std::runtime_error("it was begun"); });
+  const std::string why = error_of([&] { writer.write(path_); });
+  EXPECT_NE(why.find(path_ + ": 1152921504606847"), std::string::npos) << why;
+  EXPECT_NE(why.find(" bytes are needed, "), std::string::npos) << why;
+  EXPECT_EQ(folder_.entries(), 0u);
+}
+
+TEST_F(WriterTest, RoomIsReservedAndWhatIsNotUsedIsGivenBack) {
+  const std::vector<std::byte> bytes(3);
+  constexpr off_t kRoom = 1 << 20;
+  PartialFile probe(folder_ / "probe");
+  const int fd =
+      ::open(fmt::format("{}/probe.partial-{}", folder_.path().string(), ::getpid()).c_str(), O_WRONLY);
+  const bool can_reserve = ::fallocate(fd, 0, 0, kRoom) == 0;
+  ::close(fd);
+  PartialFile file(path_);
+  file.reserve(kRoom);
+  struct stat there {};
+  ASSERT_EQ(::stat(fmt::format("{}.partial-{}", path_, ::getpid()).c_str(), &there), 0);
+  EXPECT_EQ(there.st_blocks * 512 >= kRoom, can_reserve);
+  file.write(bytes);
+  file.finish();
+  EXPECT_EQ(std::filesystem::file_size(path_), 3u);
+}
+
+TEST_F(WriterTest, TheLimitOfAFilesSizeIsAskedFirst) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  rlimit small = before;
+  small.rlim_cur = 4096;
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const std::string fits = error_of([&] { PartialFile(path_).reserve(4096); });
+  const std::string why = error_of([&] { PartialFile(path_).reserve(4097); });
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  EXPECT_EQ(fits, "no error");
+  EXPECT_NE(why.find("4097 bytes are needed, and this process may write files of at most 4096"),
+            std::string::npos)
+      << why;
+  EXPECT_EQ(folder_.entries(), 0u);
 }
 
 TEST_F(WriterTest, SaysWhatItCannotWrite) {
