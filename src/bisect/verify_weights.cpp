@@ -39,14 +39,15 @@ class RoundedWeight : public Weight {
   WeightSource source_;
 };
 
-/// The reference on rounded matrices; the embedding's rows stay as stored, as in every mode.
+/// The reference on rounded matrices, those of experts too; the embedding's rows stay as stored, as in every
+/// mode.
 class RoundedReference : public Interposer {
  public:
   using Interposer::Interposer;
   std::string description() const override { return below().description() + ", weights rounded to int8"; }
   std::unique_ptr<Weight> load(const WeightSource& source, WeightUse use) override {
     auto stored = below().load(source, use);
-    if (use != WeightUse::matmul) return stored;
+    if (use != WeightUse::matmul && use != WeightUse::experts) return stored;
     return std::make_unique<RoundedWeight>(source, *stored);
   }
 };

@@ -300,6 +300,26 @@ TEST_F(Verify, AShortContextScalesTheRowsDownAndSaysSo) {
   EXPECT_FALSE(none.passed());
 }
 
+// Experts' matrices are rounded to int8 blocks by the mode, and by the truth that it is held to.
+TEST_F(Verify, Int8OfExpertsIsHeldToTheirRoundedMatrices) {
+  SynthOptions synth;
+  synth.dim = 128;
+  synth.layers = 2;
+  synth.ffn_dim = 256;
+  synth.heads = 4;
+  synth.vocab = 300;
+  synth.context = 128;
+  synth.experts = 4;
+  synth.type = quant::Type::F16;
+  const std::string path = folder_ / "experts";
+  synthesise(synth, path, 2);
+  options_.rows = {"weights"};
+  const VerifyResult result = verify(ModelFile::open(path), options_);
+  EXPECT_EQ(reds(result), Reds{}) << row(result, "weights").detail;
+  EXPECT_GT(row(result, "weights").figures.at("int8.mean_kl"),
+            10 * row(result, "weights").figures.at("int8_rounded_truth.mean_kl"));
+}
+
 TEST_F(Verify, WhatCannotBeDoneIsAnErrorBeforeAnyRow) {
   options_.engine.context = 2049;
   EXPECT_THROW(run(), Error);
