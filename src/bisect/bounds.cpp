@@ -56,7 +56,8 @@ void quantise_int8(std::span<float> row) {
     float largest = 0.0f;
     for (size_t i = begin; i < end; ++i) largest = std::max(largest, std::abs(row[i]));
     const float d = largest / 127.0f;
-    const float inverse = d == 0.0f ? 0.0f : 1.0f / d;
+    // A block that is all zero, or too small for its reciprocal, is zero.
+    const float inverse = std::isfinite(1.0f / d) ? 1.0f / d : 0.0f;
     const float stored = f16_to_f32(f32_to_f16(d));
     for (size_t i = begin; i < end; ++i)
       row[i] = static_cast<float>(std::clamp(nearest_even(double{row[i] * inverse}), -127.0, 127.0)) * stored;

@@ -120,5 +120,31 @@ TEST(Bounds, SiluOfAFarNegativeGateKeepsItsUlps) {
   EXPECT_GT(std::abs(silu(40) - judged.value[0]), judged.certain[0]);
 }
 
+// Blocks whose largest magnitude is near where its 127th has no FP32 reciprocal, and a short last block.
+TEST(Bounds, Int8WeightsRoundAsTheKernelsDefinitionHasIt) {
+  const float least = std::numeric_limits<float>::denorm_min();
+  std::vector<float> row;
+  for (const float largest :
+       {0.0f, least, 1e-39f, 3.6e-37f, 3.7e-37f, 3.74e-37f, 4e-37f, 1e-30f, 5e-6f, 7.5e-6f, 1.0f, 60000.0f}) {
+    row.push_back(largest);
+    for (int i = 1; i < 32; ++i)
+      row.push_back(i % 3 == 0 ? 0.0f : largest * static_cast<float>(16 - i) / 17.0f);
+  }
+  row.insert(row.end(), {0.0f, 3.7e-37f, -1e-38f});
+  const WeightSource source{"w", quant::Type::F32, 1, static_cast<int64_t>(row.size()),
+                            std::as_bytes(std::span(row))};
+  std::vector<float> got(row.size());
+  judged_row(source, 0, WeightMode::int8, got.data());
+  for (size_t begin = 0; begin < row.size(); begin += 32) {
+    const size_t count = std::min<size_t>(32, row.size() - begin);
+    uint16_t scale = 0;
+    int8_t q[32];
+    ASSERT_TRUE(cpu::round_weights8(std::span(row).subspan(begin, count), &scale, q));
+    for (size_t i = 0; i < count; ++i)
+      EXPECT_EQ(f16_to_f32(scale) * static_cast<float>(q[i]), got[begin + i])
+          << row[begin + i] << " at " << begin + i;
+  }
+}
+
 }  // namespace
 }  // namespace greta
