@@ -211,13 +211,17 @@ JudgedWeight judged_weight(const WeightSource& source, int64_t row, const Weight
 
 // One rounding more than the kernel has: d q - m is rounded to FP32 in the judge's weights, not in a kernel
 // that adds the two apart.
-double product_bound(double magnitude, double value, int roundings, double u) {
+double product_bound(double magnitude, double value, int roundings, double u, double lost) {
   return gamma(roundings + 1, u) * magnitude + u * std::abs(value) +
-         kSubnormal * static_cast<double>(roundings);
+         kSubnormal * static_cast<double>(roundings) + lost;
+}
+
+double operand_underflow(OperandRounding operand, int64_t k) {
+  return operand == OperandRounding::bits8 ? kSubnormal * 127 * 128 * static_cast<double>(k) : 0.0;
 }
 
 void judge_product(const JudgedWeight& weight, std::span<const double> operand, double bias, int roundings,
-                   double& value, double& certain, double u) {
+                   double& value, double& certain, double u, double lost) {
   double sum = 0.0;
   double magnitude = 0.0;
   for (size_t k = 0; k < operand.size(); ++k) {
@@ -225,7 +229,7 @@ void judge_product(const JudgedWeight& weight, std::span<const double> operand, 
     magnitude += weight.magnitude[k] * std::abs(operand[k]);
   }
   value = sum + bias;
-  certain = product_bound(magnitude, value, roundings, u);
+  certain = product_bound(magnitude, value, roundings, u, lost);
 }
 
 Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, float eps, int sum_roundings,
@@ -236,7 +240,9 @@ Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, f
   Judged judged;
   for (size_t i = 0; i < x.size(); ++i) {
     judged.value.push_back(x[i] * factor * double{weight[i]});
-    judged.certain.push_back((sum_roundings / 2.0 + 5.0) * u * std::abs(judged.value.back()) + kSubnormal);
+    // A subnormal x * factor is off absolutely, and the weight multiplies that.
+    judged.certain.push_back((sum_roundings / 2.0 + 5.0) * u * std::abs(judged.value.back()) +
+                             kSubnormal * (1.0 + std::abs(double{weight[i]})));
   }
   return judged;
 }
@@ -288,7 +294,7 @@ Judged judge_attention(std::span<const double> queries, std::span<const double> 
     double own = gamma(score_roundings, arithmetic.sum_unit) * magnitude;
     if (softcap > 0) {
       score[j] = softcap * std::tanh(score[j] / softcap);
-      own += softcap_error(score[j], arithmetic.tanh_ulps, u);
+      own += softcap_error(score[j], softcap, arithmetic.tanh_ulps, u);
     }
     largest = std::max(largest, score[j]);
     delta = std::max(delta, own + kArgumentRoundings * u * std::abs(score[j]));
@@ -347,15 +353,15 @@ Judged judge_glu(Activation activation, std::span<const double> gate, std::span<
   return judged;
 }
 
-double softcap_error(double value, double tanh_ulps, double u) {
-  return (2 * tanh_ulps + 3) * u * std::abs(value) + kSubnormal;
+double softcap_error(double value, double cap, double tanh_ulps, double u) {
+  return (2 * tanh_ulps + 3) * u * std::abs(value) + kSubnormal * (1.0 + (1.0 + 2 * tanh_ulps) * cap);
 }
 
 Judged judge_softcap(std::span<const double> x, double cap, double tanh_ulps, double u) {
   Judged judged;
   for (const double value : x) {
     judged.value.push_back(cap * std::tanh(value / cap));
-    judged.certain.push_back(softcap_error(judged.value.back(), tanh_ulps, u));
+    judged.certain.push_back(softcap_error(judged.value.back(), cap, tanh_ulps, u));
   }
   return judged;
 }

@@ -61,9 +61,14 @@ struct JudgedWeight {
 JudgedWeight judged_weight(const WeightSource& source, int64_t row, const WeightForm& form);
 /// `u`: of the arithmetic, here and below.
 void judge_product(const JudgedWeight& weight, std::span<const double> operand, double bias, int roundings,
-                   double& value, double& certain, double u = 0x1p-24);
-/// gamma T with what the output's own rounding adds: the certain bound of a product whose T is known.
-double product_bound(double magnitude, double value, int roundings, double u);
+                   double& value, double& certain, double u = 0x1p-24, double lost = 0.0);
+/// gamma T with what the output's own rounding adds: the certain bound of a product whose T is known. `lost`:
+/// operand_underflow().
+double product_bound(double magnitude, double value, int roundings, double u, double lost = 0.0);
+/// What a product of K = k loses besides where scales of its operands multiply to less than FP32's normal
+/// range: with 8-bit activations half of the smallest subnormal times every block's integer sum, which is at
+/// most 127 * 128 an element. (16 bits: a power of two of at least 2^-125, exact.)
+double operand_underflow(OperandRounding operand, int64_t k);
 
 /// Relative (d / 2 + 3) u: half the sum's, then division, square root, and two products; d roundings in the
 /// sum.
@@ -101,7 +106,8 @@ Judged judge_glu(Activation activation, std::span<const double> gate, std::span<
 /// cap * tanh(x / cap): tanh's ulps, the quotient's rounding (tanh never magnifies a relative error) and the
 /// product's.
 Judged judge_softcap(std::span<const double> x, double cap, double tanh_ulps, double u = 0x1p-24);
-double softcap_error(double value, double tanh_ulps, double u);
+/// And where x / cap or tanh is subnormal, its error is absolute and the cap multiplies it.
+double softcap_error(double value, double cap, double tanh_ulps, double u);
 
 /// The experts that a row's logits choose, exactly (bound 0), and their weights: exp's ulps and its
 /// argument's rounding in numerator and sum, a rounding for each addend, the quotient and the scale.

@@ -180,6 +180,7 @@ struct Judge::Product {
   std::vector<double> x, norms, value, magnitude, sum, sum_magnitude;
   int64_t k() const { return tensor.weight.cols; }
   int64_t n() const { return tensor.weight.rows; }  ///< judged
+  double lost() const { return operand_underflow(how.operand, k()); }
   int64_t groups() const { return tensor.checksums ? tensor.checksums->groups() : 0; }
   double bias_of(int64_t output) const {
     return bias.empty() ? 0.0 : double{bias[static_cast<size_t>(output)]};
@@ -316,7 +317,7 @@ void Judge::multiply(Product& p, const StoredRows& in, std::span<const int64_t> 
 
 /// Of an output with this T and this value.
 double Judge::bound(const Product& p, double T, double y) const {
-  const double certain = product_bound(T, y, p.how.roundings, arithmetic_.sum_unit);
+  const double certain = product_bound(T, y, p.how.roundings, arithmetic_.sum_unit, p.lost());
   return p.cached ? with_cache_rounding(y, certain, arithmetic_.kv_type) : certain;
 }
 
@@ -509,7 +510,8 @@ void Judge::judge_head(const UnitRows& data, std::span<const RowName> rows, int6
                        cache.largest_k[static_cast<size_t>(last * hp_.kv_heads + kv_head)];
   double delta =
       (gamma(arithmetic_.score_roundings(head_dim), arithmetic_.sum_unit) + kArgumentRoundings * u) * score;
-  if (hp_.attention_softcap > 0) delta += softcap_error(score, arithmetic_.tanh_ulps, u);
+  if (hp_.attention_softcap > 0)
+    delta += softcap_error(score, hp_.attention_softcap, arithmetic_.tanh_ulps, u);
   const double relative = attention_relative(
       delta, arithmetic_.value_roundings(last + 1 - begin, last / kKvPage - begin / kKvPage + 1),
       arithmetic_);

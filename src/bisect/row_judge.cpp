@@ -22,7 +22,8 @@ Judged judged_embedding(const Plan& truth, double u, int32_t token) {
   judged_row(source_of(*table), token, WeightMode::stored, values.data());
   for (size_t i = 0; i < dim; ++i) {
     judged.value[i] = double{values[i]} * truth.hp.embedding_scale;
-    if (truth.hp.embedding_scale != 1.0) judged.certain[i] = 2 * u * std::abs(judged.value[i]);
+    // The scale's rounding to FP32 is relative; the product's is absolute where it is subnormal.
+    if (truth.hp.embedding_scale != 1.0) judged.certain[i] = 2 * u * std::abs(judged.value[i]) + 0x1p-150;
   }
   return judged;
 }
@@ -36,7 +37,7 @@ Judged judged_products(const Arithmetic& arithmetic, const WeightSource& source,
   for (size_t n = 0; n < judged.value.size(); ++n)
     judge_product(judged_weight(source, static_cast<int64_t>(n), {arithmetic.weights, how.weight}), operand,
                   bias.empty() ? 0.0 : double{bias[n]}, how.roundings, judged.value[n], judged.certain[n],
-                  arithmetic.sum_unit);
+                  arithmetic.sum_unit, operand_underflow(how.operand, source.cols));
   return judged;
 }
 

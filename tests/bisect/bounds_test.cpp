@@ -146,5 +146,75 @@ TEST(Bounds, Int8WeightsRoundAsTheKernelsDefinitionHasIt) {
   }
 }
 
+TEST(Bounds, WhatTheCapMultipliesOfASubnormalQuotientIsInsideTheBound) {
+  const double ulps = 3.0;
+  for (const float cap : {30.0f, 50.0f}) {
+    double worst = 0.0;
+    for (int i = 1; i < 2000; ++i) {
+      const float x = static_cast<float>(i) * 0x1p-149f;
+      const float got = cap * (x / cap);  // tanh of a subnormal is itself
+      const std::vector<double> row = {double{x}};
+      const Judged judged = judge_softcap(row, double{cap}, ulps);
+      EXPECT_TRUE(within(judged, 0, double{got})) << x;
+      EXPECT_FALSE(within(judged, 0, double{x} + 1000 * 0x1p-149)) << x;
+      worst = std::max(worst, std::abs(double{got} - judged.value[0]));
+    }
+    EXPECT_GT(worst, 10 * 0x1p-149) << "nothing was lost";
+  }
+}
+
+TEST(Bounds, WhatANormsWeightMultipliesOfASubnormalProductIsInsideTheBound) {
+  std::vector<double> x(64, 100.0);
+  for (size_t i = 0; i < 8; ++i)
+    x[i] = double{static_cast<float>(1e-38 * (1.0 + 0.1 * static_cast<double>(i)))};
+  const std::vector<float> weight(64, 60.0f);
+  float squares = 0.0f;
+  for (const double value : x) squares += static_cast<float>(value) * static_cast<float>(value);
+  const float factor = 1.0f / std::sqrt(squares / 64.0f + 1e-6f);
+  const Judged judged = judge_rmsnorm(x, weight, 1e-6f, 64);
+  double worst = 0.0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float product = static_cast<float>(x[i]) * factor;
+    EXPECT_TRUE(within(judged, i, double{product * weight[i]})) << i;
+    if (i < 8) worst = std::max(worst, std::abs(double{product * weight[i]} - judged.value[i]));
+  }
+  EXPECT_GT(worst, 10 * 0x1p-149) << "nothing was lost";
+}
+
+// A scale of weights times a scale of activations that is subnormal, and the block's sum, which is large.
+TEST(Bounds, WhatABlocksSumMultipliesOfASubnormalScaleIsInsideTheBound) {
+  constexpr size_t kCols = 64;
+  double worst = 0.0;
+  for (int step = 0; step < 50; ++step) {
+    const float largest = 1e-36f * (1.0f + 0.13f * static_cast<float>(step));
+    std::vector<std::byte> bytes;
+    const uint16_t weight_scale = f32_to_f16(0x1p-14f);
+    for (size_t block = 0; block < kCols / 32; ++block) {
+      bytes.push_back(static_cast<std::byte>(weight_scale & 0xff));
+      bytes.push_back(static_cast<std::byte>(weight_scale >> 8));
+      bytes.insert(bytes.end(), 32, std::byte{127});
+    }
+    const WeightSource source{"w", quant::Type::Q8_0, 1, kCols, bytes};
+    const std::vector<float> x(kCols, largest);
+    float got = 0.0f;
+    for (size_t begin = 0; begin < kCols; begin += 32) {
+      const auto block = cpu::round_block8(std::span(x).subspan(begin, 32));
+      int sum = 0;
+      for (size_t i = 0; i < 32; ++i) sum += 127 * block.q[i];
+      got = std::fma(static_cast<float>(sum), f16_to_f32(weight_scale) * block.scale, got);
+    }
+    const cpu::CpuArithmetic arithmetic(WeightMode::stored, Activations::bits8, KvType::f16);
+    const MatmulArithmetic how = arithmetic.matmul(quant::Type::Q8_0, kCols);
+    const std::vector<double> wide(x.begin(), x.end());
+    double value = 0.0, certain = 0.0;
+    judge_product(judged_weight(source, 0, WeightMode::stored), rounded_operand(wide, how.operand), 0.0,
+                  how.roundings, value, certain, arithmetic.sum_unit, operand_underflow(how.operand, kCols));
+    EXPECT_LE(std::abs(double{got} - value), certain) << largest;
+    worst = std::max(worst, std::abs(double{got} - value));
+  }
+  EXPECT_GT(worst, 1000 * 0x1p-149) << "nothing was lost";
+  EXPECT_EQ(operand_underflow(OperandRounding::bits16, kCols), 0.0);
+}
+
 }  // namespace
 }  // namespace greta
