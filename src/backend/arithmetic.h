@@ -48,6 +48,8 @@ class Arithmetic {
   double probability_absolute = 0.0;
   double probability_ulps = 2.0;  ///< of e^(s - m), and of the rounding of an argument of any size
   double angle_unit = 0x1p-53;    ///< relative error of a rotary angle, in which cos and sin are then taken
+  /// Of a rotated element, in u (|a cos| + |b sin|): half an ulp of cos and sin, the product, the fma.
+  double rope_roundings = 3.0;
   double exp_ulps = 2.0;
   double activation_ulps = 3.0;  ///< of silu and gelu
   double tanh_ulps = 3.0;        ///< of a soft cap's tanh
@@ -70,6 +72,7 @@ class PlainArithmetic : public Arithmetic {
   explicit PlainArithmetic(double u) {
     unit = sum_unit = u;
     angle_unit = u;
+    rope_roundings = 6.0;  // a whole ulp of cos and sin, their magnitude, two products and a sum
     kv_type = u < 0x1p-30 ? KvType::f64 : KvType::f32;
     probability_ulps = exp_ulps = activation_ulps = tanh_ulps = 8.0;
     gelu_cancels = 8.0;

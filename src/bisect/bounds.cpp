@@ -248,10 +248,11 @@ Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, f
 }
 
 Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double> head, double u,
-                  double angle_unit) {
+                  double angle_unit, double roundings) {
   Judged judged{{head.begin(), head.end()}, std::vector<double>(head.size(), 0.0)};
   for (int i = 0; i < rope.dims / 2; ++i) {
-    const double angle = static_cast<double>(position) * rope.inv_freq[static_cast<size_t>(i)];
+    const double frequency = rope.inv_freq[static_cast<size_t>(i)];
+    const double angle = static_cast<double>(position) * frequency;
     const double c = std::cos(angle) * rope.magnitude;
     const double s = std::sin(angle) * rope.magnitude;
     const auto first = static_cast<size_t>(rope.style == RopeStyle::adjacent ? 2 * i : i);
@@ -261,10 +262,11 @@ Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double
     const double b = head[second];
     judged.value[first] = a * c - b * s;
     judged.value[second] = a * s + b * c;
-    const double turned = 4 * angle_unit * std::abs(angle);
-    judged.certain[first] = 3 * u * (std::abs(a * c) + std::abs(b * s)) +
+    const double exponent = -std::log(std::clamp(std::abs(frequency), kLeastNormal, 1.0));
+    const double turned = (4 + exponent) * angle_unit * std::abs(angle);
+    judged.certain[first] = roundings * u * (std::abs(a * c) + std::abs(b * s)) +
                             turned * (std::abs(a * s) + std::abs(b * c)) + 2 * kSubnormal;
-    judged.certain[second] = 3 * u * (std::abs(a * s) + std::abs(b * c)) +
+    judged.certain[second] = roundings * u * (std::abs(a * s) + std::abs(b * c)) +
                              turned * (std::abs(a * c) + std::abs(b * s)) + 2 * kSubnormal;
   }
   return judged;

@@ -75,11 +75,12 @@ double operand_underflow(OperandRounding operand, int64_t k);
 Judged judge_rmsnorm(std::span<const double> x, std::span<const float> weight, float eps, int sum_roundings,
                      double u = 0x1p-24);
 
-/// One head; absolute in each pair: cos and sin carry half an ulp each, the product and the fma one rounding
-/// each: 3 u (|a cos| + |b sin|); and an angle that is off by 4 angle_unit of itself turns the pair by that
-/// much.
+/// One head; absolute in each pair: `roundings` u (|a cos| + |b sin|); and an angle that is off turns the
+/// pair by that much. Of itself it is off by 4 angle_unit (power, reciprocal, scaling, position) and by the
+/// rounding of the exponent i / dims of base^-(i / dims), which is no FP32 number unless dims is a power of
+/// two: ln(1 / inv_freq) angle_unit.
 Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double> head, double u = 0x1p-24,
-                  double angle_unit = 0x1p-53);
+                  double angle_unit = 0x1p-53, double roundings = 3.0);
 
 /// Of the argument of e^(s - m), in u |s|: the factor of s and the difference are rounded, |s - m| <= 2 max
 /// |s|.

@@ -141,7 +141,7 @@ Judged judged_stage(const Plan& truth, const Arithmetic& arithmetic, const UnitR
       Judged all;
       for (size_t begin = 0; begin < x.size(); begin += width)
         append(all, judge_rope(hp.rope_of(layer), name.position, std::span(x).subspan(begin, width), u,
-                               arithmetic.angle_unit));
+                               arithmetic.angle_unit, arithmetic.rope_roundings));
       if (stage == Stage::k_post_rope) add_cache_rounding(all, arithmetic.kv_type);
       return all;
     }

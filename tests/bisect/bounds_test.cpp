@@ -216,5 +216,71 @@ TEST(Bounds, WhatABlocksSumMultipliesOfASubnormalScaleIsInsideTheBound) {
   EXPECT_EQ(operand_underflow(OperandRounding::bits16, kCols), 0.0);
 }
 
+/// transformers' rotary embedding of one head in float32 (style half): inv_freq = 1 / base^(i / dims).
+std::vector<double> rotated_in_float(std::span<const double> head, float base, int64_t position) {
+  const size_t dims = head.size(), half = dims / 2;
+  std::vector<double> out(dims);
+  for (size_t i = 0; i < half; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(dims);
+    const float angle = static_cast<float>(position) * (1.0f / std::pow(base, exponent));
+    const float c = std::cos(angle), s = std::sin(angle);
+    const auto a = static_cast<float>(head[i]), b = static_cast<float>(head[i + half]);
+    // Products and sum apart, each rounded to FP32.
+    const double ac = double{static_cast<float>(double{a} * c)},
+                 bs = double{static_cast<float>(double{b} * s)};
+    const double as = double{static_cast<float>(double{a} * s)},
+                 bc = double{static_cast<float>(double{b} * c)};
+    out[i] = double{static_cast<float>(ac - bs)};
+    out[i + half] = double{static_cast<float>(as + bc)};
+  }
+  return out;
+}
+
+TEST(Bounds, AnotherProgramsFloatRotationIsInsideTheBound) {
+  const PlainArithmetic plain(0x1p-24);
+  std::mt19937 random(3);
+  std::normal_distribution<double> normal;
+  for (const auto& [dims, base] : {std::pair(64, 10000.0f), std::pair(80, 10000.0f), std::pair(96, 10000.0f),
+                                   std::pair(96, 1e6f), std::pair(128, 500000.0f)}) {
+    RopeSpec rope{RopeStyle::half, dims, {}, 1.0};
+    for (int i = 0; i < dims / 2; ++i) rope.inv_freq.push_back(std::pow(double{base}, -2.0 * i / dims));
+    double worst = 0.0;
+    for (int64_t position = 0; position < 8000; position += 13) {
+      std::vector<double> head(static_cast<size_t>(dims));
+      for (double& value : head) value = double{static_cast<float>(normal(random))};
+      const Judged judged =
+          judge_rope(rope, position, head, plain.unit, plain.angle_unit, plain.rope_roundings);
+      worst = std::max(worst, worst_ratio(judged, rotated_in_float(head, base, position)));
+      if (position > 0) EXPECT_GT(worst_ratio(judged, rotated_in_float(head, base, position - 1)), 1.0);
+    }
+    EXPECT_LE(worst, 1.0) << dims << " " << base;
+    EXPECT_GT(worst, 0.1) << dims << " " << base << ": the bound is far too wide";
+  }
+}
+
+// Where the angle is as good as exact, all that is left are the roundings: cos and sin a unit in the last
+// place off, their magnitude, the products, the sum.
+TEST(Bounds, AnotherProgramsCosineMayBeAWholeUnitOff) {
+  const PlainArithmetic plain(0x1p-24);
+  const RopeSpec rope{RopeStyle::half, 2, {1.0}, double{1.19f}};
+  std::mt19937 random(3);
+  std::uniform_real_distribution<float> draw(1.0f, 2.0f);
+  const float c = std::nextafter(std::cos(1.0f), 0.0f) * 1.19f, s = std::sin(1.0f) * 1.19f;
+  double worst = 0.0;
+  for (int i = 0; i < 20000; ++i) {
+    const float a = draw(random), b = draw(random) * 0x1p-10f;
+    const double ac = double{static_cast<float>(double{a} * c)},
+                 bs = double{static_cast<float>(double{b} * s)};
+    const std::vector<double> head = {double{a}, double{b}};
+    Judged judged = judge_rope(rope, 1, head, plain.unit, 0.0, plain.rope_roundings);
+    judged.value.resize(1);
+    worst = std::max(worst, worst_ratio(judged, std::vector<double>{double{static_cast<float>(ac - bs)}}));
+  }
+  EXPECT_LE(worst, 1.0);
+  EXPECT_GT(worst, cpu::CpuArithmetic(WeightMode::stored, Activations::bits16, KvType::f16).rope_roundings /
+                       plain.rope_roundings)
+      << "nothing was off";
+}
+
 }  // namespace
 }  // namespace greta
