@@ -420,7 +420,24 @@ Judged judge_combine(std::span<const double> x, std::span<const double> weights,
   return judged;
 }
 
+namespace {
+
+/// As the cache stores what FP32 has of it; past the type's largest number infinite.
+double stored_in_cache(double value, KvType type) {
+  const auto narrow = static_cast<float>(value);
+  return double{type == KvType::f16 ? f16_to_f32(f32_to_f16(narrow)) : bf16_to_f32(f32_to_bf16(narrow))};
+}
+
+}  // namespace
+
 double with_cache_rounding(double value, double certain, KvType type) {
+  if (type != KvType::f16 && type != KvType::bf16) return certain;
+  const double low = stored_in_cache(value - certain, type), high = stored_in_cache(value + certain, type);
+  if (!std::isfinite(low) || !std::isfinite(high)) return with_widest_cache_rounding(value, certain, type);
+  return std::max(std::abs(low - value), std::abs(high - value));
+}
+
+double with_widest_cache_rounding(double value, double certain, KvType type) {
   switch (type) {
     case KvType::f16:
       return certain * (1 + 0x1p-11) + 0x1p-11 * std::abs(value) + 0x1p-25;

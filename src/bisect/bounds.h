@@ -122,9 +122,11 @@ JudgedChoice judge_choice(std::span<const double> logits, int64_t used, bool nor
 /// sum_s weights[s] x[s]: a chain of `used` roundings.
 Judged judge_combine(std::span<const double> x, std::span<const double> weights, double u = 0x1p-24);
 
-/// A bound with the rounding of a value stored in the cache: half an ulp of the type, and half its smallest
-/// subnormal.
+/// A bound with the rounding of a value stored in the cache. Rounding is monotone: what is within `certain`
+/// of the value is stored between the two ends rounded, so the farther of those is the bound.
 double with_cache_rounding(double value, double certain, KvType type);
+/// The same of any value of that size: half an ulp of the type, and half its smallest subnormal.
+double with_widest_cache_rounding(double value, double certain, KvType type);
 void add_cache_rounding(Judged& judged, KvType type);
 
 }  // namespace greta

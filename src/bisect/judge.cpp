@@ -356,8 +356,14 @@ void Judge::check_sums(const Product& p, int64_t r, const StoredRows& got, int64
   const Checksums& sums = *p.tensor.checksums;
   const double* x = p.x.data() + r * p.k();
   const bool all_nan = std::any_of(x, x + p.k(), [](double value) { return std::isnan(value); });
-  const double constant = bound(p, 0.0, 0.0);
-  const double relative = bound(p, 0.0, 1.0) - constant;
+  // Of any value of that size: what a value's own place between two numbers of the cache spares it is not
+  // known of others.
+  const auto widest = [&](double y) {
+    const double certain = product_bound(0.0, y, p.how.roundings, arithmetic_.sum_unit, p.lost());
+    return p.cached ? with_widest_cache_rounding(y, certain, arithmetic_.kv_type) : certain;
+  };
+  const double constant = widest(0.0);
+  const double relative = widest(1.0) - constant;
   for (int64_t group = 0; group < sums.groups(); ++group) {
     double sum = 0.0, values = 0.0, coefficients = 0.0;
     bool nan = true;

@@ -282,5 +282,41 @@ TEST(Bounds, AnotherProgramsCosineMayBeAWholeUnitOff) {
       << "nothing was off";
 }
 
+double stored_in(KvType type, float x) {
+  return double{type == KvType::f16 ? f16_to_f32(f32_to_f16(x)) : bf16_to_f32(f32_to_bf16(x))};
+}
+
+TEST(Bounds, OfACachedValueOnlyWhatItCanRoundToIsInsideTheBound) {
+  std::mt19937 random(5);
+  std::uniform_real_distribution<double> share(-1.0, 1.0), exponent(-30.0, 15.0);
+  for (const auto& [type, bits] : {std::pair(KvType::f16, 10), std::pair(KvType::bf16, 7)}) {
+    for (int i = 0; i < 20000; ++i) {
+      const double value = std::exp2(exponent(random)) * share(random);
+      const double before = std::abs(value) * std::exp2(-4.0 - i % 20);
+      const double certain = with_cache_rounding(value, before, type);
+      const auto got = static_cast<float>(value + share(random) * before);
+      if (std::abs(double{got} - value) <= before) {
+        EXPECT_LE(std::abs(stored_in(type, got) - value), certain);
+      }
+      EXPECT_LE(certain, with_widest_cache_rounding(value, before, type));
+    }
+    // 1.9 lies near the top of its binade, where half an ulp is little more than half of 2^-(bits + 1) of it.
+    const double near = stored_in(type, 1.9f), value = near + 0.3 * std::exp2(-bits);
+    const Judged judged{{value}, {with_cache_rounding(value, 1e-6, type)}};
+    EXPECT_TRUE(within(judged, 0, near));
+    EXPECT_FALSE(within(judged, 0, near + std::exp2(-bits))) << "the wrong neighbour";
+    EXPECT_LE(std::abs(near + std::exp2(-bits) - value), with_widest_cache_rounding(value, 1e-6, type));
+  }
+  // Past the largest number, and across it, the bound is as wide as ever, and an infinity outside.
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const double value : {65510.0, 65530.0, -70000.0}) {
+    const double certain = with_cache_rounding(value, 20.0, KvType::f16);
+    EXPECT_EQ(certain, with_widest_cache_rounding(value, 20.0, KvType::f16)) << value;
+    EXPECT_FALSE(within({{value}, {certain}}, 0, std::copysign(infinity, value)));
+  }
+  EXPECT_TRUE(std::isnan(with_cache_rounding(std::nan(""), 1.0, KvType::f16)));
+  EXPECT_EQ(with_cache_rounding(1.9, 1e-6, KvType::f32), 1e-6);
+}
+
 }  // namespace
 }  // namespace greta
