@@ -46,6 +46,10 @@ class Arithmetic {
   /// Of attention's p, rounded relative to its split's maximum: relative, and absolute.
   double probability_relative = 0.0;
   double probability_absolute = 0.0;
+  /// Of the sum of a page's p, where attention goes through its keys in ascending order, page by page, each
+  /// page's maximum known before its p: one chain of p_j v_j over all keys, rescaled where a page begins. 0:
+  /// any order within value_roundings().
+  int page_sum_roundings = 0;
   double probability_ulps = 2.0;  ///< of e^(s - m), and of the rounding of an argument of any size
   double angle_unit = 0x1p-53;    ///< relative error of a rotary angle, in which cos and sin are then taken
   /// Of a rotated element, in u (|a cos| + |b sin|): half an ulp of cos and sin, the product, the fma.

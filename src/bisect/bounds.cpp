@@ -272,52 +272,6 @@ Judged judge_rope(const RopeSpec& rope, int64_t position, std::span<const double
   return judged;
 }
 
-double attention_relative(double delta, int value_roundings, const Arithmetic& arithmetic) {
-  return std::expm1(2 * delta) + 4 * arithmetic.probability_ulps * arithmetic.unit +
-         gamma(value_roundings, arithmetic.sum_unit) + arithmetic.probability_relative;
-}
-
-Judged judge_attention(std::span<const double> queries, std::span<const double> keys,
-                       std::span<const double> values, double scale, double softcap, int score_roundings,
-                       int value_roundings, const Arithmetic& arithmetic) {
-  const auto q = rounded_operand(queries, arithmetic.query);
-  const double u = arithmetic.unit;
-  const size_t width = q.size();
-  const size_t count = keys.size() / width;
-  std::vector<double> score(count);
-  double largest = -std::numeric_limits<double>::infinity();
-  double delta = 0.0;
-  for (size_t j = 0; j < count; ++j) {
-    double magnitude = 0.0;
-    for (size_t d = 0; d < width; ++d) {
-      score[j] += q[d] * keys[j * width + d] * scale;
-      magnitude += std::abs(q[d] * keys[j * width + d]) * scale;
-    }
-    double own = gamma(score_roundings, arithmetic.sum_unit) * magnitude;
-    if (softcap > 0) {
-      score[j] = softcap * std::tanh(score[j] / softcap);
-      own += softcap_error(score[j], softcap, arithmetic.tanh_ulps, u);
-    }
-    largest = std::max(largest, score[j]);
-    delta = std::max(delta, own + kArgumentRoundings * u * std::abs(score[j]));
-  }
-  double sum = 0.0;
-  for (double& s : score) sum += s = std::exp(s - largest);
-  Judged judged{std::vector<double>(width, 0.0), std::vector<double>(width, 0.0)};
-  // A probability below 2^-126 may be anything from there to zero in FP32, times a value of any size; so may
-  // each product of the sums.
-  const double lost = kLeastNormal * static_cast<double>(count);
-  const double relative = attention_relative(delta, value_roundings, arithmetic) + lost;
-  for (size_t j = 0; j < count; ++j)
-    for (size_t d = 0; d < width; ++d) {
-      judged.value[d] += score[j] / sum * values[j * width + d];
-      judged.certain[d] += (score[j] / sum * relative + arithmetic.probability_absolute + kLeastNormal) *
-                           std::abs(values[j * width + d]);
-    }
-  for (double& bound : judged.certain) bound += lost + kSubnormal;
-  return judged;
-}
-
 Judged judge_add(std::span<const double> a, std::span<const double> b, double u) {
   Judged judged;
   for (size_t i = 0; i < a.size(); ++i) {

@@ -19,6 +19,7 @@ namespace greta {
 struct Judged {
   std::vector<double> value;
   std::vector<double> certain;
+  std::vector<double> likely = {};  ///< where it is less; else empty
 };
 
 /// Whether `got` may be `judged.value[i]` rounded; false for a NaN.
@@ -88,11 +89,13 @@ inline constexpr double kArgumentRoundings = 3.0;
 /// One head's attention on q, K and V as stored ([keys, head_dim] each). score_roundings: of one score;
 /// value_roundings: that one p_j v_j passes through (the chain over keys and every rescaling).
 /// delta_j = gamma * scale * sum |q||k| + 3 u |s|, and with a cap its own error (softcap_error); bound_i =
-/// sum_j p_j |v_ji| (e^(2 delta) - 1 + exp's ulps + gamma'). Keys and values: those that the row sees.
+/// sum_j p_j |v_ji| (e^(2 delta) - 1 + exp's ulps + gamma'). Keys and values: those that the row sees, the
+/// first of them of position `first`. Where the arithmetic states its walk over pages, a bound of that walk,
+/// and a likely one (bounds_attention.cpp).
 /// q and p as the arithmetic rounds them: q as an operand, p with probability_relative and _absolute.
 Judged judge_attention(std::span<const double> q, std::span<const double> keys,
                        std::span<const double> values, double scale, double softcap, int score_roundings,
-                       int value_roundings, const Arithmetic& arithmetic);
+                       int value_roundings, const Arithmetic& arithmetic, int64_t first = 0);
 /// The relative part of that bound: e^(2 delta) - 1 + exp's ulps + gamma' + p's own rounding.
 double attention_relative(double delta, int value_roundings, const Arithmetic& arithmetic);
 

@@ -518,10 +518,13 @@ void Judge::judge_head(const UnitRows& data, std::span<const RowName> rows, int6
       (gamma(arithmetic_.score_roundings(head_dim), arithmetic_.sum_unit) + kArgumentRoundings * u) * score;
   if (hp_.attention_softcap > 0)
     delta += softcap_error(score, hp_.attention_softcap, arithmetic_.tanh_ulps, u);
-  const double relative = attention_relative(
-      delta, arithmetic_.value_roundings(last + 1 - begin, last / kKvPage - begin / kKvPage + 1),
-      arithmetic_);
-  std::vector<double> exact;
+  const int roundings = arithmetic_.value_roundings(last + 1 - begin, last / kKvPage - begin / kKvPage + 1);
+  const double relative = attention_relative(delta, roundings, arithmetic_);
+  // A walk's own bound is far below the loose one of many keys, near its root.
+  const double near = arithmetic_.page_sum_roundings > 0
+                          ? std::min(kNearAttention, 0.5 / std::sqrt(static_cast<double>(roundings)))
+                          : kNearAttention;
+  Judged exact;
   for (int64_t d = 0; d < head_dim; ++d) {
     const int64_t at = head * head_dim + d;
     const double got = data.stages.at(Stage::attn_out).at(row, at);
@@ -529,11 +532,14 @@ void Judge::judge_head(const UnitRows& data, std::span<const RowName> rows, int6
         relative * cache.largest_v[static_cast<size_t>(last * hp_.kv_dim() + kv_head * head_dim + d)] +
         (0x1p-126 + arithmetic_.probability_absolute) * static_cast<double>(last + 1) *
             std::max(1.0, cache.largest_v[static_cast<size_t>(last * hp_.kv_dim() + kv_head * head_dim + d)]);
-    if (ratio_of(got, expected[at], certain) > kNearAttention && std::isfinite(expected[at])) {
-      if (exact.empty()) exact = judged_head(hp_, arithmetic_, data, row, name, history, head).certain;
-      certain = std::max(exact[static_cast<size_t>(d)], kNearAttention * certain);
+    double likely = certain;
+    if (ratio_of(got, expected[at], certain) > near && std::isfinite(expected[at])) {
+      if (exact.certain.empty()) exact = judged_head(hp_, arithmetic_, data, row, name, history, head);
+      const double least = near * certain;
+      certain = std::max(exact.certain[static_cast<size_t>(d)], least);
+      likely = exact.likely.empty() ? certain : std::max(exact.likely[static_cast<size_t>(d)], least);
     }
-    worst.see(at, got, expected[at], certain, certain);
+    worst.see(at, got, expected[at], certain, likely);
   }
 }
 

@@ -6,7 +6,8 @@
 // A matmul's T = sum |w||x| would cost a second product. It is bounded instead by Cauchy and Schwarz over
 // blocks of 32: T <= T' = sum_b |w_b| |x_b|, and attention's sum_j p_j |v_ji| by the largest |v_ji|. Where an
 // error comes near a quarter of the bound made of those, the exact one is computed; so the bound in force is
-// max(exact, a quarter of the loose one), never less than derived and hardly ever more.
+// max(exact, a quarter of the loose one), never less than derived and hardly ever more. (Of attention a 32nd
+// of the loose one, and less of many keys, so that a key that is missing is seen.)
 //
 // Where that takes too long a sample of each matmul's outputs is judged so, and checksums see the others
 // (checksum.h): what fails one is judged whole.

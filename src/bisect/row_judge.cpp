@@ -102,7 +102,7 @@ Judged judged_head(const HParams& hp, const Arithmetic& arithmetic, const UnitRo
   const int64_t splits = name.position / kKvPage - begin / kKvPage + 1;
   return judge_attention(q, keys, values, hp.attention_scale, hp.attention_softcap,
                          arithmetic.score_roundings(hp.head_dim), arithmetic.value_roundings(count, splits),
-                         arithmetic);
+                         arithmetic, begin);
 }
 
 Judged judged_stage(const Plan& truth, const Arithmetic& arithmetic, const UnitRows& data, int64_t row,

@@ -88,6 +88,7 @@ CpuArithmetic::CpuArithmetic(WeightMode weight_mode, Activations activations, Kv
     : activations_(activations) {
   weights = weight_mode;
   kv_type = kv;
+  page_sum_roundings = 6;  // four vectors, sixteen lanes
 }
 
 MatmulArithmetic CpuArithmetic::matmul(quant::Type file_type, int64_t k) const {
