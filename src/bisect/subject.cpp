@@ -1,6 +1,7 @@
 #include "bisect/subject.h"
 
 #include <charconv>
+#include <set>
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
@@ -102,6 +103,7 @@ Subject parse_subject(std::string_view text, const Subject& defaults) {
   if (head != "cpu" && head != "reference" && !is_gpu(head))
     fail("subject {}: expected reference, cpu, cuda:0, hip:0 or trace=FILE first, got '{}'", s.text, head);
   s.device = head;
+  std::set<std::string> given;
   if (head == "reference") {
     const int threads = s.backend.threads;
     s.backend = {};
@@ -113,6 +115,9 @@ Subject parse_subject(std::string_view text, const Subject& defaults) {
     if (equals == std::string::npos)
       fail("subject {}: expected key=value after the device, got '{}'", s.text, parts[i]);
     const std::string key = parts[i].substr(0, equals);
+    if (!given.insert(key).second)
+      fail("subject {}: expected each key once, got {} again with '{}'; leave one of them out", s.text, key,
+           parts[i]);
     if (head == "reference" && (key == "isa" || key == "weights" || key == "activations" || key == "kv-type"))
       fail("subject {}: the reference computes the file's own weights in FP64: it has no {}", s.text, key);
     if (head == "reference" && key == "fault")

@@ -14,6 +14,7 @@
 #include "bisect/summary.h"
 #include "bisect/texts.h"
 #include "bisect_fixture.h"
+#include "refusal.h"
 #include "support.h"
 #include "trace/safetensors.h"
 
@@ -89,6 +90,8 @@ TEST_F(Bisect, VacuousComparisonsAreRefused) {
   EXPECT_THROW(options(path, "reference", "gpu"), Error);
   EXPECT_THROW(options(path, "reference", "cpu,speed=9"), Error);
   EXPECT_THROW(options(path, "reference,weights=int8", "cpu"), Error);
+  EXPECT_THAT(test::refusal([&] { options(path, "reference", "cpu,chunk=7,chunk=8"); }),
+              HasSubstr("expected each key once, got chunk again with 'chunk=8'"));
   EXPECT_THROW(options(path, "reference", "cpu,fault=no-such-fault"), Error);
   // With --repeat-run the same route is what is asked for.
   auto again = options(path, "cpu", "cpu");
