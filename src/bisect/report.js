@@ -331,6 +331,9 @@ function driftSection(prompt) {
 
 function verdictSection(prompt) {
   const first = prompt.first, counts = prompt.counts || {}, bad = prompt.nonfinite;
+  const title = first && absent(first.index) ? 'First place' :
+      first && first.check === 'bound'       ? 'First wrong value: the worst of its row' :
+                                               'First wrong value';
   const line = (id, text) => text ? el('p', {id, class: 'line'}, text) : null;
   return el(
       'section', {id: 'verdict', class: kindOf(prompt)},
@@ -343,7 +346,7 @@ function verdictSection(prompt) {
           el('p', {id: 'nonfinite', class: 'line'},
              `First ${bad.value} of side ${bad.side}: ${placeText(bad)} [${bad.index}]`),
       el('div', {class: 'pair'},
-         first ? el('div', {}, el('h3', {}, absent(first.index) ? 'First place' : 'First wrong value'),
+         first ? el('div', {}, el('h3', {}, title),
                     facts(
                         [
                           ['place', placeText(first)],

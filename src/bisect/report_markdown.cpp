@@ -122,6 +122,13 @@ std::string failures(const Json& list, const std::string& title) {
   return title + "\n\n" + table.markdown();
 }
 
+/// A bound is judged row by row, and the row's worst element speaks for it.
+std::string first_title(const Json& first) {
+  if (entry(first, "index").is_null()) return "### First place";
+  return entry(first, "check") == "bound" ? "### First wrong value: the worst of its row"
+                                          : "### First wrong value";
+}
+
 std::string verdict(const Json& prompt) {
   std::string text = fmt::format("## {}: {}\n\n", code(entry(prompt, "name")), kind_text(prompt));
   text += fmt::format("Class {}, {} tokens.\n\n", value_text(entry(prompt, "class")),
@@ -131,8 +138,7 @@ std::string verdict(const Json& prompt) {
     text += fmt::format("Judged in FP64: {}.\n\n", value_text(coverage));
   if (const std::string bad = nonfinite_text(prompt); !bad.empty()) text += bad + "\n\n";
   if (const Json& first = entry(prompt, "first"); !first.is_null())
-    text += failures(Json::array({first}),
-                     entry(first, "index").is_null() ? "### First place" : "### First wrong value");
+    text += failures(Json::array({first}), first_title(first));
   if (const Json& counts = entry(prompt, "counts"); !counts.is_null()) {
     TextTable table({{"compared and replayed"}, {"", kRight}});
     for (const auto& [name, value] : counts.items()) table.add({name, value_text(value)});

@@ -137,6 +137,16 @@ TEST(Report, APlaceWithoutAValueIsNoWrongValue) {
   EXPECT_THAT(report_markdown(summary), HasSubstr("### First place"));
 }
 
+TEST(Report, AFirstValueByItsBoundIsTheWorstOfItsRow) {
+  Json summary = samples().at("operator");
+  for (const char* check : {"bound", "replay"}) {
+    summary["prompts"][1]["first"]["check"] = check;
+    const bool worst = std::string_view(check) == "bound";
+    EXPECT_EQ(count_of(report_markdown(summary), "### First wrong value: the worst of its row\n"),
+              worst ? 1u : 0u);
+  }
+}
+
 TEST(Report, NamesThatAreNotUtf8StillGiveMarkdown) {
   Json summary = samples().at("none");
   summary["options"]["model"] = "m\xff.gguf";
