@@ -168,6 +168,14 @@ bool judge_inputs(PromptVerdict& v, const Examined& run, char side,
   return true;
 }
 
+constexpr std::string_view kRecordAll = "record every stage of every layer at every position";
+
+/// No kind can be told, although both sides were examined.
+void leave_undecided(PromptVerdict& v, std::string error) {
+  v.error = std::move(error);
+  v.undecided = true;
+}
+
 /// A side's first finding.
 struct First {
   char side = 'b';
@@ -191,20 +199,26 @@ bool judge_nonfinite(PromptVerdict& v, const First& first, const std::optional<P
   if (other_bits && *other_bits < value.place) return false;
   // The reference is FP64 itself, and nobody judges it.
   const bool judged = run.rows_judged == 0 || run.judged.find(value.place) != nullptr;
+  if (!judged && first.finding != nullptr) return false;  // an operator is wrong, whatever this is
   Finding finding = at_place(value.place, Finding::Check::nonfinite);
   if (judged) {
     finding.index = value.index;
     finding.got = finding.expected = value.value;
     finding.ratio = 0.0;
   }
-  set_first(v, FaultKind::input, side, finding, nonfinite_cause(truth, value, side, judged));
+  RunRecorder::NonFinite shown = value;
+  if (shown.place.sequence == 0) shown.place.sequence = run.number;
+  const std::string cause = nonfinite_cause(truth, shown, side, judged);
+  set_first(v, judged ? FaultKind::input : FaultKind::none, side, finding, judged ? cause : "");
+  if (!judged)
+    leave_undecided(v, fmt::format("{}: whether the file or an operator brought it cannot be told; {}", cause,
+                                   kRecordAll));
   return true;
 }
 
 /// A verdict's claim about operators, as far as it goes.
 std::string inside_bounds(const PromptVerdict& v) {
   if (v.a.sampling.sampled || v.b.sampling.sampled) return "outputs outside their bound: " + coverage_of(v);
-  if (v.a.partial || v.b.partial) return "every operator that the trace holds is inside its bound";
   return "every operator of every layer and token is inside its bound";
 }
 
@@ -234,12 +248,19 @@ void judge_rounding(PromptVerdict& v, Side& a, Side& b, size_t step, const Model
              asked.context};
   for (const char side : {'a', 'b'})
     if (!has_step(side == 'a' ? v.a : v.b, at.token)) {
-      v.error = fmt::format(
-          "{}: the tokens part at step {} (a takes {}, b {}), and side {} has no row of logits of position "
-          "{}: whether that is rounding cannot be told; record the logits of every position",
-          v.prompt.name, step, at.a, at.b, side, at.token);
+      leave_undecided(
+          v, fmt::format("the tokens part at step {} (a takes {}, b {}), and side {} has no row of "
+                         "logits of position {}: whether that is rounding cannot be told; record the logits "
+                         "of every position",
+                         step, at.a, at.b, side, at.token));
       return;
     }
+  if (const std::string unjudged = unjudged_of(v); !unjudged.empty()) {
+    leave_undecided(v, fmt::format("the tokens part at step {} (a takes {}, b {}): whether that is "
+                                   "rounding cannot be told: {}; {}",
+                                   step, at.a, at.b, unjudged, kRecordAll));
+    return;
+  }
   Side& side = b.subject.is_reference() ? a : b;  // the reference does not round
   v.kind = FaultKind::rounding;
   v.side = side.name;
@@ -265,24 +286,45 @@ void judge_tokens(PromptVerdict& v, Side& a, Side& b, const ModelFile& truth, co
   size_t step = 0;
   while (step < steps && v.a.generated[step] == v.b.generated[step]) ++step;
   if (step < steps) return judge_rounding(v, a, b, step, truth, asked);
+  if (const std::string unjudged = unjudged_of(v); !unjudged.empty())
+    return leave_undecided(v, fmt::format("no divergence in what was judged, and whether the rest is sound "
+                                          "cannot be told: {}; {}",
+                                          unjudged, kRecordAll));
   v.kind = FaultKind::none;
   v.cause = "no divergence";
 }
 
 }  // namespace
 
+std::string unjudged_of(const PromptVerdict& v) {
+  std::string text;
+  for (const char side : {'a', 'b'}) {
+    const Examined& run = side == 'a' ? v.a : v.b;
+    if (run.lacks.empty()) continue;
+    text += fmt::format(
+        "{}{} of {} rows of the trace of side {} were judged, and not (not recorded, or without what they "
+        "were made from): {}",
+        text.empty() ? "" : "; ", run.rows_judged, run.rows_expected, side, run.lacks);
+  }
+  return text;
+}
+
 std::string coverage_of(const PromptVerdict& v) {
   const uint64_t outputs = v.a.outputs + v.b.outputs;
   const uint64_t values = v.a.values + v.b.values;
   if (outputs == 0) return "";
-  if (!v.a.sampling.sampled && !v.b.sampling.sampled) return fmt::format("all {} outputs judged", outputs);
+  const std::string unjudged = unjudged_of(v);
+  const std::string rest = unjudged.empty() ? "" : "; " + unjudged;
+  if (!v.a.sampling.sampled && !v.b.sampling.sampled)
+    return fmt::format("{}{} outputs judged{}", rest.empty() ? "all " : "", outputs, rest);
   const bool sound = v.kind == FaultKind::none || v.kind == FaultKind::rounding;
   const uint64_t failed = v.a.checksums_failed + v.b.checksums_failed;
-  return fmt::format("{} in {} of {} outputs; the other {} were seen by {} checksums{}",
+  return fmt::format("{} in {} of {} outputs; the other {} were seen by {} checksums{}{}",
                      sound ? "none" : "some", values, outputs, outputs - values,
                      v.a.checksums + v.b.checksums,
                      failed == 0 ? std::string(", which all hold")
-                                 : fmt::format(", {} of which failed: their rows are judged whole", failed));
+                                 : fmt::format(", {} of which failed: their rows are judged whole", failed),
+                     rest);
 }
 
 PromptVerdict verdict_alone(SubjectRun& run, const Prompt& prompt,
@@ -343,11 +385,8 @@ void decide(PromptVerdict& v, Side& a, Side& b, const Differences& differences, 
   if (decide_inputs(v, a, b, differences)) return;
   const int64_t positions = common_positions(v.a, v.b);
   std::optional<Place> other_bits;
-  if (bits_must_agree(a, b)) {
-    other_bits = first_other_bits(v.a, v.b, positions, v.rows_compared);
-  } else {
-    v.rows_compared = common_rows(v.a, v.b, positions);
-  }
+  v.rows_common = common_rows(v.a, v.b, positions);
+  if (bits_must_agree(a, b)) other_bits = first_other_bits(v.a, v.b, positions, v.rows_compared);
   const First first = first_of(v);
   if (judge_nonfinite(v, first, other_bits, truth_plan(truth, asked.context))) return;
   if (other_bits && (first.finding == nullptr || *other_bits < first.finding->place))
@@ -469,8 +508,14 @@ class Search {
 
   void take_prompts() {
     std::vector<Prompt> prompts = o_.prompts;
-    for (const Side* side : {&a_, &b_})
-      if (side->recorded && prompts.empty()) prompts = side->recorded->prompts();
+    const bool given = !prompts.empty();
+    for (const Side* side : {&a_, &b_}) {
+      if (!side->recorded || given) continue;
+      for (Prompt& p : side->recorded->prompts_besides(prompts)) {
+        if (side == &b_ && a_.recorded) p.name += "-b";  // side a has a prompt of that name
+        prompts.push_back(std::move(p));
+      }
+    }
     if (prompts.empty()) fail("no prompt: expected --prompts, or a recorded trace that has some");
     if (a_.recorded || b_.recorded) {  // as many steps as were recorded
       size_t steps = 0;
@@ -561,8 +606,8 @@ class Search {
 
   /// A verdict that finds nothing must have looked.
   static void require_compared(PromptVerdict& v) {
-    if (v.kind != FaultKind::none && v.kind != FaultKind::rounding) return;
-    if (v.rows_compared == 0)
+    if (!v.error.empty() || (v.kind != FaultKind::none && v.kind != FaultKind::rounding)) return;
+    if (v.rows_common == 0)
       v.error = fmt::format("{}: the two sides have no row in common: nothing was compared", v.prompt.name);
     if (v.a.values + v.b.values == 0) v.error = fmt::format("{}: no value was judged", v.prompt.name);
   }

@@ -30,13 +30,15 @@ struct BisectOptions {
 struct PromptVerdict {
   Prompt prompt;
   std::shared_ptr<const Wiring> wiring;  ///< of the true model: which operator leaves a stage
-  std::string error;                     ///< why it could not be compared; nothing below then
+  std::string error;                     ///< why it could not be compared; no kind then
+  bool undecided = false;  ///< with an error: both sides were examined as below, but no verdict can be told
   FaultKind kind = FaultKind::none;
   char side = 'b';               ///< where the fault is
   std::optional<Finding> first;  ///< where it begins; of INPUT only where the difference names a stage
   std::string cause;
   Examined a, b;
-  uint64_t rows_compared = 0;  ///< of bits or of values, between the sides
+  uint64_t rows_common = 0;    ///< that both sides have with the same tokens before them
+  uint64_t rows_compared = 0;  ///< of those: bit by bit, where bits must agree
   std::optional<Rounding> rounding;
 };
 
@@ -77,9 +79,11 @@ struct FirstNonFinite {
 };
 FirstNonFinite first_nonfinite(const PromptVerdict& verdict);
 
-/// How much was judged: "none in 5 of 80 outputs; ..." where outputs were sampled; empty where nothing was
-/// judged.
+/// How much was judged: "none in 5 of 80 outputs; ..." where outputs were sampled, and what a trace lacks;
+/// empty where nothing was judged.
 std::string coverage_of(const PromptVerdict& verdict);
+/// What of the recorded sides nobody has judged; empty where that is nothing.
+std::string unjudged_of(const PromptVerdict& verdict);
 
 /// The verdict of one side alone, as bisect reaches it: what the self-test scores.
 PromptVerdict verdict_alone(SubjectRun& run, const Prompt& prompt,

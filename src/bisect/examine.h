@@ -23,6 +23,7 @@ struct Prompt {
   std::string name;
   std::string text;  ///< empty where it is ids alone
   std::vector<TokenId> ids;
+  std::optional<int32_t> sequence = {};  ///< of the trace that it comes from
 };
 
 /// Something that is not as it must be.
@@ -88,9 +89,12 @@ struct Examined {
   std::optional<uint64_t> launched_hash;  ///< of the row of a finding of Check::launched, as it was launched
   std::map<int, StoredRows> residuals;    ///< residual_post_mlp of the chosen layers, sequence 0
   std::vector<int64_t> positions;         ///< of each row of `residuals`
-  /// Of a trace: rows or stages of the run are not in it, and nobody has judged those.
-  bool partial = false;
-  std::string description;  ///< the backend's own words
+  int32_t number = 0;                     ///< of a trace: what it calls sequence 0 of the places here
+  /// Of a trace: the rows that operators left for all its tokens. Nobody has judged those that `rows_judged`
+  /// lacks; `lacks` names them, and is empty where there are none.
+  uint64_t rows_expected = 0;
+  std::string lacks;
+  std::string description;     ///< the backend's own words
   Backend::Route route;
   std::vector<CallShape> calls;
   size_t most_bytes = 0;  ///< of kept rows

@@ -67,6 +67,19 @@ std::string shape_text(const SafeTensor& t) {
   return fmt::format("{} [{}]", t.dtype, fmt::join(t.shape, ", "));
 }
 
+/// 0, 1, 2, 5 as "0-2, 5".
+std::string ranges_text(const std::vector<int64_t>& numbers) {
+  std::string text;
+  for (size_t i = 0; i < numbers.size();) {
+    size_t last = i;
+    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) ++last;
+    text += fmt::format("{}{}", text.empty() ? "" : ", ", numbers[i]);
+    if (last > i) text += fmt::format("-{}", numbers[last]);
+    i = last + 1;
+  }
+  return text;
+}
+
 /// The bits, so that a NaN is itself.
 bool same_bits(double a, double b) { return std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b); }
 
@@ -103,12 +116,14 @@ struct RecordedRun::Impl {
     std::vector<RowName> names;
     bool whole = false;  ///< every position, in order: attention can be judged
   };
+  std::vector<size_t> sequences_with(const Prompt& prompt) const;
   Sequence sequence_of(const Prompt& prompt) const;
   std::optional<StoredRows> load(const Sequence& s, int layer, Stage stage) const;
   UnitRows load_unit(const Sequence& s, int unit, const std::optional<StoredRows>& before) const;
   void look_at(const Sequence& s, const UnitRows& data, const std::optional<StoredRows>& before,
                Examined& result) const;
   void take_logits(const Sequence& s, size_t prompt_tokens, const StoredRows& logits, Examined& result) const;
+  void note_unjudged(const Sequence& s, Examined& result) const;
 };
 
 /// Whole numbers from 0 to 2^31 - 1.
@@ -189,7 +204,8 @@ void RecordedRun::Impl::read_generated() {
           path, s, all.size(), fed_back, kAgain);
     prompts.push_back({tokens.size() == 1 ? "trace" : fmt::format("trace{}", s),
                        "",
-                       {all.begin(), all.end() - static_cast<std::ptrdiff_t>(fed_back)}});
+                       {all.begin(), all.end() - static_cast<std::ptrdiff_t>(fed_back)},
+                       static_cast<int32_t>(s)});
   }
 }
 
@@ -286,8 +302,6 @@ RecordedRun::RecordedRun(const std::string& path, const ModelFile& truth, const 
 }
 RecordedRun::~RecordedRun() = default;
 
-const std::vector<Prompt>& RecordedRun::prompts() const { return impl_->prompts; }
-
 std::string RecordedRun::description() const {
   const auto& m = impl_->file.metadata();
   return fmt::format(
@@ -295,16 +309,42 @@ std::string RecordedRun::description() const {
       value_of(m, "build_commit").empty() ? "" : ", build " + value_of(m, "build_commit").substr(0, 12));
 }
 
+std::vector<Prompt> RecordedRun::prompts_besides(const std::vector<Prompt>& prompts) const {
+  std::vector<Prompt> besides;
+  for (size_t s = 0; s < impl_->prompts.size(); ++s) {
+    const bool found = std::any_of(prompts.begin(), prompts.end(), [&](const Prompt& p) {
+      return impl_->sequences_with(p) == std::vector<size_t>{s};
+    });
+    if (!found) besides.push_back(impl_->prompts[s]);
+  }
+  return besides;
+}
+
 size_t RecordedRun::generated_by(const Prompt& prompt) const {
-  for (size_t s = 0; s < impl_->prompts.size(); ++s)
-    if (impl_->prompts[s].ids == prompt.ids) return impl_->generated[s].size();
-  return 0;
+  size_t most = 0;
+  for (const size_t s : impl_->sequences_with(prompt)) most = std::max(most, impl_->generated[s].size());
+  return most;
+}
+
+/// By their ids; the one of the prompt's own number alone where it is among them.
+std::vector<size_t> RecordedRun::Impl::sequences_with(const Prompt& prompt) const {
+  std::vector<size_t> found;
+  for (size_t s = 0; s < prompts.size(); ++s) {
+    if (prompts[s].ids != prompt.ids) continue;
+    if (prompt.sequence && static_cast<size_t>(*prompt.sequence) == s) return {s};
+    found.push_back(s);
+  }
+  return found;
 }
 
 RecordedRun::Impl::Sequence RecordedRun::Impl::sequence_of(const Prompt& prompt) const {
-  Sequence s;
-  while (s.number < prompts.size() && prompts[s.number].ids != prompt.ids) ++s.number;
-  if (s.number == prompts.size()) {
+  const std::vector<size_t> found = sequences_with(prompt);
+  if (found.size() > 1)
+    fail(
+        "{}: sequences {} of the trace all have the prompt {}: expected one, since each is a run of its own; "
+        "leave --prompts out and every sequence of the trace is judged",
+        path, fmt::join(found, ", "), prompt.name);
+  if (found.empty()) {
     const auto& ids = prompts.front().ids;
     const auto [x, y] = std::mismatch(ids.begin(), ids.end(), prompt.ids.begin(), prompt.ids.end());
     fail(
@@ -312,6 +352,8 @@ RecordedRun::Impl::Sequence RecordedRun::Impl::sequence_of(const Prompt& prompt)
         "id that differs is at position {}",
         path, ids.size(), prompt.name, prompt.ids.size(), x - ids.begin());
   }
+  Sequence s;
+  s.number = found.front();
   const auto& fed = tokens[s.number];
   s.rows = rows_of(static_cast<int32_t>(s.number));
   s.whole = s.rows.size() == fed.size();
@@ -398,6 +440,39 @@ void RecordedRun::Impl::take_logits(const Sequence& s, size_t prompt_tokens, con
   }
 }
 
+/// Rows of operators that nobody has judged: positions without rows, then stages that some row lacks, or that
+/// stand there without what they were made from, by the layers where that is so.
+void RecordedRun::Impl::note_unjudged(const Sequence& s, Examined& result) const {
+  const Wiring wiring(truth.hp);
+  std::map<Stage, std::vector<int64_t>> lacking;
+  for (int unit = 0; unit <= truth.hp.layers + 1; ++unit)
+    for (const StageRule& rule : wiring.rules_of_unit(unit)) {
+      if (rule.op == Op::wire) continue;  // its ends are operators' or are read by one
+      const int layer = layer_of_unit(unit, truth.hp.layers);
+      result.rows_expected += result.fed.size();
+      const bool all = std::all_of(s.names.begin(), s.names.end(), [&](const RowName& name) {
+        return result.judged.find({0, name.position, layer, rule.stage}) != nullptr;
+      });
+      if (!all) lacking[rule.stage].push_back(layer);
+    }
+  std::vector<int64_t> absent;
+  for (int64_t p = 0; p < static_cast<int64_t>(result.fed.size()); ++p)
+    if (!std::binary_search(result.positions.begin(), result.positions.end(), p)) absent.push_back(p);
+  std::map<std::vector<int64_t>, std::vector<std::string_view>> by_layers;
+  for (const auto& [stage, layers] : lacking) by_layers[layers].push_back(name_of(stage));
+  std::vector<std::string> parts;
+  if (!absent.empty()) parts.push_back("every stage of positions " + ranges_text(absent));
+  for (const auto& [layers, stages] : by_layers) {
+    const bool every = static_cast<int64_t>(layers.size()) == truth.hp.layers;
+    std::string where;
+    if (layers.front() != kNoLayer)
+      where = every ? " of every layer"
+                    : fmt::format(" of layer{} {}", layers.size() == 1 ? "" : "s", ranges_text(layers));
+    parts.push_back(fmt::format("{}{}", fmt::join(stages, ", "), where));
+  }
+  result.lacks = fmt::format("{}", fmt::join(parts, "; "));
+}
+
 void RecordedRun::Impl::check_choices(const Examined& result) const {
   for (size_t step = 0; step < result.steps.size(); ++step) {
     const StepLogits& row = result.steps[step];
@@ -423,16 +498,13 @@ Examined RecordedRun::examine(const Prompt& prompt) {
   result.judged = Grid<Cell>(hp.layers);
   result.hashes = Grid<uint64_t>(hp.layers);
   result.fed = i.tokens[s.number];
+  result.number = static_cast<int32_t>(s.number);
   result.generated = i.generated[s.number];
   for (const RowName& name : s.names) result.positions.push_back(name.position);
-  result.partial = !s.whole;
   std::optional<StoredRows> before = i.load(s, kNoLayer, Stage::embed_out);
-  const Wiring wiring(hp);
   for (int unit = 0; unit <= hp.layers + 1; ++unit) {
     const int layer = layer_of_unit(unit, hp.layers);
     const UnitRows data = i.load_unit(s, unit, before);
-    for (const StageRule& rule : wiring.rules_of_unit(unit))
-      result.partial = result.partial || !data.stages.contains(rule.stage);
     LayerHistory history;
     if (data.stages.contains(Stage::k_post_rope) && data.stages.contains(Stage::v) && s.whole)
       history[0] = {data.stages.at(Stage::k_post_rope), data.stages.at(Stage::v)};
@@ -452,6 +524,7 @@ Examined RecordedRun::examine(const Prompt& prompt) {
   if (result.findings.empty()) i.check_choices(result);  // else a wrong value may have moved the choice
   if (result.rows_judged == 0)
     fail("{}: nothing in the trace can be judged: expected stages together with what they read", i.path);
+  i.note_unjudged(s, result);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }

@@ -19,9 +19,11 @@ class RecordedRun {
               const ExamineOptions& options);
   ~RecordedRun();
 
-  /// The prompts that it was made of, one a sequence, without the tokens it generated.
-  const std::vector<Prompt>& prompts() const;
-  /// Errors: no such prompt (the first id that differs), nothing in it that can be judged.
+  /// The prompts that it was made of, one a sequence, without the tokens it generated: those that none of
+  /// `prompts` finds.
+  std::vector<Prompt> prompts_besides(const std::vector<Prompt>& prompts) const;
+  /// Errors: no such prompt (the first id that differs), several sequences with it, nothing in it that can be
+  /// judged.
   /// A generated token that its own row of logits does not choose is an error, too: the trace is of a sampled
   /// run, or of two.
   Examined examine(const Prompt& prompt);

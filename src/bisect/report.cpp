@@ -41,7 +41,9 @@ std::string terminal_table(const Json& summary) {
   for (const Json& prompt : summary.at("prompts")) {
     if (!entry(prompt, "error").is_null())
       text += value_text(entry(prompt, "name")) + ": " + value_text(entry(prompt, "error")) + "\n";
-    if (const Json& judging = entry(prompt, "judging"); entry(judging, "matmuls") == "sampled")
+    if (const Json& judging = entry(prompt, "judging");
+        entry(prompt, "error").is_null() &&
+        (entry(judging, "matmuls") == "sampled" || !entry(judging, "not_judged").is_null()))
       text += value_text(entry(prompt, "name")) + ": " + value_text(entry(judging, "coverage")) + "\n";
     if (const std::string bad = nonfinite_text(prompt); !bad.empty())
       text += value_text(entry(prompt, "name")) + ": " + bad + "\n";

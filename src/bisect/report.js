@@ -17,7 +17,7 @@ const MEANING = {
   OPERATOR: 'On the inputs that it had, an operator gave values outside its bound.',
   WIRE: 'A call was handed something else than the plan says, the same each time.',
   RACE: 'A call was handed something else than the plan says, but not each time.',
-  ERROR: 'It could not be compared.',
+  ERROR: 'No verdict: it could not be compared, or what was judged does not tell.',
 };
 
 // ---- Elements
@@ -330,7 +330,7 @@ function driftSection(prompt) {
 }
 
 function verdictSection(prompt) {
-  const first = prompt.first, counts = prompt.counts || {}, bad = prompt.nonfinite;
+  const first = prompt.first, counts = prompt.counts || {}, bad = prompt.nonfinite, judging = prompt.judging;
   const title = first && absent(first.index) ? 'First place' :
       first && first.check === 'bound'       ? 'First wrong value: the worst of its row' :
                                                'First wrong value';
@@ -340,7 +340,7 @@ function verdictSection(prompt) {
       el('div', {class: 'head'}, el('h2', {}, prompt.name), chip(kindOf(prompt)),
          prompt.class && el('code', {}, prompt.class), el('p', {class: 'note'}, MEANING[kindOf(prompt)])),
       prompt.error && el('p', {id: 'error', class: 'line'}, prompt.error),
-      line('coverage', prompt.judging && prompt.judging.matmuls === 'sampled' && prompt.judging.coverage),
+      line('coverage', judging && (judging.matmuls === 'sampled' || judging.not_judged) && judging.coverage),
       line('first-fail', prompt.first_fail), line('cause', prompt.cause),
       bad &&
           el('p', {id: 'nonfinite', class: 'line'},

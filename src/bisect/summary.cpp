@@ -4,6 +4,7 @@
 #include <cmath>
 #include <ctime>
 #include <numeric>
+#include <set>
 
 #include "base/build_info.h"
 #include "base/error.h"
@@ -39,8 +40,15 @@ Json place_json(const Place& p) {
           {"stage", name_of(p.stage)}};
 }
 
-Json finding_json(const Wiring& wiring, const Finding& f, char side) {
-  Json json = place_json(f.place);
+/// By the number that a trace gives the sequence.
+Place numbered(Place place, const PromptVerdict& v, char side) {
+  if (place.sequence == 0) place.sequence = (side == 'a' ? v.a : v.b).number;
+  return place;
+}
+
+Json finding_json(const PromptVerdict& v, const Finding& f, char side) {
+  const Wiring& wiring = *v.wiring;
+  Json json = place_json(numbered(f.place, v, side));
   json["side"] = std::string(1, side);
   json["operator"] = name_of(wiring.rule(f.place.stage).op);
   json["check"] = name_of(f.check);
@@ -285,11 +293,19 @@ Json rounding_json(const Rounding& r, const PromptVerdict& v, const Tokenizer& t
           {"contributors", contributors}};
 }
 
-Json counts_json(const PromptVerdict& v, int64_t layers) {
-  const auto stages = static_cast<int64_t>(v.wiring->rules().size());
-  return {{"tokens", std::max(v.a.fed.size(), v.b.fed.size())},
-          {"layers", layers},
-          {"stages", v.a.rows_judged + v.b.rows_judged > 0 ? stages : 0},
+Json counts_json(const PromptVerdict& v) {
+  std::set<int64_t> tokens;
+  std::set<int> layers;
+  std::set<Stage> stages;
+  for (const Examined* run : {&v.a, &v.b})
+    run->judged.each([&](const Place& place, const Cell&) {
+      if (place.sequence == 0) tokens.insert(place.token);
+      if (place.layer != kNoLayer) layers.insert(place.layer);
+      stages.insert(place.stage);
+    });
+  return {{"tokens", tokens.size()},
+          {"layers", layers.size()},
+          {"stages", stages.size()},
           {"values", v.a.values + v.b.values},
           {"outputs", v.a.outputs + v.b.outputs},
           {"checksum_only", v.a.outputs + v.b.outputs - v.a.values - v.b.values},
@@ -298,6 +314,8 @@ Json counts_json(const PromptVerdict& v, int64_t layers) {
           {"calls_replayed", v.a.calls_replayed + v.b.calls_replayed},
           {"rows_replayed", v.a.rows_replayed + v.b.rows_replayed},
           {"rows_judged", v.a.rows_judged + v.b.rows_judged},
+          {"rows_expected", v.a.rows_expected + v.b.rows_expected},
+          {"rows_common", v.rows_common},
           {"rows_compared", v.rows_compared},
           {"suspect", v.a.suspect + v.b.suspect},
           {"failed", v.a.failed + v.b.failed},
@@ -311,14 +329,15 @@ Json judging_json(const PromptVerdict& v) {
                            : run.sampling.sampled ? Json("sampled")
                                                   : Json("whole")},
                {"seed", run.sampling.sampled ? Json(run.sampling.seed) : Json(nullptr)},
-               {"coverage", coverage_of(v)}};
+               {"coverage", coverage_of(v)},
+               {"not_judged", v.a.lacks.empty() && v.b.lacks.empty() ? Json(nullptr) : Json(unjudged_of(v))}};
   return json;
 }
 
 /// Dashes where the difference of two files names no stage.
 std::string first_fail_line(const PromptVerdict& v) {
   if (v.kind == FaultKind::none) return "";
-  const Place p = v.first ? v.first->place : Place{};
+  const Place p = v.first ? numbered(v.first->place, v, v.side) : Place{};
   const auto known = [&](auto value) { return v.first ? fmt::format("{}", value) : std::string("-"); };
   return fmt::format(
       "FIRST_FAIL prompt={} sequence={} token={} layer={} stage={} operator={} kind={} class={} side={}",
@@ -347,23 +366,25 @@ Json prompt_json(const PromptVerdict& v, const BisectResult& result, bool allow_
                  : fine           ? 0
                                   : 1},
       {"error", v.error.empty() ? Json(nullptr) : Json(v.error)}};
-  if (!v.error.empty()) return json;
+  if (!v.error.empty() && !v.undecided) return json;
   const auto failed_side = [&](const Examined& run, char side) {
     Json list = Json::array();
     for (const auto& [place, finding] : run.findings) {
       if (list.size() >= kMostFailures) break;
-      list.push_back(finding_json(*v.wiring, finding, side));
+      list.push_back(finding_json(v, finding, side));
     }
     return list;
   };
-  json["first"] = v.first ? finding_json(*v.wiring, *v.first, v.side) : Json(nullptr);
-  json["first_fail"] = first_fail_line(v);
-  json["cause"] = v.kind == FaultKind::none ? "" : "CAUSE " + v.cause;
-  json["counts"] = counts_json(v, result.a.hp.layers);
+  json["first"] = v.first ? finding_json(v, *v.first, v.side) : Json(nullptr);
+  json["first_fail"] = v.undecided ? Json(nullptr) : Json(first_fail_line(v));
+  json["cause"] = v.undecided                 ? Json(nullptr)
+                  : v.kind == FaultKind::none ? Json("")
+                                              : Json("CAUSE " + v.cause);
+  json["counts"] = counts_json(v);
   json["judging"] = judging_json(v);
   json["nonfinite"] = nullptr;
   if (const auto [side, n] = first_nonfinite(v); n != nullptr) {
-    json["nonfinite"] = place_json(n->place);
+    json["nonfinite"] = place_json(numbered(n->place, v, side));
     json["nonfinite"]["side"] = std::string(1, side);
     json["nonfinite"]["index"] = n->index;
     json["nonfinite"]["value"] = number(n->value);
@@ -517,7 +538,8 @@ bool write_result_trace(const std::string& path, const BisectResult& result, con
   const bool wide = result.b.arithmetic == "float64";
   TraceRows trace;
   for (const auto& v : result.prompts) {
-    if (!v.error.empty() || (residuals ? v.b.residuals.empty() : v.b.steps.empty())) continue;
+    if ((!v.error.empty() && !v.undecided) || (residuals ? v.b.residuals.empty() : v.b.steps.empty()))
+      continue;
     add_rows(trace, v, residuals, wide);
   }
   if (trace.empty()) return false;

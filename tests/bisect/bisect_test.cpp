@@ -49,7 +49,8 @@ TEST_F(Bisect, PairsThatPeopleNeedAreClean) {
     EXPECT_GT(v.b.calls_replayed, 0u);
     // Every stage of every row: 90 prompt tokens and 3 that were fed back, at the least.
     EXPECT_GE(v.b.rows_judged, 93u * (3u + 3u * 15u));
-    EXPECT_GT(v.rows_compared, 0u);
+    EXPECT_GT(v.rows_common, 0u);
+    EXPECT_EQ(v.rows_compared > 0, a != "reference") << a << " " << b;
     EXPECT_EQ(result.status, 0);
   }
 }
@@ -382,6 +383,8 @@ TEST_F(Bisect, SummaryHoldsWhatTheVerdictSays) {
   EXPECT_EQ(p["drift"]["layers"], (std::vector<int>{0, 2}));
   EXPECT_EQ(p["logits"].size() >= 1, true);
   EXPECT_GT(p["counts"]["rows_judged"].get<int>(), 0);
+  EXPECT_EQ(p["counts"]["tokens"], 93);
+  EXPECT_EQ(p["counts"]["layers"], 3);
   const auto trace = folder_ / "t.safetensors";
   ASSERT_TRUE(write_result_trace(trace, result, o));
   EXPECT_NE(SafeTensorsFile(trace).find("layers.2.residual_post_mlp"), nullptr);

@@ -57,6 +57,29 @@ struct EditedTrace {
     std::memcpy(&value, t.bytes.data() + (row * t.shape[1] + column) * 8, 8);
     return value;
   }
+  /// The same run again as sequence 1.
+  void repeat() {
+    for (auto& [name, t] : tensors) {
+      if (t.shape.size() != 2) continue;
+      const std::vector<std::byte> once = t.bytes;
+      t.bytes.insert(t.bytes.end(), once.begin(), once.end());
+      t.shape[0] *= 2;
+    }
+    const auto doubled = [&](const std::string& name, int32_t more) {
+      std::vector<int32_t> values(tensors.at(name).bytes.size() / 4);
+      std::memcpy(values.data(), tensors.at(name).bytes.data(), values.size() * 4);
+      const auto count = static_cast<std::ptrdiff_t>(values.size());
+      for (std::ptrdiff_t i = 0; i < count; ++i) values.push_back(values[static_cast<size_t>(i)] + more);
+      integers(name, values);
+      return static_cast<int32_t>(count);
+    };
+    const int32_t tokens = doubled("token_ids", 0);
+    doubled("positions", 0);
+    doubled("sequence", 1);
+    integers("sequence_offsets", {0, tokens, 2 * tokens});
+    const std::string ids = metadata.at("generated_ids");
+    metadata["generated_ids"] = "[" + ids + ", " + ids + "]";
+  }
   /// Only these rows of every stage.
   void keep_rows(const std::vector<int32_t>& rows) {
     for (auto& [name, t] : tensors) {
@@ -233,9 +256,123 @@ TEST_F(TraceSubject, AVerdictSaysWhatARecordingCanTell) {
     nan.set("layers.0.residual_pre_attn", 2, i, std::numeric_limits<double>::quiet_NaN());
   nan.tensors.erase("layers.0.attn_norm");
   nan.tensors.erase("layers.0.residual_post_attn");
-  const auto unjudged = bisect(against(nan)).prompts.front();
-  EXPECT_EQ(unjudged.kind, FaultKind::input) << unjudged.error;
-  EXPECT_THAT(unjudged.cause, HasSubstr("nobody has judged it"));
+  const auto o = against(nan);
+  const auto result = bisect(o);
+  const PromptVerdict& unjudged = result.prompts.front();
+  EXPECT_EQ(result.status, 2) << "a NaN that an operator may have made is not the file's";
+  EXPECT_THAT(unjudged.error, HasSubstr("nobody has judged it: whether the file or an operator brought it"));
+  const Json json = summary_of(result, o, Json::object());
+  const Json& p = json["prompts"][0];
+  EXPECT_TRUE(p["kind"].is_null());
+  EXPECT_EQ(p["first"]["stage"], "residual_pre_attn");
+  EXPECT_EQ(p["first"]["token"], 2);
+  EXPECT_EQ(p["nonfinite"]["stage"], "residual_pre_attn");
+  // What is wrong by its own inputs stays wrong.
+  nan.set("layers.1.attn_norm", 3, 5, nan.get("layers.1.attn_norm", 3, 5) + 1.0);
+  EXPECT_EQ(bisect(against(nan)).prompts.front().kind, FaultKind::operator_);
+}
+
+TEST_F(TraceSubject, WhatATraceLacksIsNotAcquitted) {
+  struct Case {
+    std::string name;
+    std::function<void(EditedTrace&)> change;
+    std::string lacks;
+  };
+  const std::vector<Case> cases = {
+      {"a stage of a layer", [](EditedTrace& t) { t.tensors.erase("layers.1.attn_out"); },
+       "made from): attn_out, attn_proj of layer 1;"},
+      {"the hidden states alone",
+       [](EditedTrace& t) {
+         std::erase_if(t.tensors, [](const auto& x) {
+           return x.second.shape.size() == 2 && x.first.starts_with("layers.") &&
+                  x.first.find("residual_post_mlp") == std::string::npos;
+         });
+       },
+       "residual_post_mlp of every layer;"},
+      {"the head", [](EditedTrace& t) { t.tensors.erase("logits"); }, "made from): logits;"},
+      {"positions",
+       [](EditedTrace& t) {
+         t.keep_rows({0, 1, 2, 5});
+       },
+       "every stage of positions 3-4, 6-11; attn_out of every layer;"}};
+  for (const Case& c : cases) {
+    EditedTrace trace = whole();
+    c.change(trace);
+    const auto o = against(trace);
+    const auto result = bisect(o);
+    const PromptVerdict& v = result.prompts.front();
+    EXPECT_EQ(result.status, 2) << c.name;
+    EXPECT_THAT(v.error, HasSubstr("whether the rest is sound cannot be told")) << c.name;
+    EXPECT_THAT(v.error, HasSubstr(c.lacks)) << c.name;
+    EXPECT_THAT(v.error, HasSubstr(fmt::format("{} of {} rows", v.b.rows_judged, v.b.rows_expected)));
+    const Json json = summary_of(result, o, Json::object());
+    EXPECT_TRUE(json["kind"].is_null()) << c.name;
+    EXPECT_TRUE(json["prompts"][0]["kind"].is_null()) << c.name;
+    EXPECT_EQ(json["prompts"][0]["counts"]["rows_judged"], v.b.rows_judged) << c.name;
+    EXPECT_THAT(json["prompts"][0]["judging"]["not_judged"].get<std::string>(), HasSubstr(v.b.lacks));
+    EXPECT_THAT(terminal_table(json), HasSubstr(v.error)) << c.name;
+    EXPECT_THAT(report_markdown(json), HasSubstr(v.error)) << c.name;
+  }
+  // A value that is wrong is a verdict, which says how far it goes.
+  EditedTrace trace = whole();
+  trace.tensors.erase("logits");
+  trace.set("layers.1.attn_norm", 3, 5, trace.get("layers.1.attn_norm", 3, 5) + 1.0);
+  const auto o = against(trace);
+  const auto result = bisect(o);
+  EXPECT_EQ(result.prompts.front().kind, FaultKind::operator_) << result.prompts.front().error;
+  EXPECT_EQ(result.status, 1);
+  const std::string table = terminal_table(summary_of(result, o, Json::object()));
+  EXPECT_THAT(table, HasSubstr("made from): logits\n"));
+}
+
+TEST_F(TraceSubject, CountsAreOfWhatWasJudged) {
+  EditedTrace trace = whole();
+  trace.keep_rows({1, 3});
+  std::erase_if(trace.tensors, [](const auto& x) {
+    return x.second.shape.size() == 2 && x.first != "layers.1.residual_pre_attn" &&
+           x.first != "layers.1.attn_norm" && x.first != "layers.1.v";
+  });
+  const auto o = against(trace);
+  const Json counts = summary_of(bisect(o), o, Json::object())["prompts"][0]["counts"];
+  EXPECT_EQ(counts["tokens"], 2);
+  EXPECT_EQ(counts["layers"], 1);
+  EXPECT_EQ(counts["stages"], 2);
+  EXPECT_EQ(counts["rows_judged"], 4);
+  EXPECT_GT(counts["rows_common"], 0);
+  EXPECT_EQ(counts["rows_compared"], 0) << "two programs' bits need not agree";
+}
+
+TEST_F(TraceSubject, SequencesWithOnePromptAreEachJudged) {
+  EditedTrace trace = whole();
+  trace.repeat();
+  const auto clean = bisect(against(trace));
+  ASSERT_EQ(clean.prompts.size(), 2u);
+  EXPECT_EQ(clean.status, 0) << clean.prompts[0].error << clean.prompts[1].error;
+  trace.set("layers.1.attn_norm", 12 + 3, 5, trace.get("layers.1.attn_norm", 12 + 3, 5) + 1.0);
+  auto o = against(trace);
+  const auto result = bisect(o);
+  EXPECT_EQ(result.prompts[0].kind, FaultKind::none);
+  EXPECT_EQ(result.prompts[1].kind, FaultKind::operator_);
+  const Json p = summary_of(result, o, Json::object())["prompts"][1];
+  EXPECT_EQ(p["first"]["sequence"], 1);
+  EXPECT_EQ(p["failures"][0]["sequence"], 1);
+  EXPECT_THAT(p["first_fail"].get<std::string>(), HasSubstr("prompt=trace1 sequence=1 token=3 layer=1"));
+
+  // Ids alone do not say which of the two is meant.
+  o.prompts = {{"given", "", result.prompts[0].prompt.ids}};
+  const auto given = bisect(o);
+  EXPECT_EQ(given.status, 2);
+  EXPECT_THAT(given.prompts.front().error,
+              HasSubstr("sequences 0, 1 of the trace all have the prompt given"));
+
+  // What only side b has is not passed over.
+  o.prompts.clear();
+  o.a = parse_subject("trace=" + test::golden("traces/bf16_float64.safetensors"), {});
+  const auto traces = bisect(o);
+  ASSERT_EQ(traces.prompts.size(), 2u);
+  EXPECT_EQ(traces.prompts[0].kind, FaultKind::none) << traces.prompts[0].error;
+  EXPECT_EQ(traces.prompts[1].kind, FaultKind::operator_) << traces.prompts[1].error;
+  EXPECT_EQ(traces.prompts[1].prompt.name, "trace1-b");
 }
 
 TEST_F(TraceSubject, APartialTraceKeepsItsPositions) {
@@ -245,7 +382,7 @@ TEST_F(TraceSubject, APartialTraceKeepsItsPositions) {
   o.examine.layers = {0, 1};
   const auto result = bisect(o);
   const Json json = summary_of(result, o, Json::object());
-  ASSERT_EQ(result.prompts.front().error, "");
+  ASSERT_TRUE(result.prompts.front().undecided) << result.prompts.front().error;
   const Json& drift = json["prompts"][0]["drift"];
   ASSERT_EQ(drift["relative"].size(), 2u);
   for (const Json& line : drift["relative"])
@@ -310,7 +447,8 @@ TEST_F(TraceSubject, EveryArchitecturesTraceIsTakenWhole) {
     const auto v = bisect(options(path, "reference", "trace=" + trace, 0)).prompts.front();
     EXPECT_EQ(v.error, "");
     EXPECT_EQ(v.b.failed, 0u) << v.cause;
-    EXPECT_FALSE(v.b.partial);
+    EXPECT_EQ(v.b.lacks, "");
+    EXPECT_EQ(v.b.rows_judged, v.b.rows_expected);
     EXPECT_EQ(v.b.generated.size(), 3u);
   }
 }
@@ -360,6 +498,14 @@ TEST_F(TraceSubject, RoundingOfATraceHasItsTrueGap) {
     }
     EXPECT_THAT(terminal_table(summary_of(result, o, Json::object())), HasSubstr("\nFIRST_FAIL ")) << a;
   }
+  EditedTrace lacking(narrow);
+  lacking.tensors.erase("layers.1.ffn_gate");
+  lacking.save(folder_ / "lacking.safetensors");
+  auto o = options(path, "trace=" + wide, "trace=" + (folder_ / "lacking.safetensors"), 0);
+  const auto result = bisect(o);
+  EXPECT_EQ(result.status, 2);
+  EXPECT_THAT(result.prompts.front().error, HasSubstr("whether that is rounding cannot be told"));
+  EXPECT_THAT(result.prompts.front().error, HasSubstr("ffn_gate, ffn_act of layer 1;"));
 }
 
 }  // namespace
