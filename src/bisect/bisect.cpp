@@ -224,11 +224,14 @@ std::string inside_bounds(const PromptVerdict& v) {
 
 std::string rounding_cause(const PromptVerdict& v) {
   const Rounding& r = *v.rounding;
-  std::string text =
-      fmt::format("rounding: at step {} side a takes token {} and side b token {}; FP64 has them {} apart",
-                  r.step, r.a, r.b, cause_number(r.true_gap));
+  std::string text = fmt::format("rounding: at step {} side a takes token {} and side b token {}; FP64 has ",
+                                 r.step, r.a, r.b);
+  text += r.true_gap == 0.0 ? "both level"
+                            : fmt::format("token {} ahead by {}", r.true_gap > 0.0 ? r.a : r.b,
+                                          cause_number(std::abs(r.true_gap)));
   if (r.difference)
-    text += fmt::format(", side {}'s rounding moved that by {}", v.side, cause_number(*r.difference));
+    text += fmt::format(", side {}'s rounding moved that by {} the other way", v.side,
+                        cause_number(std::abs(*r.difference)));
   if (!r.contributors.empty()) text += fmt::format(", most of it by {}", r.contributors.front().what);
   return text + "; " + inside_bounds(v);
 }
@@ -236,6 +239,12 @@ std::string rounding_cause(const PromptVerdict& v) {
 /// Whether the side has the row of logits from which it took the token of this step.
 bool has_step(const Examined& run, int64_t token) {
   return std::any_of(run.steps.begin(), run.steps.end(), [&](const auto& s) { return s.token == token; });
+}
+
+/// The side whose token FP64 has below the other's. The reference is FP64 and does not round.
+Side& overturned(Side& a, Side& b, double true_gap) {
+  if (a.subject.is_reference()) return b;
+  return b.subject.is_reference() || true_gap < 0.0 ? a : b;
 }
 
 void judge_rounding(PromptVerdict& v, Side& a, Side& b, size_t step, const ModelFile& truth,
@@ -261,14 +270,13 @@ void judge_rounding(PromptVerdict& v, Side& a, Side& b, size_t step, const Model
                                    step, at.a, at.b, unjudged, kRecordAll));
     return;
   }
-  Side& side = b.subject.is_reference() ? a : b;  // the reference does not round
   v.kind = FaultKind::rounding;
-  v.side = side.name;
-  const auto& fed = v.side == 'a' ? v.a.fed : v.b.fed;
-  at.ids = std::span(fed).first(static_cast<size_t>(at.token) + 1);
-  const PositionRows rows =
-      side.live ? rows_at(*side.live, v.prompt, at.token) : *side.recorded->rows_at(v.prompt, at.token);
-  v.rounding = explain_rounding(truth, rows, at, asked.threads);
+  at.ids = std::span(v.b.fed).first(static_cast<size_t>(at.token) + 1);  // side a's, too
+  v.rounding = explain_rounding(truth, at, asked.threads, [&](double true_gap) {
+    Side& side = overturned(a, b, true_gap);
+    v.side = side.name;
+    return side.live ? rows_at(*side.live, v.prompt, at.token) : *side.recorded->rows_at(v.prompt, at.token);
+  });
   v.first = at_place({0, at.token, kNoLayer, Stage::logits}, Finding::Check::choice);
   v.cause = rounding_cause(v);
 }

@@ -478,7 +478,7 @@ function roundingSection(prompt) {
       'rounding', 'Rounding', 'Where the tokens part, and the operators that brought most of the difference.',
       facts([
         ['step', count(rounding.step)], ['token', count(rounding.token)], ['a', token(rounding.a)],
-        ['b', token(rounding.b)], ['true gap', exact(rounding.true_gap)],
+        ['b', token(rounding.b)], ['true gap, a − b', exact(rounding.true_gap)],
         ['difference there', exact(rounding.difference)]
       ]),
       table(

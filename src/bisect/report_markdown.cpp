@@ -219,7 +219,7 @@ std::string rounding(const Json& rounding) {
   };
   std::string text = fmt::format(
       "### Rounding\n\nThe tokens part at step {} (token {}): a {}, b {}. True gap {}, difference there "
-      "{}.\n\n",
+      "{}. Gaps are a's logit minus b's.\n\n",
       value_text(entry(rounding, "step")), value_text(entry(rounding, "token")), token(entry(rounding, "a")),
       token(entry(rounding, "b")), value_text(entry(rounding, "true_gap")),
       value_text(entry(rounding, "difference")));

@@ -249,9 +249,11 @@ std::set<Stage> take_errors(TrueGap& gap, const PositionRows& run, const Parting
 
 }  // namespace
 
-Rounding explain_rounding(const ModelFile& truth, const PositionRows& run, const Parting& at, int threads) {
+Rounding explain_rounding(const ModelFile& truth, const Parting& at, int threads,
+                          const std::function<PositionRows(double true_gap)>& rows_of) {
   TrueGap gap(truth, at, threads);
   Rounding result{at.step, at.token, at.a, at.b, gap.measure(), {}, {}};
+  const PositionRows run = rows_of(result.true_gap);
   const UnitRows& head = run.units.back();
   if (const auto logits = head.stages.find(Stage::logits); logits != head.stages.end())
     result.difference = logits->second.at(0, at.a) - logits->second.at(0, at.b) - result.true_gap;

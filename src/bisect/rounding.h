@@ -1,6 +1,7 @@
 #pragma once
 // The answer to "bug or rounding": where two sound runs choose different tokens, how close the choice truly
 // was and which operators' rounding moved it.
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,8 +16,8 @@ struct Rounding {
   int64_t token = 0;  ///< position of the row of logits
   TokenId a = 0;
   TokenId b = 0;
-  double true_gap = 0.0;             ///< FP64: logit of a minus logit of b
-  std::optional<double> difference;  ///< how far the judged side's gap is from it, where its logits are there
+  double true_gap = 0.0;  ///< FP64: logit of a minus logit of b; below 0 where side a's choice is overturned
+  std::optional<double> difference;  ///< the rounding side's gap minus it, where its logits are there
   struct Contributor {
     std::string what;    ///< a stage, or "layer 3", or "keys and values of earlier tokens"
     double shift = 0.0;  ///< of the gap, when its rounding alone is put into the FP64 run
@@ -41,7 +42,8 @@ struct Parting {
   std::span<const TokenId> ids;    ///< the tokens up to and including that position
   std::optional<int64_t> context;  ///< of the run: EngineOptions::context
 };
-/// `run`: of the side that rounds.
-Rounding explain_rounding(const ModelFile& truth, const PositionRows& run, const Parting& at, int threads);
+/// `rows_of`: of the side that rounded, which the true gap tells.
+Rounding explain_rounding(const ModelFile& truth, const Parting& at, int threads,
+                          const std::function<PositionRows(double true_gap)>& rows_of);
 
 }  // namespace greta

@@ -286,6 +286,7 @@ Json rounding_json(const Rounding& r, const PromptVerdict& v, const Tokenizer& t
         {{"what", c.what}, {"share", all == 0.0 ? 0.0 : std::abs(c.shift) / all}, {"shift", c.shift}});
   return {{"step", r.step},
           {"token", r.token},
+          {"side", std::string(1, v.side)},
           {"a", one(r.a, v.a)},
           {"b", one(r.b, v.b)},
           {"true_gap", r.true_gap},

@@ -152,11 +152,22 @@ TEST_F(Bisect, RoundingIsToldFromAFault) {
       << "the tokens of this model must part within 120 steps; take another prompt";
   ASSERT_TRUE(v.rounding);
   EXPECT_NE(v.rounding->a, v.rounding->b);
-  EXPECT_GT(v.rounding->true_gap * (v.rounding->true_gap + *v.rounding->difference), -1e30);
+  EXPECT_EQ(v.side, 'b') << "side a has FP64's token of this prompt; take another";
+  EXPECT_GT(v.rounding->true_gap, 0.0);
+  EXPECT_LE(v.rounding->true_gap + *v.rounding->difference, 0.0);
   // The contributions, each put in alone, come near the whole difference.
   double sum = 0.0;
   for (const auto& c : v.rounding->contributors) sum += c.shift;
   EXPECT_NEAR(sum, *v.rounding->difference, 0.35 * std::abs(*v.rounding->difference) + 1e-3);
+  auto turned = options(path, "cpu,activations=8", "cpu", 12);
+  turned.examine.max_tokens = 120;
+  const auto w = run(turned).prompts.front();
+  ASSERT_EQ(w.kind, FaultKind::rounding) << w.error;
+  EXPECT_EQ(w.side, 'a');
+  EXPECT_EQ(w.rounding->true_gap, -v.rounding->true_gap);
+  EXPECT_EQ(*w.rounding->difference, -*v.rounding->difference);
+  EXPECT_THAT(w.cause, HasSubstr(fmt::format("FP64 has token {} ahead by {:.9g}, side a's rounding",
+                                             w.rounding->b, v.rounding->true_gap)));
   o.b = parse_subject("cpu,activations=8,fault=row-gain@1,,3", {});
   const auto fault = run(o).prompts.front();
   EXPECT_EQ(fault.kind, FaultKind::operator_);

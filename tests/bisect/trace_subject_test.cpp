@@ -467,6 +467,18 @@ TEST_F(TraceSubject, AnExpertThatIsNoneIsRefused) {
   }
 }
 
+/// The side that is explained took the token that FP64 has below the other, and the contributions, each put
+/// in alone, come near the whole difference.
+void expect_overturned(const PromptVerdict& v) {
+  const Rounding& r = *v.rounding;
+  const double sign = v.side == 'b' ? 1.0 : -1.0;
+  EXPECT_GE(sign * r.true_gap, 0.0);
+  EXPECT_LE(sign * (r.true_gap + *r.difference), 0.0);
+  double sum = 0.0;
+  for (const auto& c : r.contributors) sum += c.shift;
+  EXPECT_NEAR(sum, *r.difference, 0.35 * std::abs(*r.difference) + 1e-3);
+}
+
 TEST_F(TraceSubject, RoundingOfATraceHasItsTrueGap) {
   const auto path = model();
   const auto prompt = test::random_tokens(12, 300, 7);
@@ -477,31 +489,34 @@ TEST_F(TraceSubject, RoundingOfATraceHasItsTrueGap) {
   live.examine.max_tokens = 120;
   const auto expected = bisect(live).prompts.front();
   ASSERT_EQ(expected.kind, FaultKind::rounding) << "take another prompt";
-  for (const std::string& a : {std::string("reference"), "trace=" + wide}) {
-    auto o = options(path, a, "trace=" + narrow, 0);
+  const std::string eight = "trace=" + narrow, sixteen = "trace=" + wide;
+  for (const auto& [a, b] : {std::pair<std::string, std::string>("reference", eight),
+                             {sixteen, eight},
+                             {eight, "reference"},
+                             {eight, sixteen}}) {
+    auto o = options(path, a, b, 0);
     const auto result = bisect(o);
     const PromptVerdict& v = result.prompts.front();
-    ASSERT_EQ(v.kind, FaultKind::rounding) << a << ": " << v.cause << v.error;
-    ASSERT_TRUE(v.first) << a;
+    SCOPED_TRACE(a + " " + b + ": " + v.cause + v.error);
+    ASSERT_EQ(v.kind, FaultKind::rounding);
+    ASSERT_TRUE(v.first);
     EXPECT_EQ(v.first->place.stage, Stage::logits);
-    ASSERT_TRUE(v.rounding) << a;
-    ASSERT_TRUE(v.rounding->difference) << a;
-    // The row of the trace overturned what FP64 has, or side a did.
-    EXPECT_LT(v.rounding->true_gap + *v.rounding->difference, 0.0) << a;
-    double sum = 0.0;
-    for (const auto& c : v.rounding->contributors) sum += c.shift;
-    EXPECT_NEAR(sum, *v.rounding->difference, 0.35 * std::abs(*v.rounding->difference) + 1e-3) << a;
-    if (a != "reference") {
+    ASSERT_TRUE(v.rounding);
+    ASSERT_TRUE(v.rounding->difference);
+    expect_overturned(v);
+    const double turned = a == eight ? -1.0 : 1.0;
+    EXPECT_EQ(v.side, a == eight ? 'a' : 'b') << "the 8-bit run rounded";
+    if (a != "reference" && b != "reference") {
       EXPECT_EQ(v.rounding->step, expected.rounding->step);
-      EXPECT_NEAR(v.rounding->true_gap, expected.rounding->true_gap, 1e-9);
-      EXPECT_NEAR(*v.rounding->difference, *expected.rounding->difference, 1e-9);
+      EXPECT_NEAR(v.rounding->true_gap, turned * expected.rounding->true_gap, 1e-9);
+      EXPECT_NEAR(*v.rounding->difference, turned * *expected.rounding->difference, 1e-9);
     }
-    EXPECT_THAT(terminal_table(summary_of(result, o, Json::object())), HasSubstr("\nFIRST_FAIL ")) << a;
+    EXPECT_THAT(terminal_table(summary_of(result, o, Json::object())), HasSubstr("\nFIRST_FAIL "));
   }
   EditedTrace lacking(narrow);
   lacking.tensors.erase("layers.1.ffn_gate");
   lacking.save(folder_ / "lacking.safetensors");
-  auto o = options(path, "trace=" + wide, "trace=" + (folder_ / "lacking.safetensors"), 0);
+  auto o = options(path, sixteen, "trace=" + (folder_ / "lacking.safetensors"), 0);
   const auto result = bisect(o);
   EXPECT_EQ(result.status, 2);
   EXPECT_THAT(result.prompts.front().error, HasSubstr("whether that is rounding cannot be told"));
