@@ -609,6 +609,7 @@ class Search {
     }
     decide(v, a_, b_, result_.differences, truth(), examine_);
     require_compared(v);
+    require_fired(v);
     require_same_when_traced(v);
   }
 
@@ -618,6 +619,23 @@ class Search {
     if (v.rows_common == 0)
       v.error = fmt::format("{}: the two sides have no row in common: nothing was compared", v.prompt.name);
     if (v.a.values + v.b.values == 0) v.error = fmt::format("{}: no value was judged", v.prompt.name);
+  }
+
+  /// A verdict that finds nothing in spite of a planted fault says nothing where that changed nothing.
+  void require_fired(PromptVerdict& v) const {
+    if (!v.error.empty() || (v.kind != FaultKind::none && v.kind != FaultKind::rounding)) return;
+    for (const Side* side : {&a_, &b_}) {
+      if (!side->subject.fault || (side->name == 'a' ? v.a : v.b).planted_fired) continue;
+      const std::string& id = side->subject.fault->id;
+      if (find_fault(id)->planted == Planted::file) continue;  // a file that differs is INPUT
+      leave_undecided(
+          v,
+          fmt::format("the planted fault {} changed no bit of this run of side {}: expected at least "
+                      "one row that it spoils, got none, so nothing was there to find; name another layer, "
+                      "token or seed ({}@layer,token,seed), or a prompt and a device where it can show",
+                      id, side->name, id));
+      return;
+    }
   }
 
   static void require_same_when_traced(PromptVerdict& v) {

@@ -261,6 +261,7 @@ Examined SubjectRun::examine(const Prompt& prompt) {
   RunRecorder tap(hp, backend.element_bytes() == sizeof(double), keep, flush);
   recorder = &tap;
   backend.reset_route();
+  if (plant_) plant_->log->fired.clear();  // of the prompt before
   run(prompt, &tap, &result.steps, {});
   for (const StepLogits& step : result.steps) result.generated.push_back(step.chosen);
   result.route = backend.route();
@@ -299,6 +300,7 @@ Examined SubjectRun::examine(const Prompt& prompt) {
     result.untraced_hash = hash;
     if (snapshots_ != nullptr && hash != result.traced_hash) compare_launched(prompt, result);
   }
+  result.planted_fired = plant_ && !plant_->log->fired.empty();
   result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return result;
 }

@@ -94,6 +94,7 @@ struct Examined {
   /// lacks; `lacks` names them, and is empty where there are none.
   uint64_t rows_expected = 0;
   std::string lacks;
+  bool planted_fired = false;  ///< a planted fault changed bits of the run
   std::string description;     ///< the backend's own words
   Backend::Route route;
   std::vector<CallShape> calls;

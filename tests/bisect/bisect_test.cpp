@@ -100,6 +100,21 @@ TEST_F(Bisect, VacuousComparisonsAreRefused) {
   EXPECT_EQ(run(again).status, 0);
 }
 
+TEST_F(Bisect, AFaultThatNeverFiredIsNoCleanRun) {
+  // In a batch no call has one row, which is where this fault spoils.
+  const auto path = model();
+  const auto batched = bisect(options(path, "reference", "cpu,batch=2,fault=seq-len"));
+  EXPECT_EQ(batched.status, 2);
+  EXPECT_THAT(batched.prompts.front().error,
+              HasSubstr("the planted fault seq-len changed no bit of this run of side b"));
+  // It fires in the first prompt and cannot in the second, which is too short.
+  auto o = options(path, "reference", "cpu,fault=one-element@1,20", 30);
+  o.prompts.push_back({"short", "", test::random_tokens(5, 300, 3)});
+  const auto result = bisect(o);
+  EXPECT_EQ(result.prompts[0].kind, FaultKind::operator_) << result.prompts[0].error;
+  EXPECT_THAT(result.prompts[1].error, HasSubstr("the planted fault one-element changed no bit"));
+}
+
 TEST_F(Bisect, AFailureOfOnePromptLeavesTheOthers) {
   auto o = options(model(), "reference", "cpu", 20);
   o.prompts.push_back({"too-long", "", test::random_tokens(300, 300, 1)});
