@@ -24,14 +24,14 @@ constexpr std::string_view kTail = R"(
 
 | status | when |
 | --- | --- |
-| 0 | done; `check`: the model fits; `bisect`: no divergence |
+| 0 | done; `check`: the model fits; `bisect`: no divergence, and nothing of what would be judged is missing |
 | 1 | `check` of a readable GGUF file that does not fit its plan, the pins or the device; `verify` with a row that is not a pass; `bisect` with a divergence (of rounding alone: not with `--allow rounding`); `bisect --self-test` with a fault not found, a false alarm, or fewer than 95 % of the faults placed exactly |
-| 2 | it could not be done: usage, a file that cannot be read as GGUF, a missing device, bad input, an output that cannot be written; in every command but `check` also a model that does not fit |
+| 2 | it could not be done: usage, a file that cannot be read as GGUF, a missing device, bad input, an output that cannot be written; in every command but `check` also a model that does not fit; `bisect` where it cannot be told: a trace lacks what would be judged (docs/traces.md), or a planted fault changed no bit |
 | 130 | after Ctrl-C: the text so far stays and the statistics are printed; a second Ctrl-C ends at once |
 
 When the reader of standard output goes away (`greta run ... | head -1`), the program ends quietly with status 0.
 An error is one headline on standard error, then one line for each mismatch. Files appear under their names when they
-are whole; after an error nothing is left behind.
+are whole; after an error nothing unfinished is left behind.
 
 ## What scripts may rely on
 
